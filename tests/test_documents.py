@@ -153,7 +153,7 @@ def in_reader_folder(reader_folder, monkeypatch):
 
 def run_command(words):
     """Runs `idefics` in this process, which has imported torch already: (exit code, output)."""
-    from idefics.cli.main import main
+    from idefics.__main__ import main
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):

@@ -109,50 +109,27 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+# Which module each name is imported from.
 _MODULE_BY_NAME = {
-    "Alternative": "idefics.messages",
-    "Answer": "idefics.messages",
-    "assistant": "idefics.messages",
-    "BadCall": "idefics.errors",
-    "BadPicture": "idefics.errors",
-    "BadPrompt": "idefics.errors",
-    "BadRequest": "idefics.errors",
-    "BadSetting": "idefics.errors",
-    "BadVideo": "idefics.errors",
-    "BrokenCheckpoint": "idefics.errors",
-    "Delta": "idefics.messages",
-    "EngineBusy": "idefics.errors",
-    "EngineConfig": "idefics.config",
-    "Idefics": "idefics.tasks.idefics_model",
-    "IdeficsError": "idefics.errors",
-    "ImageDetail": "idefics.messages",
-    "load": "idefics.tasks.idefics_model",
-    "Message": "idefics.messages",
-    "MissingExtra": "idefics.errors",
-    "ModelClosed": "idefics.errors",
-    "ModelError": "idefics.errors",
-    "ModelNotFound": "idefics.errors",
-    "Options": "idefics.options",
-    "Picture": "idefics.messages",
-    "OutOfMemory": "idefics.errors",
-    "PartialPictureWarning": "idefics.errors",
-    "PromptTooLong": "idefics.errors",
-    "QuantizationConfig": "idefics.config",
-    "RankedLabel": "idefics.messages",
-    "Ranking": "idefics.messages",
-    "read_shots": "idefics.tasks.shots",
-    "RequestTimeout": "idefics.errors",
-    "Sampling": "idefics.config",
-    "Shot": "idefics.messages",
-    "Stream": "idefics.generation.streaming",
-    "TextTooLong": "idefics.errors",
-    "Timings": "idefics.messages",
-    "UnknownArgument": "idefics.errors",
-    "UnsupportedModel": "idefics.errors",
-    "Usage": "idefics.messages",
-    "user": "idefics.messages",
-    "Video": "idefics.messages",
-    "WeightsMismatch": "idefics.errors",
+    name: module
+    for module, names in {
+        "idefics.config": "EngineConfig QuantizationConfig Sampling",
+        "idefics.errors": (
+            "BadCall BadPicture BadPrompt BadRequest BadSetting BadVideo BrokenCheckpoint EngineBusy "
+            "IdeficsError MissingExtra ModelClosed ModelError ModelNotFound OutOfMemory "
+            "PartialPictureWarning PromptTooLong RequestTimeout TextTooLong UnknownArgument "
+            "UnsupportedModel WeightsMismatch"
+        ),
+        "idefics.generation.streaming": "Stream",
+        "idefics.messages": (
+            "Alternative Answer assistant Delta ImageDetail Message Picture RankedLabel Ranking Shot "
+            "Timings Usage user Video"
+        ),
+        "idefics.options": "Options",
+        "idefics.tasks.idefics_model": "Idefics load",
+        "idefics.tasks.shots": "read_shots",
+    }.items()
+    for name in names.split()
 }
 
 # The package logs nothing to the terminal unless the application configures logging.

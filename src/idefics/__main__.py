@@ -8,10 +8,10 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Runs the CLI with the process's arguments and exits with its code; Ctrl-C during the imports exits with 130."""
     try:
-        from idefics.cli.main import main as run
+        from idefics.cli.main import run
     except KeyboardInterrupt:
-        os._exit(130)  # as `cli.main` does, but without cleanup: some modules are only partly imported
-    run(sys.argv[1:])
+        os._exit(130)  # as `run` does, but without cleanup: some modules are only partly imported
+    sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

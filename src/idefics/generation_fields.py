@@ -24,62 +24,62 @@ FIELDS_WITHOUT_EFFECT = frozenset(
     """.split()  # noqa: SIM905  # a list would take thirty lines
 )
 
-# Decoding strategy, number and length of answers, which callers of `idefics.load` choose. Field -> values that change
-# nothing; None never changes anything.
-SEARCH_FIELDS: Mapping[str, tuple[object, ...]] = {
-    "do_sample": (False,),
-    "temperature": (1.0,),
-    "top_k": (50,),
-    "top_p": (1.0,),
-    "min_p": (0.0,),
-    "top_h": (),
-    "typical_p": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
-    "length_penalty": (1.0,),
-    "early_stopping": (False,),
-    "num_return_sequences": (1,),
-    "max_length": (20,),
-    "max_new_tokens": (),
-    "max_time": (),
+# Decoding strategy, number and length of answers, which callers of `idefics.load` choose. Field -> value that changes
+# nothing; None and empty lists, dicts and texts never change anything.
+SEARCH_FIELDS: Mapping[str, object] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "num_return_sequences": 1,
+    "max_length": 20,
+    "max_new_tokens": None,
+    "max_time": None,
 }
 
-# Fields that change which tokens follow, whatever the strategy. Field -> values that change nothing, as above.
-OUTPUT_FIELDS: Mapping[str, tuple[object, ...]] = {
-    "eos_token_id": (),
-    "stop_strings": ([], ""),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "bad_words_ids": ([],),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "renormalize_logits": (False,),
-    "sequence_bias": ([], {}),
-    "exponential_decay_length_penalty": (),
-    "encoder_repetition_penalty": (1.0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "token_healing": (False,),
-    "guidance_scale": (1.0,),
-    "watermarking_config": ({},),
-    "penalty_alpha": (0.0,),
-    "dola_layers": (),
-    "constraints": ([],),
-    "force_words_ids": ([],),
+# Fields that change which tokens follow, whatever the strategy. Field -> value that changes nothing, as above.
+OUTPUT_FIELDS: Mapping[str, object] = {
+    "eos_token_id": None,
+    "stop_strings": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "renormalize_logits": False,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "token_healing": False,
+    "guidance_scale": 1.0,
+    "watermarking_config": None,
+    "penalty_alpha": 0.0,
+    "dola_layers": None,
+    "constraints": None,
+    "force_words_ids": None,
 }
 
-NEUTRAL_VALUES_BY_FIELD: Mapping[str, tuple[object, ...]] = {**SEARCH_FIELDS, **OUTPUT_FIELDS}
+NEUTRAL_VALUE_BY_FIELD: Mapping[str, object] = {**SEARCH_FIELDS, **OUTPUT_FIELDS}
 
 
 def changes_no_answer(name: str, value: object) -> bool:
     """Whether a field with this value changes no answer; true for unknown fields, which `generate` ignores."""
-    return name not in NEUTRAL_VALUES_BY_FIELD or value is None or value in NEUTRAL_VALUES_BY_FIELD[name]
+    return value in (NEUTRAL_VALUE_BY_FIELD.get(name, value), None, [], {}, "")
 
 
 def answer_changing_fields(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,12 @@ def chat(
         return
     is_interactive = writer.is_interactive and sys.stdin.isatty()
     session = ChatSession(
-        load_model(model), writer, open_pictures, first_pictures, options, is_interactive=is_interactive
+        vlm=load_model(model),
+        writer=writer,
+        open_pictures=open_pictures,
+        pending_pictures=first_pictures,
+        options=options,
+        is_interactive=is_interactive,
     )
     if is_interactive:
         print("Type a question. /help lists the commands, Ctrl-D ends the chat.")
@@ -92,31 +98,27 @@ def _open_pictures(
     return [named.picture for named in fetch_readable_pictures(found, fetcher, writer)]
 
 
+@dataclass(kw_only=True)
 class ChatSession:
     """A conversation: handles each line as a command or a turn, and keeps the messages.
 
-    Args:
+    Attributes:
         vlm: the model.
         writer: writes answers and errors.
         open_pictures: opens pictures by name, for `/image`.
         pending_pictures: the pictures for the next turn: those that were added since the last one.
         options: the keywords of each call of `vlm.chat`.
         is_interactive: whether input and output are a terminal: answers are streamed, commands confirmed.
+        messages: the turns so far.
     """
 
-    def __init__(
-        self,
-        vlm: Idefics,
-        writer: OutputWriter,
-        open_pictures: Callable[[Sequence[str]], list[PictureOrVideo]],
-        pending_pictures: list[PictureOrVideo],
-        options: Options,
-        *,
-        is_interactive: bool,
-    ) -> None:
-        self.vlm, self.writer, self.options, self.is_interactive = vlm, writer, options, is_interactive
-        self.open_pictures, self.pending_pictures = open_pictures, pending_pictures
-        self.messages: list[Message] = []
+    vlm: Idefics
+    writer: OutputWriter
+    open_pictures: Callable[[Sequence[str]], list[PictureOrVideo]]
+    pending_pictures: list[PictureOrVideo]
+    options: Options
+    is_interactive: bool
+    messages: list[Message] = field(default_factory=list)
 
     def handle_line(self, line: str) -> bool:
         """Handles one line, a command or a turn. Returns False for `/quit`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,8 +15,7 @@ from idefics.config import KernelMode, QuantKind
 from idefics.errors import BadSetting, IdeficsError
 from idefics.host_memory import parse_bytes_or_share
 from idefics.messages import Detail, ImageDetail
-
-T = TypeVar("T")
+from idefics.processing.url_policy import parse_allowed_hosts
 
 OUTPUT_SECTION = "Output"  # the last section of flags
 
@@ -40,31 +39,14 @@ model_flag = partial(flag, "Model")
 output_flag = partial(flag, OUTPUT_SECTION)
 
 
-def flag_value_parser(parse_value: Callable[[str], T]) -> Callable[[str], T]:
-    """Decorates the parser of a flag's value: BadSetting becomes a plain IdeficsError.
-
-    BadSetting is a ValueError, and typer would put a text of its own before the message of a ValueError.
-    """
-
-    @wraps(parse_value)
-    def parse(text: str) -> T:
-        try:
-            return parse_value(text)
-        except BadSetting as error:
-            raise IdeficsError(str(error)) from None
-
-    return parse
-
-
 def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[str], float]:
     """Makes a parser for an int or a float; its error names the flag and the value."""
 
-    @flag_value_parser
     def read(text: str) -> float:
         try:
             return number_type(text)
         except ValueError:
-            raise BadSetting(
+            raise IdeficsError(
                 f"{flag} is {text!r}: give a {'whole ' if number_type is int else ''}number"
             ) from None
 
@@ -74,29 +56,28 @@ def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[
 def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
     """Makes a parser for a flag that takes one of `words`; it returns the word."""
 
-    @flag_value_parser
     def read(text: str) -> str:
         if text not in words:
-            raise BadSetting(f"{flag} is {text!r}: give {', '.join(words[:-1])} or {words[-1]}")
+            raise IdeficsError(f"{flag} is {text!r}: give {', '.join(words[:-1])} or {words[-1]}")
         return text
 
     return read
 
 
-@flag_value_parser
-def check_memory_size_flag(text: str) -> str:
-    """Checks the value of `--kv-cache`, such as "1GB" or "0.3", and returns it."""
-    parse_bytes_or_share("--kv-cache", text)
-    return text
+def checked_text_parser(flag: str, check: Callable[[str, str], object]) -> Callable[[str], str]:
+    """Makes a parser that returns the text once `check(text, flag)` raises no BadSetting.
 
+    BadSetting is a ValueError, and typer would put a text of its own before the message of a ValueError.
+    """
 
-@flag_value_parser
-def check_remote_images_flag(text: str) -> str:
-    """Checks the value of `--remote-images`, such as "public", and returns it."""
-    from idefics.processing.url_policy import parse_allowed_hosts
+    def read(text: str) -> str:
+        try:
+            check(text, flag)
+        except BadSetting as error:
+            raise IdeficsError(str(error)) from None
+        return text
 
-    parse_allowed_hosts(text, "--remote-images")
-    return text
+    return read
 
 
 def remote_images_flag(default: str, help: str) -> Any:
@@ -106,7 +87,7 @@ def remote_images_flag(default: str, help: str) -> Any:
         default=default,
         metavar="WHICH",
         envvar="IDEFICS_REMOTE_IMAGES",
-        parser=check_remote_images_flag,
+        parser=checked_text_parser("--remote-images", parse_allowed_hosts),
     )
 
 
@@ -165,7 +146,7 @@ class ModelFlags:
     kv_cache: str | None = model_flag(
         "Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3.",
         metavar="SIZE",
-        parser=check_memory_size_flag,
+        parser=checked_text_parser("--kv-cache", lambda text, flag: parse_bytes_or_share(flag, text)),
     )
     batch_rows: int | None = model_flag("Largest number of prompts in a batch.")
     kernels: KernelMode = model_flag(

@@ -9,6 +9,7 @@ import glob
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -32,21 +33,20 @@ MISSING_EXTRA = "{{count}} {title} (pip install 'idefics[{extra}]', or convert t
 UNREADABLE_FORMAT = "{{count}} {title} (not read: convert to JPEG)"
 
 
+@dataclass(kw_only=True)
 class PictureSearch:
     """Finds the pictures of one folder or pattern.
 
-    Args:
+    Attributes:
         recursive: whether subfolders are searched too.
         report_error: called with a message for each subfolder that cannot be read.
-
-    Attributes:
         skipped: number of files left out, by reason: `VIDEO`, `BROKEN_LINK`, a suffix, ...
     """
 
-    def __init__(self, *, recursive: bool, report_error: Callable[[str], None]) -> None:
-        self.recursive, self.report_error = recursive, report_error
-        self.skipped: Counter[str] = Counter()
-        self._seen_paths: set[str] = set()  # real paths
+    recursive: bool
+    report_error: Callable[[str], None]
+    skipped: Counter[str] = field(default_factory=Counter)
+    _seen_paths: set[str] = field(default_factory=set)  # real paths
 
     def find(self, argument: str, *, is_pattern: bool) -> list[Path]:
         """The pictures in a folder, or those that match a pattern, sorted by path.

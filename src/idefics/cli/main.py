@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -57,11 +57,6 @@ EXAMPLES = (
     "idefics models                                        names for --model",
     "idefics ask --help                                    every flag of a command",
 )
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line (`sys.argv` by default) and exits the process with its exit code."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str], loader: ModelLoader = load) -> int:
@@ -126,22 +121,22 @@ def _run_to_exit_code(argv: Sequence[str], loader: ModelLoader, *, debug: bool) 
     try:
         exit_code = _invoke_command(argv, loader)
         sys.stdout.flush()
+        return exit_code
     except KeyboardInterrupt:
         if sys.stderr.isatty():
             print(file=sys.stderr)  # the shell's prompt begins a line of its own after the ^C
-        exit_code = INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:  # the reader has exited, as `head` does
         _discard_stdout()
-        exit_code = 0
+        return 0
     except Exception as error:
         if debug:
             traceback.print_exc()
         print_error_line(error_line(error, argv, _root_command()))
-        exit_code = 2
-        if isinstance(error, OutputWriteError):
-            _discard_stdout()
-            exit_code = OUTPUT_ERROR
-    return exit_code
+        if not isinstance(error, OutputWriteError):
+            return 2
+        _discard_stdout()
+        return OUTPUT_ERROR
 
 
 def _discard_stdout() -> None:

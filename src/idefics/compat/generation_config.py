@@ -11,7 +11,7 @@ from idefics.compat.generation_config_values import validate_field
 from idefics.compat.pretrained import GENERATION_CONFIG_FILES, PretrainedMixin
 from idefics.compat.serialization import config_to_dict, read_json_object, to_json, write_json
 from idefics.errors import BadSetting, UnknownArgument
-from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, NEUTRAL_VALUES_BY_FIELD, changes_no_answer
+from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, NEUTRAL_VALUE_BY_FIELD, changes_no_answer
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -263,7 +263,7 @@ class GenerationConfig(PretrainedMixin):
 
 FIELD_NAMES = tuple(GenerationConfig.__annotations__)
 # Also fields of transformers that are accepted at neutral values.
-ACCEPTED_FIELD_NAMES = frozenset((*FIELD_NAMES, *NEUTRAL_VALUES_BY_FIELD, *FIELDS_WITHOUT_EFFECT))
+ACCEPTED_FIELD_NAMES = frozenset((*FIELD_NAMES, *NEUTRAL_VALUE_BY_FIELD, *FIELDS_WITHOUT_EFFECT))
 # The value at which a setting has no effect: its default, except that `top_k` is 0; `max_length` has none.
 DISABLED_VALUES = {name: vars(GenerationConfig)[name] for name in FIELD_NAMES} | {"top_k": 0}
 del DISABLED_VALUES["max_length"]
