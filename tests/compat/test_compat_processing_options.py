@@ -162,7 +162,7 @@ def test_templates_get_variables(family):
         make_messages(), TEMPLATE_WITH_GENERATION_BLOCKS, mood="glad", tools=tools
     )
     assert text.endswith('glad[{"name": "é<b>", "a": null}]')
-    with pytest.raises(TypeError, match="'moot' is neither a variable"):
+    with pytest.raises(TypeError, match="'moot' is no variable"):
         ours.apply_chat_template(make_messages(), TEMPLATE_WITH_GENERATION_BLOCKS, moot="glad")
 
 

@@ -5,7 +5,7 @@ Each prompt is written by `processing.Processor`.
 
 from __future__ import annotations
 
-import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_inputs import make_fetcher_from_environment
 from idefics.compat.keyword_arguments import (
-    IGNORED_IMAGE_KWARGS,
     NEUTRAL_PROCESSOR_KWARGS,
     check_and_drop_neutral_kwargs,
 )
@@ -22,10 +21,9 @@ from idefics.compat.processing_chat import (
     media_sources,
     parse_conversations,
     replace_videos_by_text,
-    split_template_kwargs,
 )
 from idefics.compat.processing_files import ProcessorMixin
-from idefics.compat.processing_kwargs import KWARG_GROUPS, VIDEO_FIELD_BY_KWARG
+from idefics.compat.processing_kwargs import VIDEO_FIELD_BY_KWARG
 from idefics.compat.tokenization import Conversations
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
@@ -99,12 +97,13 @@ class BaseProcessor(ProcessorMixin):
 
         Raises:
             BadPrompt: a message is malformed; the error names it.
-            TypeError: a keyword is neither a variable of the template nor an argument of the call.
+            TypeError: a keyword is neither a variable of the template nor, with `tokenize`, an argument of the call.
         """
         conversations, is_batch = parse_conversations(conversation)
         template = self.chat_template if chat_template is None else chat_template
-        variables, options = split_template_kwargs(template, keywords, self._call_kwarg_names())
-        options = {**options, **(processor_kwargs or {})}
+        variables = {name: keywords[name] for name in keywords if re.search(rf"\b{name}\b", template)}
+        options = {name: keywords[name] for name in keywords if name not in variables}
+        options |= processor_kwargs or {}
         rendered = [
             render_template(
                 template,
@@ -119,20 +118,20 @@ class BaseProcessor(ProcessorMixin):
         if not tokenize:
             given = {"return_dict": return_dict, "return_tensors": return_tensors, **options}
             for name in (name for name, value in given.items() if value or name in options):
-                raise TypeError(f"{name} has no meaning for text: give tokenize=True")
+                raise TypeError(
+                    f"{name!r} is no variable of the chat template: give tokenize=True if it is an argument of the call"
+                )
             return texts if is_batch else texts[0]
         options |= self._media_from_messages(conversations, options)
-        if self._begins_with_bos_token(texts[0]):
-            options.setdefault("add_special_tokens", False)
+        bos_token = self.tokenizer.bos_token
+        if self._prompt_format.add_special_tokens and bos_token and texts[0].startswith(bos_token):
+            options.setdefault(
+                "add_special_tokens", False
+            )  # the template wrote what tokenizer.json would add
         if return_assistant_tokens_mask:
             options["generated"] = [one.generation_spans for one in rendered]
         batch = self(text=texts, return_tensors=return_tensors, **options)
         return batch if return_dict else batch["input_ids"]
-
-    def _begins_with_bos_token(self, text: str) -> bool:
-        """Whether the template wrote the token that tokenizer.json would add."""
-        bos_token = self.tokenizer.bos_token
-        return self._prompt_format.add_special_tokens and bos_token is not None and text.startswith(bos_token)
 
     def _media_from_messages(
         self, conversations: Sequence[Sequence[ChatTurn]], options: Mapping[str, Any]
@@ -148,19 +147,6 @@ class BaseProcessor(ProcessorMixin):
             if any(sources) or (kind == "image" and name not in options):
                 media[name] = sources
         return media
-
-    @classmethod
-    def _call_kwarg_names(cls) -> set[str]:
-        """The arguments of the call that `apply_chat_template` takes too."""
-        return {
-            *inspect.signature(cls.__call__).parameters,
-            *cls.image_processor_type.fields,
-            *KWARG_GROUPS,
-            *VIDEO_FIELD_BY_KWARG,
-            *NEUTRAL_PROCESSOR_KWARGS,
-            *IGNORED_IMAGE_KWARGS,
-            "input_data_format",
-        } - {"self", "text", "generated"}
 
     def _split_call_kwargs(self, keywords: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The image processor with the settings among the further arguments of a call, and those of videos."""

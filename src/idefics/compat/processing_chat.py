@@ -5,8 +5,7 @@ Unlike in `processing.chat_prompt`, an image may have no source: it is then give
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from idefics.compat.media_placeholders import VIDEO_TOKEN
@@ -91,23 +90,3 @@ def media_sources(turns: Sequence[ChatTurn], part_type: str) -> list[Any]:
     parts = [part for turn in turns for part in turn["content"] if part["type"] == part_type]
     named = ([part[key] for key in (part_type, *SOURCE_KEYS) if part.get(key) is not None] for part in parts)
     return [sources[0] for sources in named if sources]
-
-
-def split_template_kwargs(
-    template: str, keywords: Mapping[str, Any], call_kwarg_names: Collection[str]
-) -> tuple[ChatTurn, ChatTurn]:
-    """Splits keyword arguments of `apply_chat_template` into variables of the template and arguments of the call.
-
-    Args:
-        call_kwarg_names: the arguments of the call; a name that the template uses is a variable.
-
-    Raises:
-        TypeError: an argument is neither.
-    """
-    variables = {name: value for name, value in keywords.items() if re.search(rf"\b{name}\b", template)}
-    options = {name: value for name, value in keywords.items() if name not in variables}
-    if unknown := options.keys() - set(call_kwarg_names):
-        raise TypeError(
-            f"{min(unknown)!r} is neither a variable of the chat template nor an option of the processor's call"
-        )
-    return variables, options
