@@ -60,18 +60,24 @@ class Sampler:
     ) -> None:
         self.requests, self.generators = requests, generators
         self.vocab_size, self.device = vocab_size, device
+        settings = [request.sampling for request in requests]
+        penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+        repetition, presence, frequency = (_host_column(settings, name) for name in penalties)
+        self.repetition_penalty, self.presence_penalty, self.frequency_penalty = (
+            self._to_device(column) for column in (repetition, presence, frequency)
+        )
         self.present_mask: Tensor | None = None  # (R, V) ids of prompt and answer, for repetition penalties
-        if any(request.sampling.repetition_penalty != 1 for request in requests):
+        if (repetition != 1).any():
             self.present_mask = self._stack_token_masks(ids)
         self.output_counts: Tensor | None = None  # (R, V) how often each id is in the answer, for the others
-        if any(_needs_output_counts(request.sampling) for request in requests):
+        if presence.any() or frequency.any():
             self.output_counts = self._count_output_tokens(ids)
-        self._prepare_settings()
+        self._prepare_settings(settings)
 
     def sample(self, logits: Tensor) -> SampledTokens:
         """Samples the next token of each row from (R, V) logits and counts it for the penalties."""
         # First, since constraints may raise: nothing has been drawn or counted yet.
-        forbidden_mask = self._compute_forbidden_mask() if self.constraints else None
+        bitmasks = [constraint.compute_token_bitmask() for constraint in self.constraints]
         model_logits = logits = self._mask_banned_ids(logits)
         if self.present_mask is not None:
             logits = apply_repetition_penalty(logits, self.present_mask, self.repetition_penalty)
@@ -83,8 +89,9 @@ class Sampler:
             )
         if self.logit_bias is not None:
             logits = logits + self.logit_bias
-        if forbidden_mask is not None:
+        if bitmasks:
             rows = self.constrained_rows
+            forbidden_mask = forbidden_token_mask(bitmasks, self.vocab_size, self.device)
             logits = logits.index_copy(0, rows, logits[rows].masked_fill(forbidden_mask, -torch.inf))
         ids = argmax_ids(logits)
         if self.sampled_generators:
@@ -103,14 +110,6 @@ class Sampler:
         """(R, V) float32 with banned ids at -inf."""
         logits = logits.float()
         return logits if self.banned_mask is None else logits.masked_fill(self.banned_mask, -torch.inf)
-
-    def _compute_forbidden_mask(self) -> Tensor:
-        """(G, V) the ids that constraints forbid."""
-        return forbidden_token_mask(
-            [constraint.compute_token_bitmask() for constraint in self.constraints],
-            self.vocab_size,
-            self.device,
-        )
 
     def _gather_logprobs(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Log-probabilities, if a row needs them: (R,) of `ids`; the most likely ids, (R, T), and theirs. Else ()."""
@@ -144,17 +143,13 @@ class Sampler:
         tokens = torch.searchsorted(cumulated, points, right=True)[:, 0]
         return tokens.clamp(max=self.vocab_size - 1)  # logits that are NaN compare false with every point
 
-    def _prepare_settings(self) -> None:
+    def _prepare_settings(self, settings: Sequence[Sampling]) -> None:
         """Converts the rows' settings to tensors, for the steps that at least one row needs."""
-        settings = [request.sampling for request in self.requests]
         self.banned_mask: Tensor | None = None  # (R, V)
         if any(request.banned_ids for request in self.requests):
             self.banned_mask = self._stack_token_masks(request.banned_ids for request in self.requests)
         self.needs_logprobs = any(setting.logprobs for setting in settings)
         self.max_top_logprobs = max((setting.top_logprobs for setting in settings), default=0)
-        self.repetition_penalty = self._settings_column(setting.repetition_penalty for setting in settings)
-        self.presence_penalty = self._settings_column(setting.presence_penalty for setting in settings)
-        self.frequency_penalty = self._settings_column(setting.frequency_penalty for setting in settings)
         self.logit_bias: Tensor | None = None  # (R, V)
         if any(setting.logit_bias for setting in settings):
             biases = torch.zeros(len(settings), self.vocab_size)
@@ -175,28 +170,24 @@ class Sampler:
     def _build_warpers(self, settings: Sequence[Sampling]) -> list[Callable[[Tensor], Tensor]]:
         """The steps of temperature, top-k, top-p, min-p that some row needs, as functions of (S, V) logits."""
         warpers: list[Callable[[Tensor], Tensor]] = []
-        if any(setting.temperature != 1 for setting in settings):
-            temperature = self._settings_column(setting.temperature for setting in settings)
-            warpers.append(lambda logits: logits / temperature)
-        if max_top_k := max((setting.top_k for setting in settings), default=0):
-            top_k = self._settings_column(setting.top_k for setting in settings).long()
-            warpers.append(partial(keep_top_k, top_k=top_k, max_top_k=max_top_k))
-        if any(setting.top_p < 1 for setting in settings):
-            warpers.append(
-                partial(
-                    keep_top_p,
-                    tail_probability=self._settings_column(1 - setting.top_p for setting in settings),
-                )
-            )
-        if any(setting.min_p > 0 for setting in settings):
-            warpers.append(
-                partial(keep_min_p, min_p=self._settings_column(setting.min_p for setting in settings))
-            )
+        temperature, top_k, top_p, min_p = (
+            _host_column(settings, name) for name in ("temperature", "top_k", "top_p", "min_p")
+        )
+        if (temperature != 1).any():
+            divisor = self._to_device(temperature)
+            warpers.append(lambda logits: logits / divisor)
+        if top_k.any():
+            counts = top_k.long().to(self.device)
+            warpers.append(partial(keep_top_k, top_k=counts, max_top_k=int(top_k.max())))
+        if (top_p < 1).any():
+            warpers.append(partial(keep_top_p, tail_probability=self._to_device(1 - top_p)))
+        if min_p.any():
+            warpers.append(partial(keep_min_p, min_p=self._to_device(min_p)))
         return warpers
 
-    def _settings_column(self, values: Iterable[float]) -> Tensor:
-        """One number for each row as a (R, 1) float32 tensor."""
-        return torch.tensor(list(values), dtype=torch.float32, device=self.device)[:, None]
+    def _to_device(self, column: Tensor) -> Tensor:
+        """(R, 1) float32 on the device of the logits."""
+        return column.float().to(self.device)
 
     def _count_output_tokens(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """(R, V) how often each id occurs in each row after its prompt."""
@@ -211,9 +202,9 @@ class Sampler:
         return torch.stack([token_mask(ids, self.vocab_size, self.device) for ids in rows])
 
 
-def _needs_output_counts(setting: Sampling) -> bool:
-    """Whether a row has a presence or frequency penalty."""
-    return setting.presence_penalty != 0 or setting.frequency_penalty != 0
+def _host_column(settings: Sequence[Sampling], name: str) -> Tensor:
+    """(R, 1) float64 on the host: one setting of each row."""
+    return torch.tensor([[getattr(setting, name)] for setting in settings], dtype=torch.float64)
 
 
 def argmax_ids(logits: Tensor) -> Tensor:
