@@ -6,28 +6,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from idefics.errors import BadPrompt, BadSetting
+from idefics.generation.error_policy import ErrorPolicy
 from idefics.messages import Message
+from idefics.options import OnError
 from idefics.prompt import Prompt
 from idefics.validation import reject_lone_surrogates, short_repr, validate_list
 
 
-def as_prompt_list(name: str, value: Any, expected: str) -> tuple[list[Any], bool]:
+def parse_prompts_argument(
+    name: str, value: Any, expected: str, input_name: str, on_error: OnError, stream: bool
+) -> tuple[list[Any], ErrorPolicy]:
     """Normalizes an argument that is one prompt or a list of prompts.
 
     Args:
         name: the argument's name, for error messages.
         value: the argument: one prompt (a list of items or messages) or a list of prompts.
         expected: what one prompt should be, for error messages.
+        input_name: the word for one prompt, for error messages.
+        on_error: the call's `on_error` argument.
+        stream: the call's `stream` argument.
 
     Returns:
-        The prompts, and whether the caller gave a list of prompts.
+        The prompts, and how the call handles errors about one of them.
 
     Raises:
         BadPrompt: the argument is not a list.
+        BadSetting: `on_error` or `stream` is wrong.
     """
     items = validate_list(name, value, expected, error_type=BadPrompt)
     is_batch = bool(items) and isinstance(items[0], (list, tuple))
-    return (items if is_batch else [items]), is_batch
+    error_policy = ErrorPolicy(input_name, len(items) if is_batch else 0, on_error, stream)
+    return (items if is_batch else [items]), error_policy
 
 
 def is_conversation(items: Sequence[Any]) -> bool:

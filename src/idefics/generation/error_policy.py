@@ -41,13 +41,6 @@ class ErrorPolicy:
                 "on_error='return' cannot be combined with stream=True: a stream raises errors while it is read"
             )
 
-    def call_or_error(self, index: int, function: Callable[[], T]) -> T | IdeficsError:
-        """Calls `function` for the input number `index` (from 0); an error of it is handled by `return_or_raise`."""
-        try:
-            return function()
-        except IdeficsError as error:
-            return self.return_or_raise(index, error)
-
     def return_or_raise(self, index: int, result: T | IdeficsError) -> T | IdeficsError:
         """Returns a result. Returns an error if `on_error` is "return", else raises it with its input's number."""
         if not isinstance(result, IdeficsError):
@@ -64,8 +57,10 @@ class ErrorPolicy:
         raise numbered.with_traceback(result.__traceback__) from None
 
 
-def result_or_error(function: Callable[[T], R], item: T) -> R | IdeficsError:
-    """Returns `function(item)`, or the `IdeficsError` that it raises."""
+def result_or_error(function: Callable[[T], R], item: T | IdeficsError) -> R | IdeficsError:
+    """Returns `function(item)`, or the `IdeficsError` that it raises, or that the item is."""
+    if isinstance(item, IdeficsError):
+        return item
     try:
         return function(item)
     except IdeficsError as error:

@@ -6,15 +6,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from idefics.config import Sampling
 from idefics.engine.request import Deadline, Request
 from idefics.engine.request_validation import compute_max_new_tokens
 from idefics.errors import BadSetting, IdeficsError
 from idefics.generation.arguments import as_string_tuple
-from idefics.generation.error_policy import ErrorPolicy
+from idefics.generation.error_policy import ErrorPolicy, result_or_error
 from idefics.generation.loaded_model import LoadedModel
 from idefics.generation.prefetch import call_with_deadline, prefetch_map
 from idefics.generation.streaming import Generation, GenerationResult, Stream
@@ -27,8 +26,6 @@ from idefics.processing.structured_output import BannedStrings, CompiledGrammar
 from idefics.prompt import Prompt
 from idefics.structured import OutputConstraint
 from idefics.validation import validate_bool
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +114,16 @@ class GenerationCall:
         )
 
     def answer(
-        self, encode: Callable[[T], Prompt], inputs: Sequence[T], error_policy: ErrorPolicy
+        self,
+        encode: Callable[[Any], Prompt],
+        inputs: Sequence[Any],
+        error_policy: ErrorPolicy,
     ) -> GenerationResult:
         """Encodes the inputs of a call into prompts and generates their answers.
 
         Args:
             encode: makes the prompt of one input; called on worker threads while earlier answers are generated.
-            inputs: the inputs, such as conversations; a single one if the caller gave no list.
+            inputs: the inputs, such as conversations, or their errors; a single one if the caller gave no list.
             error_policy: handles errors about one input; also says whether to stream.
 
         Returns:
@@ -212,22 +212,15 @@ class GenerationCall:
         answers: list[Answer | IdeficsError] = []
 
         def collect_first() -> None:
-            first = in_flight[0]
-            answers.append(
-                first
-                if isinstance(first, IdeficsError)
-                else error_policy.call_or_error(len(answers), first.result)
-            )
+            result = result_or_error(Generation.result, in_flight[0])
+            answers.append(error_policy.return_or_raise(len(answers), result))
             in_flight.popleft()
 
         try:
             with closing(prompts):
                 for index, prompt in enumerate(prompts):
-                    in_flight.append(
-                        error_policy.return_or_raise(index, prompt)
-                        if isinstance(prompt, IdeficsError)
-                        else error_policy.call_or_error(index, partial(self.submit, prompt))
-                    )
+                    generation = result_or_error(self.submit, prompt)
+                    in_flight.append(error_policy.return_or_raise(index, generation))
                     if len(in_flight) == max_in_flight:
                         collect_first()
             while in_flight:

@@ -23,7 +23,7 @@ from idefics.nn.attention_backends import (
 from idefics.placement import DeviceLike
 from idefics.processing.url_policy import UrlPolicy
 from idefics.quant.autotune import KernelChoice, choose_kernels
-from idefics.validation import validate_bool, validate_choice
+from idefics.validation import validate_bool, validate_choice, validate_range
 
 MAX_THREADS = 1024
 DTYPE_BY_NAME = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -186,7 +186,5 @@ def set_num_threads(num_threads: int) -> None:
     Raises:
         BadSetting: not a whole number from 1 to 1024.
     """
-    is_int = isinstance(num_threads, int) and not isinstance(num_threads, bool)
-    if not is_int or not 1 <= num_threads <= MAX_THREADS:
-        raise BadSetting(f"threads is {num_threads!r}; give a whole number from 1 to {MAX_THREADS}")
+    validate_range("threads", num_threads, 1, MAX_THREADS)
     torch.set_num_threads(num_threads)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from idefics.engine.request import Deadline
 from idefics.errors import IdeficsError, RequestTimeout
@@ -20,15 +20,15 @@ R = TypeVar("R")
 
 
 def prefetch_map(
-    function: Callable[[T], R], items: Sequence[T], deadline: Deadline | None = None
+    function: Callable[[Any], R], items: Sequence[Any], deadline: Deadline | None = None
 ) -> Generator[R | IdeficsError]:
     """Maps `function` over `items` on worker threads, in order and at most a few items ahead of the consumer.
 
     A single item without a deadline is computed in the calling thread.
 
     Args:
-        function: called once for each item.
-        items: the inputs.
+        function: called once for each item that is no error.
+        items: the inputs; an error in the place of one is its result.
         deadline: when to stop waiting for a result; None waits without limit.
 
     Yields:
@@ -51,11 +51,13 @@ def prefetch_map(
         pool.shutdown(wait=deadline is None, cancel_futures=True)
 
 
-def call_with_deadline(function: Callable[[T], R], item: T, deadline: Deadline | None = None) -> R:
+def call_with_deadline(
+    function: Callable[[T], R], item: T | IdeficsError, deadline: Deadline | None = None
+) -> R:
     """Returns `function(item)`, computed on a worker thread if there is a deadline.
 
     Raises:
-        IdeficsError: what the function raises.
+        IdeficsError: what the function raises, or the item is.
         RequestTimeout: the deadline passed before the result was ready.
     """
     with closing(prefetch_map(function, [item], deadline)) as results:

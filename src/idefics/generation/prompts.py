@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from idefics.errors import BadPrompt, BadSetting
 from idefics.generation.arguments import is_conversation
@@ -18,48 +18,46 @@ if TYPE_CHECKING:
     PromptItems = Sequence[PromptItem]
     Conversation = Sequence[Message | Mapping[str, Any]]
 
+
+class ConversationOptions(TypedDict, total=False):
+    """How the answer to a conversation begins; see `Idefics.chat`."""
+
+    answer_start: str
+    continue_final_message: bool
+
+
 EXPECTED_PROMPT = "a list of text and pictures, or of messages"
 EXAMPLE_START = "The picture shows"
 
 
 def make_prompt(
-    processor: Processor,
-    items: PromptItems | Conversation,
-    *,
-    answer_start: str = "",
-    continue_final_message: bool = False,
+    processor: Processor, items: PromptItems | Conversation, **options: Unpack[ConversationOptions]
 ) -> Prompt:
     """Makes a `Prompt` of the items of a raw prompt or of a conversation; arguments as in `Idefics.prompt`."""
-    item_list = _check_prompt_arguments(items, answer_start, continue_final_message)
-    if not is_conversation(item_list):
-        return processor.encode_raw(item_list)
-    return processor.encode_chat(
-        item_list, answer_start=answer_start, continue_final_message=continue_final_message
-    )
+    item_list = _check_prompt_arguments(items, **options)
+    if is_conversation(item_list):
+        return processor.encode_chat(item_list, **options)
+    return processor.encode_raw(item_list)
 
 
 def make_scoring_prompt(
     processor: Processor,
     items: PromptItems | Conversation,
     continuations: Sequence[str],
-    *,
-    answer_start: str = "",
-    continue_final_message: bool = False,
+    **options: Unpack[ConversationOptions],
 ) -> ScoringPrompt:
     """Makes the prompt that all continuations share and the token ids of each; arguments as in `Idefics.score`."""
-    item_list = _check_prompt_arguments(items, answer_start, continue_final_message)
+    item_list = _check_prompt_arguments(items, **options)
     texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
     for text in texts:
         validate_text("continuation", text, " a dog", allow_blank=True)
-    if not is_conversation(item_list):
-        return processor.encode_raw_continuations(item_list, texts)
-    return processor.encode_chat_continuations(
-        item_list, texts, answer_start=answer_start, continue_final_message=continue_final_message
-    )
+    if is_conversation(item_list):
+        return processor.encode_chat_continuations(item_list, texts, **options)
+    return processor.encode_raw_continuations(item_list, texts)
 
 
 def _check_prompt_arguments(
-    items: PromptItems | Conversation, answer_start: str, continue_final_message: bool
+    items: PromptItems | Conversation, answer_start: str = "", continue_final_message: bool = False
 ) -> list[Any]:
     """Checks the arguments of `make_prompt`; returns the items as a list.
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, IdeficsError
 from idefics.generation.arguments import is_conversation
-from idefics.generation.error_policy import ErrorPolicy
+from idefics.generation.error_policy import ErrorPolicy, result_or_error
 from idefics.generation.loaded_model import LoadedModel
 from idefics.generation.prefetch import call_with_deadline
-from idefics.generation.prompts import EXPECTED_PROMPT, make_prompt, make_scoring_prompt
+from idefics.generation.prompts import EXPECTED_PROMPT, ConversationOptions, make_prompt, make_scoring_prompt
 from idefics.messages import ImageDetail
 from idefics.options import OnError
 from idefics.processing.processor import Processor
@@ -28,11 +28,10 @@ def score_continuations(
     items: PromptItems | Conversation,
     continuations: Sequence[str],
     *,
-    answer_start: str,
-    continue_final_message: bool,
     image_detail: ImageDetail,
     on_error: OnError,
     timeout: float | None,
+    **options: Unpack[ConversationOptions],
 ) -> tuple[Prompt, list[list[float] | IdeficsError]]:
     """Scores continuations of one prompt; see `Idefics.score`.
 
@@ -40,11 +39,10 @@ def score_continuations(
         model: the model.
         items: a raw prompt or a conversation.
         continuations: the texts to score.
-        answer_start: text that each answer begins with; conversations only.
-        continue_final_message: continue the last message; conversations only.
         image_detail: how pictures that do not set their own detail are split into tiles.
         on_error: handles errors about one continuation.
         timeout: seconds until the call fails; None: never.
+        **options: conversations only.
 
     Returns:
         The prompt, and for each continuation the log-probability of each of its tokens, or its error.
@@ -53,26 +51,24 @@ def score_continuations(
     texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
     error_policy = ErrorPolicy("continuation", len(texts), on_error)
     item_list = validate_list("items", items, EXPECTED_PROMPT, error_type=BadPrompt)
-    in_chat = is_conversation(item_list)
+    check = partial(_check_continuation, model.processor, is_conversation(item_list))
     checked_texts = [
-        error_policy.call_or_error(index, partial(_check_continuation, model.processor, text, in_chat))
-        for index, text in enumerate(texts)
+        error_policy.return_or_raise(index, result_or_error(check, text)) for index, text in enumerate(texts)
     ]
     valid_texts = [text for text in checked_texts if isinstance(text, str)]
     processor = model.processor.with_image_detail(image_detail)
-    prefill: dict[str, Any] = {"answer_start": answer_start, "continue_final_message": continue_final_message}
 
     def encode(items: PromptItems | Conversation) -> ScoringPrompt:
         if texts and not valid_texts:  # every text has an error; one of the prompt is raised all the same
-            return ScoringPrompt(make_prompt(processor, items, **prefill), ())
-        return make_scoring_prompt(processor, items, valid_texts, **prefill)
+            return ScoringPrompt(make_prompt(processor, items, **options), ())
+        return make_scoring_prompt(processor, items, valid_texts, **options)
 
     prompt, continuation_ids = call_with_deadline(encode, item_list, deadline)
     scores = iter(model.engine.score(prompt, continuation_ids, deadline) if continuation_ids else ())
     return prompt, [next(scores) if isinstance(text, str) else text for text in checked_texts]
 
 
-def _check_continuation(processor: Processor, text: object, in_chat: bool) -> str:
+def _check_continuation(processor: Processor, in_chat: bool, text: object) -> str:
     """Returns a continuation; raises BadPrompt or PromptTooLong if it cannot follow any prompt."""
     continuation = validate_text("continuation", text, " a dog", allow_blank=True)
     processor.check_continuation(continuation, in_chat=in_chat)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from idefics.errors import IdeficsError
-from idefics.generation.arguments import as_prompt_list, require_prompt
-from idefics.generation.error_policy import ErrorPolicy
+from idefics.generation.arguments import parse_prompts_argument, require_prompt
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loaded_model import LoadedModel
 from idefics.generation.prompts import EXAMPLE_START
@@ -108,11 +107,12 @@ class TextGenerationMixin:
             >>> vlm.generate(["photo.jpg", "This is an image of"], max_new_tokens=20).text
         """
         start_time = time.perf_counter()
-        prompts, is_batch = as_prompt_list("items", items, "a list of text and pictures")
+        prompts, error_policy = parse_prompts_argument(
+            "items", items, "a list of text and pictures", "prompt", on_error, stream
+        )
         if add_end_of_utterance_token is not None:
             validate_bool("add_end_of_utterance_token", add_end_of_utterance_token)
         processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
-        error_policy = ErrorPolicy("prompt", len(prompts) if is_batch else 0, on_error, stream)
         call = GenerationCall.from_options(self.loaded_model, options, start_time=start_time)
 
         def encode(prompt_items: PromptItems) -> Prompt:
@@ -201,11 +201,12 @@ class TextGenerationMixin:
             >>> vlm.chat([idefics.user(idefics.Picture("photo.jpg"), "What is this?")]).text
         """
         start_time = time.perf_counter()
-        conversations, is_batch = as_prompt_list("messages", messages, "a list of messages, also for one")
+        conversations, error_policy = parse_prompts_argument(
+            "messages", messages, "a list of messages, also for one", "conversation", on_error, stream
+        )
         validate_text("answer_start", answer_start, EXAMPLE_START, allow_blank=True)
         validate_bool("continue_final_message", continue_final_message)
         processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
-        error_policy = ErrorPolicy("conversation", len(conversations) if is_batch else 0, on_error, stream)
         call = GenerationCall.from_options(
             self.loaded_model,
             options,

@@ -59,13 +59,6 @@ def parse_image_argument(
     return pictures, ErrorPolicy("picture", len(pictures), on_error, stream)
 
 
-def picture_or_raise(picture: PictureOrVideo | IdeficsError) -> PictureOrVideo:
-    """Returns a picture; an error in its place is raised."""
-    if isinstance(picture, IdeficsError):
-        raise picture
-    return picture
-
-
 def _reject_repeated_multi_frame_images(pictures: Sequence[object]) -> None:
     """Raises BadPrompt if one Pillow image of several frames is in the list more than once."""
     ids = [id(picture) for picture in pictures if is_multi_frame_image(picture)]

@@ -17,7 +17,7 @@ from idefics.generation.prompts import make_scoring_prompt
 from idefics.messages import Detail, ImageDetail, Picture, PictureOrVideo, Ranking, Shot, Timings
 from idefics.options import OnError, ScoringKeywords
 from idefics.tasks.classify import check_and_strip_labels, rank_labels, task_and_label_text
-from idefics.tasks.picture_arguments import parse_image_argument, picture_or_raise
+from idefics.tasks.picture_arguments import parse_image_argument
 from idefics.tasks.task import compose_task_prompt
 from idefics.validation import reject_unknown_arguments, validate_bool
 
@@ -69,16 +69,16 @@ class LabelRanker:
         request = Request(prompt, continuations=continuations, deadline=self.deadline)
         return self.model.engine.submit(request, wait=True).result()
 
-    def rank(self, picture: PictureOrVideo | IdeficsError, prior: list[list[float]] | None) -> Ranking:
+    def rank(self, picture: PictureOrVideo, prior: list[list[float]] | None) -> Ranking:
         """Ranks the labels for a picture.
 
         Args:
-            picture: the picture; an error in its place is raised.
+            picture: the picture.
             prior: for each label the log-probabilities of its tokens for the neutral picture, which calibrate the
                 scores; None: no calibration.
         """
         start_time = time.perf_counter()
-        handle = self.score(picture_or_raise(picture))
+        handle = self.score(picture)
         seconds = time.perf_counter() - start_time
         return Ranking(
             rank_labels(
@@ -201,7 +201,7 @@ class RankingMixin:
         if validate_bool("calibrated", calibrated):
             prior = ranker.score(neutral_picture()).continuation_logprobs
 
-        def rank(picture: PictureOrVideo | IdeficsError) -> Ranking:
+        def rank(picture: PictureOrVideo) -> Ranking:
             return ranker.rank(picture, prior)
 
         pictures, error_policy = parse_image_argument(image, on_error)

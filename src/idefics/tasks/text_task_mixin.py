@@ -22,7 +22,7 @@ from idefics.options import (
 )
 from idefics.prompt import Prompt
 from idefics.tasks import TASKS
-from idefics.tasks.picture_arguments import parse_image_argument, picture_or_raise
+from idefics.tasks.picture_arguments import parse_image_argument
 from idefics.tasks.task import Task, compose_task_prompt
 from idefics.tasks.write import STORY
 from idefics.validation import validate_text
@@ -68,8 +68,8 @@ class TextTaskMixin:
             text_prefix=task.answer_start.format(words=words),
         )
 
-        def encode(picture: PictureOrVideo | IdeficsError) -> Prompt:
-            return self.task_prompt(task, picture_or_raise(picture), words, image_detail)
+        def encode(picture: PictureOrVideo) -> Prompt:
+            return self.task_prompt(task, picture, words, image_detail)
 
         return call.answer(encode, pictures, error_policy)
 
