@@ -71,7 +71,14 @@ def convert_in_memory_source(source: Any) -> Any:
         return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in CHANNEL_COUNTS else array
     if is_array_like(source):
         return to_numpy_array(source)
-    return copy_current_frame(source) if is_multi_frame_image(source) else source
+    if is_multi_frame_image(source):
+        try:
+            frame = source.copy()
+        except Exception:  # broken: it is refused when it is opened
+            return source
+        frame.format = source.format  # decides how 16-bit values are scaled
+        return frame
+    return source
 
 
 def is_tensor(source: Any) -> bool:
@@ -120,16 +127,6 @@ def is_multi_frame_image(source: Any) -> bool:
         return is_pil_image(source) and isinstance(source, MultiFrameImage) and source.is_animated
     except Exception:  # the file is broken after its first frame, or takes too much work to count
         return False
-
-
-def copy_current_frame(picture: Any) -> Any:
-    """A copy of a Pillow image's current frame; a broken image is returned unchanged, and refused when it is opened."""
-    try:
-        frame = picture.copy()
-    except Exception:
-        return picture
-    frame.format = picture.format  # decides how 16-bit values are scaled
-    return frame
 
 
 def _read_file_object(file: BinaryFile) -> bytes:

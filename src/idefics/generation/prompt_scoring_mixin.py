@@ -63,7 +63,7 @@ class PromptScoringMixin:
     def cost(
         self, picture: Picture | PictureSource, *, detail: Detail = "high", max_tiles: int | None = None
     ) -> int:
-        """Counts the prompt tokens of one picture; only its size is read.
+        """Counts the prompt tokens of one picture.
 
         Args:
             picture: in any form that `Picture` takes.

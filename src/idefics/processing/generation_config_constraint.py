@@ -11,9 +11,9 @@ import numpy as np
 
 from idefics.errors import BadSetting
 from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE, CheckpointGenerationConfig
-from idefics.processing.structured_output import BannedStringsConstraint, GrammarConstraint
+from idefics.processing.structured_output import BannedStrings, GrammarConstraint
 
-InnerConstraint = GrammarConstraint | BannedStringsConstraint  # of the caller's options
+InnerConstraint = GrammarConstraint | BannedStrings  # of the caller's options
 
 
 class GenerationConfigConstraint:

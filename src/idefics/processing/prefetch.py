@@ -31,9 +31,8 @@ class Prefetcher(Fetcher):
 
     def get(self, url: str) -> bytes:
         """As `Fetcher.get`; waits where the fetch has started, and starts the next one after the last use of a URL."""
-        if url in self.pending_urls:  # called out of order
-            self.pending_urls.remove(url)
-            self._start(url)
+        while url in self.pending_urls:  # called out of order
+            self.start_next()
         if url not in self.future_by_url:
             return Fetcher.get(self, url)
         try:
@@ -47,11 +46,8 @@ class Prefetcher(Fetcher):
     def start_next(self) -> None:
         """Starts to fetch the next pending URL, if there is one."""
         if self.pending_urls:
-            self._start(self.pending_urls.popleft())
-
-    def _start(self, url: str) -> None:
-        """Starts to fetch a URL in a thread."""
-        self.future_by_url[url] = run_in_daemon_thread(partial(Fetcher.get, self, url))
+            url = self.pending_urls.popleft()
+            self.future_by_url[url] = run_in_daemon_thread(partial(Fetcher.get, self, url))
 
 
 def create_prefetcher(fetcher: Fetcher, sources: Iterable[object]) -> Fetcher:

@@ -6,7 +6,7 @@ Both release the GIL while they work, so that several threads can resize at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -32,10 +32,15 @@ ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once; a strip fits th
 def to_pixel_array(image: PIL.Image.Image) -> Pixels:
     """The pixels (h, w, 3) of an RGB image; copied in strips, as Pillow exports a whole image in many small pieces."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, ROWS_PER_STRIP):
-        bottom = min(top + ROWS_PER_STRIP, image.height)
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    for top, strip in iterate_strips(image):
+        pixels[top : top + strip.height] = np.asarray(strip)
     return pixels
+
+
+def iterate_strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
+    """Yields (top row, strip) for the horizontal strips of an image."""
+    for top in range(0, image.height, ROWS_PER_STRIP):
+        yield top, image.crop((0, top, image.width, min(top + ROWS_PER_STRIP, image.height)))
 
 
 def resize(pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:

@@ -6,6 +6,7 @@ it. Independent of tensors and models.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -186,7 +187,10 @@ class GrammarConstraint:
 
 
 class BannedStrings:
-    """Strings that must not occur in an answer, however they are split into tokens, prepared for a model's tokens.
+    """Bans the tokens that would complete one of some strings in an answer, however the strings are split into tokens.
+
+    Attributes:
+        is_finished: False, as the strings never complete an answer.
 
     Args:
         strings: the strings; case matters.
@@ -196,46 +200,39 @@ class BannedStrings:
         BadSetting: a string is empty.
     """
 
+    is_finished = False
+
     def __init__(self, strings: Sequence[str], token_bytes: TokenBytes) -> None:
         if not all(strings):
             raise BadSetting("a banned string is empty: give at least one character")
-        self.strings, self.token_bytes = [string.encode() for string in strings], token_bytes
-        self.find_ids = cache(token_bytes.find_ids)
+        self._strings, self._token_bytes = [string.encode() for string in strings], token_bytes
+        self._find_ids = cache(token_bytes.find_ids)
+        self._last_bytes = b""
 
     @cached_property
-    def base_allowed_mask(self) -> np.ndarray:
+    def _base_allowed_mask(self) -> np.ndarray:
         """(V,): False for tokens that contain a whole banned string."""
-        allowed = np.ones(len(self.token_bytes.bytes_by_id), dtype=bool)
-        for string in self.strings:
-            allowed[self.find_ids(string)] = False
+        allowed = np.ones(len(self._token_bytes.bytes_by_id), dtype=bool)
+        for string in self._strings:
+            allowed[self._find_ids(string)] = False
         return allowed
 
-    def create_constraint(self, max_new_tokens: int) -> BannedStringsConstraint:
+    def create_constraint(self, max_new_tokens: int) -> BannedStrings:
         """The constraint of one answer; its length does not matter."""
-        return BannedStringsConstraint(self)
-
-
-class BannedStringsConstraint:
-    """Bans the tokens that would complete a banned string in one answer."""
-
-    is_finished = False
-
-    def __init__(self, banned: BannedStrings) -> None:
-        self._banned, self._last_bytes = banned, b""
-        self._max_string_bytes = max(map(len, banned.strings))
+        _ = self._base_allowed_mask  # computed once for all answers
+        return copy.copy(self)
 
     def compute_token_bitmask(self) -> bytes:
         """A bit for each id that may follow, the lowest first."""
-        allowed = self._banned.base_allowed_mask.copy()
-        for string in self._banned.strings:
+        allowed = self._base_allowed_mask.copy()
+        for string in self._strings:
             for num_matched_bytes in range(1, len(string)):
                 if self._last_bytes.endswith(string[:num_matched_bytes]):
-                    allowed[self._banned.find_ids(TOKEN_START + string[num_matched_bytes:])] = False
+                    allowed[self._find_ids(TOKEN_START + string[num_matched_bytes:])] = False
         return np.packbits(allowed, bitorder="little").tobytes()
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
         """Advances by the token `id` and returns it unchanged."""
-        self._last_bytes = (self._last_bytes + self._banned.token_bytes.bytes_by_id[id])[
-            -self._max_string_bytes :
-        ]
+        max_string_bytes = max(map(len, self._strings))
+        self._last_bytes = (self._last_bytes + self._token_bytes.bytes_by_id[id])[-max_string_bytes:]
         return id

@@ -6,7 +6,7 @@ refused. Does not open files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ import PIL.Image
 
 from idefics.errors import BadPicture
 from idefics.media_sources import CHANNEL_COUNTS
-from idefics.processing.resize import ROWS_PER_STRIP
+from idefics.processing.resize import iterate_strips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,15 +55,9 @@ def to_rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image
     else:
         return image if image.mode == "RGB" else image.convert("RGB")
     result = PIL.Image.new("RGB", image.size)
-    for top, strip in _strips(image):  # intermediate images take many times the memory of the result
+    for top, strip in iterate_strips(image):  # intermediate images take many times the memory of the result
         result.paste(strip_to_rgb(strip), (0, top))
     return result
-
-
-def _strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
-    """(top row, strip) for the horizontal strips of an image."""
-    for top in range(0, image.height, ROWS_PER_STRIP):
-        yield top, image.crop((0, top, image.width, min(top + ROWS_PER_STRIP, image.height)))
 
 
 def _composite_over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
@@ -74,7 +68,7 @@ def _composite_over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
 
 def _gray_converter(image: PIL.Image.Image, name: str) -> ToGray:
     """The function that turns strips of an image of mode I, I;16 or F into 8-bit gray."""
-    strip_ranges = [_min_and_max(np.asarray(strip)) for _, strip in _strips(image)]
+    strip_ranges = [_min_and_max(np.asarray(strip)) for _, strip in iterate_strips(image)]
     low, high = min(low for low, _ in strip_ranges), max(high for _, high in strip_ranges)
     if image.mode == "F":
         return _float_converter(low, high, name)

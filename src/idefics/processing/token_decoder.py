@@ -38,17 +38,9 @@ class TokenByteDecoder:
             for id, token in tokenizer.get_added_tokens_decoder().items()
             if not token.normalized or token.special or tokenizer.id_to_token(id) == token.content
         }
-        self._bytes_by_id: dict[int, bytes] = {}
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of a token, which may be part of a character; empty where the tokenizer has no such id."""
-        known = self._bytes_by_id.get(id)
-        if known is None:
-            known = self._bytes_by_id[id] = self._compute_token_bytes(id)
-        return known
-
-    def _compute_token_bytes(self, id: int) -> bytes:
-        """`token_bytes` without the cache."""
         if id in self._plain_text_by_id:
             return self._plain_text_by_id[id].encode()
         token = self._tokenizer.id_to_token(id)
@@ -77,11 +69,9 @@ def _parse_decoder(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:
     )
 
 
-def _bytes_to_unicode() -> dict[int, str]:
-    """GPT-2's spelling of bytes (its encoder.py): printable ones as themselves, others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {b: chr(b) for b in printable} | {b: chr(0x100 + i) for i, b in enumerate(others)}
-
-
-BYTE_BY_CHARACTER = {character: byte for byte, character in _bytes_to_unicode().items()}
+# GPT-2's spelling of bytes (its encoder.py): printable ones as themselves, others from U+0100 on.
+PRINTABLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+OTHER_BYTES = [byte for byte in range(256) if byte not in PRINTABLE_BYTES]
+BYTE_BY_CHARACTER = {chr(byte): byte for byte in PRINTABLE_BYTES} | {
+    chr(0x100 + index): byte for index, byte in enumerate(OTHER_BYTES)
+}

@@ -61,15 +61,12 @@ def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bo
     if untrusted and isinstance(contents, (str, os.PathLike)):
         return Picture(contents)
     head = _read_head(contents)
-    if head and detect_video_format(head):
-        return Video(contents)
-    if (
-        not (head and detect_image_format(head))
+    is_video = detect_video_format(head) is not None or (
+        detect_image_format(head) is None
         and isinstance(contents, (str, os.PathLike))
         and is_video_name(str(contents))
-    ):
-        return Video(contents)
-    return Picture(contents)
+    )
+    return Video(contents) if is_video else Picture(contents)
 
 
 def _read_head(source: object) -> bytes:

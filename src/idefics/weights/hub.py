@@ -48,7 +48,7 @@ OFFLINE_HINT = "use --model demo, which needs no network, or give a folder"
 def complete_cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
     """The folder of a hub model that is completely in the cache; None if it is not."""
     folder = snapshot_folder(repo_id, revision)
-    return None if folder is None or missing_files_or_weights(folder) else folder
+    return None if missing_files_or_weights(folder) else folder
 
 
 def cache_folder() -> Path:
@@ -72,8 +72,10 @@ def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = Non
     return folder if folder.is_dir() else None
 
 
-def missing_files_or_weights(folder: Path, *, needs_weights: bool = True) -> list[str]:
+def missing_files_or_weights(folder: Path | None, *, needs_weights: bool = True) -> list[str]:
     """What a snapshot lacks: names of small files, and "weights" if any file of weights is missing. Empty: complete."""
+    if folder is None:
+        return ["everything"]
     required_files = [
         ("config.json",),
         ("tokenizer.json",),
@@ -100,9 +102,7 @@ def find_or_download_snapshot(
 ) -> Path:
     """The folder of a hub repository in the cache; downloads what it lacks. Arguments as in `find`."""
     folder = snapshot_folder(repo_id, revision, cache)
-    missing = (
-        ["everything"] if folder is None else missing_files_or_weights(folder, needs_weights=needs_weights)
-    )
+    missing = missing_files_or_weights(folder, needs_weights=needs_weights)
     if folder is not None and not missing:
         log.debug("%s is in the hub's cache: %s", repo_id, folder)
         return folder
