@@ -10,7 +10,6 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -19,6 +18,7 @@ from idefics.catalog import DEFAULT_MODEL
 from idefics.config import KernelMode
 from idefics.errors import BadSetting, MissingExtra
 from idefics.host_memory import parse_bytes_or_share
+from idefics.lazy import cached_property
 from idefics.processing import url_policy
 from idefics.validation import validate_choice
 
