@@ -52,7 +52,7 @@ def reference_scores(model, prompt, continuations):
 @pytest.mark.parametrize("name", MODEL_AND_PROMPTS_BY_KIND)
 def test_any_order_equals_the_reference(name, seed, monkeypatch):
     chance = random.Random(f"{name} {seed}")
-    monkeypatch.setattr("idefics.engine.scheduler_output.IDLE_PREFILL_FACTOR", chance.choice([1, 8]))
+    monkeypatch.setattr("idefics.engine.scheduler.IDLE_PREFILL_FACTOR", chance.choice([1, 8]))
     model, prompts = MODEL_AND_PROMPTS_BY_KIND[name]()
     engine = make_engine(
         model,

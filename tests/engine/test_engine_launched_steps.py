@@ -31,19 +31,7 @@ class CountingDecode:
 def make_engine_launching_ahead(kind, *, ahead, **config):
     """An engine that launches steps as on a GPU, and its counted decode step."""
     engine = make_engine(kind, **config)
-    engine.scheduler.limits = type(engine.scheduler.limits)(
-        **{
-            name: getattr(engine.scheduler.limits, name)
-            for name in (
-                "max_sequences",
-                "max_prefill_tokens",
-                "max_idle_prefill_tokens",
-                "max_encoder_frames",
-                "max_waiting_requests",
-            )
-        },
-        uses_lookahead_pages=ahead,
-    )
+    engine.scheduler.uses_lookahead_pages = ahead
     engine.model_runner.is_async = ahead
     steps = engine.model_runner.decode_step = CountingDecode(TorchDecode(engine.model, engine.kv_cache))
     launch_next_step = engine.model_runner.launch_next_step

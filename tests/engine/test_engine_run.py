@@ -162,7 +162,7 @@ def test_logits_are_the_uncached_models(kind):
 
 @pytest.mark.parametrize("step_tokens", [1, 5, 16, 17])
 def test_long_prompts_are_computed_in_chunks(kind, step_tokens, monkeypatch):
-    monkeypatch.setattr("idefics.engine.scheduler_output.IDLE_PREFILL_FACTOR", 1)
+    monkeypatch.setattr("idefics.engine.scheduler.IDLE_PREFILL_FACTOR", 1)
     engine = make_engine(kind, step_tokens=step_tokens)
     prompts = make_mixed_prompts(kind)
     assert run_rows(engine, [make_request(prompt, max_new_tokens=21) for prompt in prompts]) == [

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.fakes import check_page_pool, make_prompt, make_request, make_tiles
+from idefics.config import EngineConfig
+from idefics.engine import scheduler as scheduler_module
 from idefics.engine.handle import RequestHandle
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request import Request
@@ -20,8 +22,15 @@ from idefics.engine.request_output import (
 )
 from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import SchedulerLimits, StepResult
+from idefics.engine.scheduler_output import StepResult
 from idefics.errors import BadSetting, EngineBusy
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_chunks_in_idle_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_module, "IDLE_PREFILL_FACTOR", 2)
+        yield
 
 
 class FakeEncoderCache:
@@ -39,15 +48,10 @@ class SchedulerSimulation:
 
     def __init__(self, *, pages=20, rows=3, tokens=24, frames=2, queue=99, launches_ahead=False):
         self.encoder_cache = FakeEncoderCache()
-        limits = SchedulerLimits(
-            max_sequences=rows,
-            max_prefill_tokens=tokens,
-            max_idle_prefill_tokens=2 * tokens,
-            max_encoder_frames=frames,
-            max_waiting_requests=queue,
-            uses_lookahead_pages=launches_ahead,
+        config = EngineConfig(batch_rows=rows, step_tokens=tokens, encode_frames=frames, waiting=queue)
+        self.scheduler = Scheduler(
+            PagePool(pages), config, self.encoder_cache, uses_lookahead_pages=launches_ahead
         )
-        self.scheduler = Scheduler(PagePool(pages), limits, self.encoder_cache)
         self.ids_by_page = {}  # page -> what has been written there, a position each
         self.scheduler_outputs, self.states_in_order = [], []
 
@@ -68,16 +72,16 @@ class SchedulerSimulation:
         scheduler = self.scheduler
         scheduler_output = scheduler.schedule()
         self.check_invariants()
-        limits = scheduler.limits
-        assert sum(count for _, count in scheduler_output.encoder_inputs) <= limits.max_encoder_frames
+        config = scheduler.config
+        assert sum(count for _, count in scheduler_output.encoder_inputs) <= config.encode_frames
         assert sum(s.end - s.start for s in scheduler_output.prefill_chunks[1:] if s.trie is None) <= (
-            limits.max_prefill_tokens if scheduler_output.decode_sequences else limits.max_idle_prefill_tokens
+            config.step_tokens if scheduler_output.decode_sequences else 2 * config.step_tokens
         )
         assert len({id(sequence) for sequence in scheduler_output.decode_sequences}) == len(
             scheduler_output.decode_sequences
         )
         rows = sum(state.request.num_sequences for state in scheduler.running)
-        assert rows <= limits.max_sequences or len(scheduler.running) == 1, "only one wide request runs alone"
+        assert rows <= config.batch_rows or len(scheduler.running) == 1, "only one wide request runs alone"
         assert len(scheduler_output.decode_sequences) <= rows
         for state in scheduler.running:
             if not state.is_prefilling:

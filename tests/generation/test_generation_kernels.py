@@ -124,7 +124,7 @@ def test_memory_and_rows_are_settings_of_load():
     assert (config.kv_cache, config.batch_rows) == (4_000_000, 3)
     taken = sum(x.nbytes for x in (*vlm.engine.kv_cache.keys, *vlm.engine.kv_cache.values))
     assert 3_500_000 < taken <= 4_000_000 + taken / vlm.engine.kv_cache.num_pages
-    assert vlm.engine.scheduler.limits.max_sequences == 3
+    assert vlm.engine.scheduler.config.batch_rows == 3
     with pytest.raises(BadSetting, match="kv_cache is '1XB'; give bytes"):
         idefics.load("demo", kv_cache="1XB")
     with pytest.raises(BadSetting, match="batch_rows is 0"):

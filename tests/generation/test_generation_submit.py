@@ -178,9 +178,7 @@ def test_deltas_keep_their_stream_alive(vlm, prompt):
 
 
 def test_a_full_queue_raises_at_once(vlm, prompt, step_semaphore, monkeypatch):
-    monkeypatch.setattr(
-        vlm.engine.scheduler, "limits", replace(vlm.engine.scheduler.limits, max_waiting_requests=1)
-    )
+    monkeypatch.setattr(vlm.engine.scheduler, "config", replace(vlm.engine.scheduler.config, waiting=1))
     streams = [vlm.submit(prompt, **LONG_OPTIONS)]
     with pytest.raises(EngineBusy):
         streams += [vlm.submit(prompt, **LONG_OPTIONS) for _ in range(2)]

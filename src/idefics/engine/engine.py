@@ -32,7 +32,7 @@ from idefics.engine.request import Continuation, Deadline, Request
 from idefics.engine.request_state import RequestState
 from idefics.engine.request_validation import validate_prompt, validate_request
 from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import SchedulerLimits, SchedulerOutput, StepResult
+from idefics.engine.scheduler_output import SchedulerOutput, StepResult
 from idefics.engine.step_sampler import StepSampler
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import Prompt
@@ -81,9 +81,7 @@ class Engine:
             model.layout, num_pages, cache_dtype, first_parameter.device if len(devices) == 1 else None
         )
         self._device = first_parameter.device
-        self._limits = SchedulerLimits.from_config(
-            config, uses_lookahead_pages=first_parameter.device.type == "cuda" and len(devices) == 1
-        )
+        self._is_async = first_parameter.device.type == "cuda" and len(devices) == 1
         self._initialize(
             model, num_pages, choose_decode_step(model, self.kv_cache, reference=config.reference)
         )
@@ -93,16 +91,18 @@ class Engine:
     def _initialize(self, model: VLM, num_pages: int, decode_step: DecodeStep) -> None:
         """Creates everything but the KV cache and the decode step: no requests, empty caches."""
         self.encoder_cache = EncoderCache(model, self.config.encode_frames, self.config.picture_bytes)
-        self.scheduler = Scheduler(PagePool(num_pages), self._limits, self.encoder_cache)
+        self.scheduler = Scheduler(
+            PagePool(num_pages), self.config, self.encoder_cache, uses_lookahead_pages=self._is_async
+        )
         self.model_runner = ModelRunner(
             model,
             self.kv_cache,
             decode_step,
             self.encoder_cache,
             self._device,
-            is_async=self._limits.uses_lookahead_pages,
+            is_async=self._is_async,
         )
-        self.step_sampler = StepSampler(model.layout.vocab_size, is_async=self._limits.uses_lookahead_pages)
+        self.step_sampler = StepSampler(model.layout.vocab_size, is_async=self._is_async)
         self.output_processor = OutputProcessor(model)
         self.condition = threading.Condition(threading.RLock())
         self._state_by_handle: dict[RequestHandle, RequestState] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from idefics.config import EngineConfig
 from idefics.engine.kv_cache_manager import KVCacheManager
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request_output import (
@@ -21,15 +22,24 @@ from idefics.engine.request_output import (
     ScoringResult,
 )
 from idefics.engine.request_state import RequestState
-from idefics.engine.scheduler_output import PrefillChunk, SchedulerLimits, SchedulerOutput, StepResult
+from idefics.engine.scheduler_output import PrefillChunk, SchedulerOutput, StepResult
 from idefics.errors import BadSetting, EngineBusy
 
 if TYPE_CHECKING:
     from idefics.engine.encoder_cache import EncoderCache
 
+# In a step without decoding sequences the budget of prefill tokens is multiplied by this.
+IDLE_PREFILL_FACTOR = 8
+
 
 class Scheduler:
     """The queue and the running requests. Not thread-safe: callers hold the engine's lock.
+
+    A request with more sequences than `config.batch_rows` runs alone.
+
+    Args:
+        uses_lookahead_pages: whether a sequence gets its next page one token early while enough pages are free, so that
+            the next decode step can be launched before its token is known.
 
     Attributes:
         waiting: the queue, in order of arrival.
@@ -37,8 +47,16 @@ class Scheduler:
         num_cached_tokens: how many tokens of admitted requests were in the prefix cache, in all.
     """
 
-    def __init__(self, page_pool: PagePool, limits: SchedulerLimits, encoder_cache: EncoderCache) -> None:
-        self.page_pool, self.limits, self.encoder_cache = page_pool, limits, encoder_cache
+    def __init__(
+        self,
+        page_pool: PagePool,
+        config: EngineConfig,
+        encoder_cache: EncoderCache,
+        *,
+        uses_lookahead_pages: bool = False,
+    ) -> None:
+        self.page_pool, self.config, self.encoder_cache = page_pool, config, encoder_cache
+        self.uses_lookahead_pages = uses_lookahead_pages
         self.kv_cache_manager = KVCacheManager(page_pool)
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []
@@ -52,7 +70,7 @@ class Scheduler:
     @property
     def is_full(self) -> bool:
         """Whether the queue has no place for another request."""
-        return len(self.waiting) >= self.limits.max_waiting_requests
+        return len(self.waiting) >= self.config.waiting
 
     def submit(self, state: RequestState) -> None:
         """Appends a request to the queue.
@@ -71,7 +89,7 @@ class Scheduler:
                 "(--kv-cache)"
             )
         if self.is_full:
-            raise EngineBusy(self.limits.max_waiting_requests)
+            raise EngineBusy(self.config.waiting)
         self.waiting.append(state)
 
     def cancel(self, state: RequestState) -> None:
@@ -84,15 +102,16 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Plans the next step: decoding sequences first, then chunks of running prompts, then new requests."""
         self._remove_finished_requests()
-        limits = self.limits
+        config = self.config
         output = SchedulerOutput(
-            remaining_frames=limits.max_encoder_frames, remaining_tokens=limits.max_idle_prefill_tokens
+            remaining_frames=config.encode_frames,
+            remaining_tokens=IDLE_PREFILL_FACTOR * config.step_tokens,
         )
         for state in list(self.running):
             if state in self.running and not state.is_prefilling:
                 self._schedule_decode(state, output)
         if output.decode_sequences:
-            output.remaining_tokens = limits.max_prefill_tokens
+            output.remaining_tokens = config.step_tokens
         for state in self.running:
             if state.is_prefilling:
                 self._schedule_prefill(state, output)
@@ -148,8 +167,8 @@ class Scheduler:
                         return
                 self.kv_cache_manager.allocate_writable_page(sequence, output.copy_source_by_page)
                 output.has_page_changes = True
-            if self.limits.uses_lookahead_pages and self.kv_cache_manager.allocate_lookahead_page(
-                sequence, min_free_pages=self.limits.max_sequences
+            if self.uses_lookahead_pages and self.kv_cache_manager.allocate_lookahead_page(
+                sequence, min_free_pages=self.config.batch_rows
             ):
                 output.has_page_changes = True
         output.requests.append(state)
@@ -191,7 +210,7 @@ class Scheduler:
         """Moves the head of the queue to the running requests if there are sequences and pages; returns whether."""
         state = self.waiting[0]
         num_running_sequences = sum(other.request.num_sequences for other in self.running)
-        if self.running and num_running_sequences + state.request.num_sequences > self.limits.max_sequences:
+        if self.running and num_running_sequences + state.request.num_sequences > self.config.batch_rows:
             return False
         (sequence,) = state.sequences
         if not self.kv_cache_manager.allocate_prompt(sequence, self.running, output.copy_source_by_page):

@@ -1,4 +1,4 @@
-"""The scheduler's plan of one step, its limits, and the results that it receives. No torch, no tensors."""
+"""The scheduler's plan of one step, and the results that it receives. No torch, no tensors."""
 
 from __future__ import annotations
 
@@ -6,50 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from idefics.config import EngineConfig
 from idefics.engine.request_output import RequestOutput
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.prompt import PreprocessedImage
 
 if TYPE_CHECKING:
     from idefics.engine.continuation_scores import CandidateTrie
-
-# In a step without decoding sequences the budget of prefill tokens is multiplied by this.
-IDLE_PREFILL_FACTOR = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    """The limits of one step and of the queue.
-
-    Attributes:
-        max_sequences: sequences that run at the same time. A request with more runs alone.
-        max_prefill_tokens: tokens of prompts computed in a step in which other requests decode.
-        max_idle_prefill_tokens: tokens of prompts computed in a step in which no request decodes.
-        max_encoder_frames: frames of pictures encoded in a step.
-        max_waiting_requests: requests in the queue.
-        uses_lookahead_pages: whether a sequence gets its next page one token early while enough pages are free, so that
-            the next decode step can be launched before its token is known.
-    """
-
-    max_sequences: int
-    max_prefill_tokens: int
-    max_idle_prefill_tokens: int
-    max_encoder_frames: int
-    max_waiting_requests: int
-    uses_lookahead_pages: bool = False
-
-    @classmethod
-    def from_config(cls, config: EngineConfig, *, uses_lookahead_pages: bool) -> SchedulerLimits:
-        """The limits of an engine's configuration."""
-        return cls(
-            max_sequences=config.batch_rows,
-            max_prefill_tokens=config.step_tokens,
-            max_idle_prefill_tokens=IDLE_PREFILL_FACTOR * config.step_tokens,
-            max_encoder_frames=config.encode_frames,
-            max_waiting_requests=config.waiting,
-            uses_lookahead_pages=uses_lookahead_pages,
-        )
 
 
 class PrefillChunk(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import UnsupportedModel
 from idefics.models.family import ModelFamily
+from idefics.processing.checkpoint_settings import read_json_object
 from idefics.weights.files import refuse_adapter
 
 QUANT_METHOD = "idefics"  # of `quantization_config` in config.json
@@ -55,9 +55,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UnsupportedModel: a file cannot be read, or describes a model that this version does not run.
     """
-    raw = _read_json(folder / "config.json")
-    path = folder / "generation_config.json"
-    generation = _read_json(path) if path.exists() else {}
+    if not (folder / "config.json").exists():
+        refuse_adapter(folder)
+        raise UnsupportedModel(f"{folder} has no config.json: give the folder of a checkpoint")
+    raw, generation = (read_json_object(folder / name) for name in ("config.json", "generation_config.json"))
     family = family_for(raw.get("model_type", "(none)"))
     return Checkpoint(
         folder, family, family.read_config(raw, generation), _read_own_quantization_config(folder, raw)
@@ -88,17 +89,3 @@ def _read_own_quantization_config(folder: Path, raw: dict[str, Any]) -> Quantiza
         f"{folder} is quantised ({method}); give the checkpoint in its original precision, "
         "or one that `idefics quantize` has written"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises UnsupportedModel if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        refuse_adapter(path.parent)
-        raise UnsupportedModel(f"{path.parent} has no {path.name}: give the folder of a checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"{path} cannot be read as JSON ({type(error).__name__})") from None
-    if not isinstance(content, dict):
-        raise UnsupportedModel(f"{path} is not a JSON object")
-    return content
