@@ -74,8 +74,8 @@ class AdmissionControl:
             self.usage[kind] < self.limits[kind] for kind in ("requests", "pictures", "tokens")
         )
 
-    def acquire_slot(self, cancel: Callable[[], None]) -> AdmissionSlot:
-        """Admits a request, which must call `release_slot` when it ends.
+    def acquire_slot(self, cancel: Callable[[], None], **amounts: int) -> AdmissionSlot:
+        """Admits a request, which must call `release_slot` when it ends. Reserves amounts for it, as `reserve`.
 
         Raises:
             APIError: 429, there are too many requests; 503, the server is shutting down.
@@ -84,7 +84,7 @@ class AdmissionControl:
             self._on_refused("closing")
             raise shutting_down_error()
         slot = AdmissionSlot(cancel)
-        self.reserve(slot, requests=1)
+        self.reserve(slot, requests=1, **amounts)
         self.slots.add(slot)
         return slot
 
@@ -123,7 +123,9 @@ class AdmissionControl:
             IdeficsError: the request is not admitted.
         """
         try:
-            slot = _run_on_event_loop(partial(self._acquire_and_reserve, cancel, num_pictures, num_tokens))
+            slot = _run_on_event_loop(
+                partial(self.acquire_slot, cancel, pictures=num_pictures, tokens=num_tokens)
+            )
         except APIError as error:
             raise IdeficsError(error.message) from None
         try:
@@ -142,18 +144,6 @@ class AdmissionControl:
         except TimeoutError:
             for slot in list(self.slots):
                 slot.cancel()
-
-    def _acquire_and_reserve(
-        self, cancel: Callable[[], None], num_pictures: int, num_tokens: int
-    ) -> AdmissionSlot:
-        """Acquires a slot and reserves amounts for it; keeps neither if that would exceed a limit."""
-        slot = self.acquire_slot(cancel)
-        try:
-            self.reserve(slot, pictures=num_pictures, tokens=num_tokens)
-        except APIError:
-            self.release_slot(slot)
-            raise
-        return slot
 
     def _limit_error(self, kind: str) -> APIError:
         """The error 429 for the limit of one kind; clients should retry after the average time of a request."""

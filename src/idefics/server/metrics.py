@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -57,45 +58,34 @@ class EngineCollector(Collector):
 class Metrics:
     """The Prometheus metrics of one app, in a registry of their own."""
 
-    def __init__(self, vlm: Idefics) -> None:
+    def __init__(self, vlm: Idefics, count_requests: Callable[[], int]) -> None:
+        """`count_requests` returns the number of requests in progress."""
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "idefics_requests", "Requests answered.", ["path", "status"], registry=self.registry
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter("idefics_requests", "Requests answered.", ["path", "status"])
+        self.refusals = counter(
+            "idefics_refusals", "Requests refused because a limit was reached.", ["reason"]
         )
-        self.refusals = Counter(
-            "idefics_refusals",
-            "Requests refused because a limit was reached.",
-            ["reason"],
-            registry=self.registry,
+        self.disconnected_clients = counter(
+            "idefics_clients_gone", "Clients that disconnected before their answer was complete."
         )
-        self.disconnected_clients = Counter(
-            "idefics_clients_gone",
-            "Clients that disconnected before their answer was complete.",
-            registry=self.registry,
-        )
-        self.prompt_tokens = Counter("idefics_prompt_tokens", "Tokens of prompts.", registry=self.registry)
-        self.completion_tokens = Counter(
-            "idefics_completion_tokens", "Tokens of answers.", registry=self.registry
-        )
-        self.pictures = Counter("idefics_pictures", "Pictures of prompts.", registry=self.registry)
-        self.time_to_first_token = Histogram(
+        self.prompt_tokens = counter("idefics_prompt_tokens", "Tokens of prompts.")
+        self.completion_tokens = counter("idefics_completion_tokens", "Tokens of answers.")
+        self.pictures = counter("idefics_pictures", "Pictures of prompts.")
+        self.time_to_first_token = histogram(
             "idefics_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
-            registry=self.registry,
             buckets=LATENCY_BUCKETS,
         )
-        self.time_per_token = Histogram(
+        self.time_per_token = histogram(
             "idefics_time_per_token_seconds",
             "From one token of an answer to the next, on average over the answer.",
-            registry=self.registry,
             buckets=TOKEN_LATENCY_BUCKETS,
         )
         self.registry.register(EngineCollector(vlm.engine))
-
-    def track_active_requests(self, count_requests: Callable[[], int]) -> None:
-        """Adds the metric of requests in progress, which `count_requests` returns."""
-        gauge = Gauge("idefics_visits", "Requests in progress.", registry=self.registry)
-        gauge.set_function(count_requests)
+        active_requests = Gauge("idefics_visits", "Requests in progress.", registry=self.registry)
+        active_requests.set_function(count_requests)
 
     def record_answer(self, usage: Usage, time_to_first_token: float, decode_time: float) -> None:
         """Records the tokens and times of a finished answer.

@@ -44,7 +44,6 @@ async def compute_prompt_logprobs(
         handle = await context.score_continuations(
             partial(_as_scoring_prompt, prompt, start, chunk),
             num_top_logprobs=num_top_logprobs,
-            record_metrics=False,
         )
         logprobs += handle.continuation_logprobs[0]
         top_logprobs += handle.continuation_top_logprobs[0]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from idefics import Stream
     from idefics.prompt import Prompt, ScoringPrompt
 
+P = TypeVar("P")  # a prompt
 R = TypeVar("R")
 
 
@@ -80,14 +81,14 @@ class RequestContext:
             APIError: 429, a limit is exceeded; 503, the server is shutting down.
             IdeficsError: the request is invalid.
         """
-        admission = self.service.admission
-        admission.reserve(self.slot, pictures=len(pictures))
-        prompt = await self.run_in_worker(make_prompt, pictures)
         max_positions = self.service.vlm.engine.model.layout.max_positions
-        num_tokens = min(len(prompt) + generation_kwargs["max_new_tokens"], max_positions)
-        admission.reserve(self.slot, tokens=num_choices * num_tokens)
-        if self.is_cancelled:
-            raise shutting_down_error()
+        prompt = await self._make_prompt(
+            make_prompt,
+            pictures,
+            lambda prompt: (
+                num_choices * min(len(prompt) + generation_kwargs["max_new_tokens"], max_positions)
+            ),
+        )
         self.preparation_time = time.monotonic() - self.slot.start_time
         self.record_prompt_metrics(prompt)
         generation_kwargs = {**generation_kwargs, "start": text_prefix, "continues": continues_text}
@@ -99,7 +100,6 @@ class RequestContext:
         *,
         pictures: Sequence[PictureOrVideo] = (),
         num_top_logprobs: int = 0,
-        record_metrics: bool = True,
     ) -> RequestHandle:
         """Makes a prompt with continuations, and waits until the engine has scored them.
 
@@ -107,7 +107,6 @@ class RequestContext:
             make_prompt: makes the prompt, in a thread.
             pictures: the pictures of the prompt.
             num_top_logprobs: number of most likely tokens to report at each position.
-            record_metrics: whether to add the prompt to the metrics.
 
         Returns:
             The finished scoring request, with the log-probabilities.
@@ -115,25 +114,38 @@ class RequestContext:
         Raises:
             APIError, IdeficsError: as in `submit_prompt`.
         """
-        admission = self.service.admission
-        admission.reserve(self.slot, pictures=len(pictures))
-        prompt, continuations = await self.run_in_worker(make_prompt, pictures)
-        admission.reserve(self.slot, tokens=len(prompt) + sum(map(len, continuations)))
-        if self.is_cancelled:
-            raise shutting_down_error()
-        if record_metrics:
-            self.record_prompt_metrics(prompt)
+        scoring_prompt = await self._make_prompt(
+            make_prompt, pictures, lambda made: len(made.prompt) + sum(map(len, made.continuations))
+        )
         self.scoring_handle = self.service.vlm.engine.submit(
             Request(
-                prompt,
+                scoring_prompt.prompt,
                 Sampling(logprobs=num_top_logprobs > 0, top_logprobs=num_top_logprobs),
-                continuations=continuations,
+                continuations=scoring_prompt.continuations,
             )
         )
         await self.scoring_handle
+        self._check_not_cancelled()
+        return self.scoring_handle
+
+    async def _make_prompt(
+        self,
+        make_prompt: Callable[[], P],
+        pictures: Sequence[PictureOrVideo],
+        count_tokens: Callable[[P], int],
+    ) -> P:
+        """Makes a prompt in a thread; reserves its pictures before, and what `count_tokens` returns after."""
+        admission = self.service.admission
+        admission.reserve(self.slot, pictures=len(pictures))
+        prompt = await self.run_in_worker(make_prompt, pictures)
+        admission.reserve(self.slot, tokens=count_tokens(prompt))
+        self._check_not_cancelled()
+        return prompt
+
+    def _check_not_cancelled(self) -> None:
+        """Raises an `APIError` (503) if a shutdown has cancelled the request."""
         if self.is_cancelled:
             raise shutting_down_error()
-        return self.scoring_handle
 
     def record_prompt_metrics(self, prompt: Prompt) -> None:
         """Adds the tokens and pictures of a prompt to the metrics."""
@@ -173,8 +185,7 @@ class RequestContext:
         finally:
             for task in index_by_task:
                 task.cancel()
-        if self.is_cancelled:
-            raise shutting_down_error()
+        self._check_not_cancelled()
 
     @property
     def answers(self) -> list[Answer]:

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from idefics.messages import Answer, Usage
+from fastapi.responses import JSONResponse, Response
+
+from idefics.messages import Answer, Delta, Usage
 from idefics.server.errors import APIError
-from idefics.server.logprobs import token_logprobs
+from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import collect_notes
 from idefics.server.response_objects import (
-    MessageEventType,
-    PartEventType,
-    ResponseContentPartEvent,
-    ResponseEvent,
-    ResponseEventFields,
-    ResponseEventType,
     ResponseObject,
-    ResponseOutputItemEvent,
     ResponseOutputMessage,
     ResponseOutputText,
-    ResponsePositionFields,
     ResponseStatus,
-    ResponseStreamEvent,
     ResponseUsage,
 )
-from idefics.server.sse import format_event
+from idefics.server.sse import EventStreamResponse, format_event
 
 if TYPE_CHECKING:
     from idefics.server.responses import ResponseRequest
@@ -43,24 +36,23 @@ class ResponseBuilder:
         self.context, self.request = context, request
         self.id, self.item_id = f"resp_{uuid4().hex}", f"msg_{uuid4().hex}"
         self.created_at = int(time.time())
-        self.sequence_numbers: Iterator[int] = count()
+        self.sequence_numbers = count()
 
     def response_object(self, answer: Answer | None = None) -> ResponseObject:
         """The response with its answer; without an answer, the response in progress."""
-        request = self.request
-        is_truncated = answer is not None and answer.finish == "length"
+        request, status = self.request, _response_status(answer)
         return {
             "id": self.id,
             "object": "response",
             "created_at": self.created_at,
-            "status": _response_status(answer),
+            "status": status,
             "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if is_truncated else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "metadata": request.metadata or {},
             "model": self.context.service.settings.served_model_name,
-            "output": [] if answer is None else [self._output_message(answer)],
+            "output": [self._output_message(answer)] if answer else [],
             "parallel_tool_calls": False,
             "previous_response_id": None,
             "store": False,
@@ -71,82 +63,54 @@ class ResponseBuilder:
             "top_logprobs": request.top_logprobs or 0,
             "top_p": 1.0 if request.top_p is None else request.top_p,
             "truncation": "disabled",
-            "usage": None if answer is None else _response_usage(answer.usage),
+            "usage": _response_usage(answer.usage) if answer else None,
             "user": request.user,
-            **collect_notes([] if answer is None else [answer]),
+            **collect_notes([answer] if answer else []),
         }
 
-    async def stream_events(self) -> AsyncGenerator[bytes]:
+    async def build_response(self) -> Response:
+        """The response: the complete answer, or a stream of events."""
+        if self.request.stream:
+            return EventStreamResponse(self._stream_events(), self._format_error)
+        (answer,) = await self.context.wait_for_answers()
+        return JSONResponse(self.response_object(answer))
+
+    async def _stream_events(self) -> AsyncGenerator[bytes]:
         """The formatted events, in OpenAI's order."""
-        yield self._format_event(self._response_event("response.created"))
-        yield self._format_event(self._response_event("response.in_progress"))
-        yield self._format_event(self._message_event("response.output_item.added"))
-        yield self._format_event(self._part_event("response.content_part.added"))
+        item_position = {"output_index": 0}
+        text_position = {"item_id": self.item_id, **item_position, "content_index": 0}
+        for event_type in ("response.created", "response.in_progress"):
+            yield self._format_event(event_type, response=self.response_object())
+        yield self._format_event("response.output_item.added", **item_position, item=self._output_message())
+        yield self._format_event("response.content_part.added", **text_position, part=self._output_text())
         async for _, delta in self.context.deltas():
             yield self._format_event(
-                {
-                    "type": "response.output_text.delta",
-                    **self._next_text_part_fields(),
-                    "delta": delta.text,
-                    "logprobs": token_logprobs(self.context.service.tokenizer, delta) or [],
-                }
+                "response.output_text.delta",
+                **text_position,
+                delta=delta.text,
+                logprobs=self._token_logprobs(delta),
             )
-        answer = self.context.streams[0].answer
+        (answer,) = self.context.answers
+        text_part, message = self._output_text(answer), self._output_message(answer)
         yield self._format_event(
-            {
-                "type": "response.output_text.done",
-                **self._next_text_part_fields(),
-                "text": answer.text,
-                "logprobs": token_logprobs(self.context.service.tokenizer, answer) or [],
-            }
+            "response.output_text.done",
+            **text_position,
+            text=answer.text,
+            logprobs=text_part["logprobs"],
         )
-        yield self._format_event(self._part_event("response.content_part.done", answer))
-        yield self._format_event(self._message_event("response.output_item.done", answer))
-        last_type: ResponseEventType = (
-            "response.incomplete" if answer.finish == "length" else "response.completed"
-        )
-        yield self._format_event(self._response_event(last_type, answer))
+        yield self._format_event("response.content_part.done", **text_position, part=text_part)
+        yield self._format_event("response.output_item.done", **item_position, item=message)
+        response = self.response_object(answer)
+        yield self._format_event(f"response.{response['status']}", response=response)
 
-    def error_event(self, error: APIError) -> bytes:
+    def _format_error(self, error: APIError) -> bytes:
         """The formatted event of an error, which ends the stream."""
-        return self._format_event(
-            {
-                "type": "error",
-                **self._next_event_fields(),
-                "code": error.code,
-                "message": error.message,
-                "param": error.param,
-            }
-        )
+        return self._format_event("error", code=error.code, message=error.message, param=error.param)
 
-    def _format_event(self, event: ResponseStreamEvent) -> bytes:
-        """An event as a server-sent event, named by its type."""
-        return format_event(event, event["type"])
-
-    def _next_event_fields(self) -> ResponseEventFields:
-        """The fields of every event: the next sequence number."""
-        return {"sequence_number": next(self.sequence_numbers)}
-
-    def _next_text_part_fields(self) -> ResponsePositionFields:
-        """The fields of an event about the text: the next sequence number, and where the text is."""
-        return {**self._next_event_fields(), "item_id": self.item_id, "output_index": 0, "content_index": 0}
-
-    def _response_event(self, type: ResponseEventType, answer: Answer | None = None) -> ResponseEvent:
-        """An event with the whole response; `answer` is given once it is complete."""
-        return {"type": type, **self._next_event_fields(), "response": self.response_object(answer)}
-
-    def _message_event(self, type: MessageEventType, answer: Answer | None = None) -> ResponseOutputItemEvent:
-        """An event: the message begins, or is complete (`answer`)."""
-        return {
-            "type": type,
-            **self._next_event_fields(),
-            "output_index": 0,
-            "item": self._output_message(answer),
-        }
-
-    def _part_event(self, type: PartEventType, answer: Answer | None = None) -> ResponseContentPartEvent:
-        """An event: the message's text part begins, or is complete (`answer`)."""
-        return {"type": type, **self._next_text_part_fields(), "part": self._output_text(answer)}
+    def _format_event(self, event_type: str, **fields: object) -> bytes:
+        """A server-sent event with the next sequence number, named by its type (see `ResponseStreamEvent`)."""
+        event = {"type": event_type, "sequence_number": next(self.sequence_numbers), **fields}
+        return format_event(event, event_type)
 
     def _output_message(self, answer: Answer | None = None) -> ResponseOutputMessage:
         """The answer as a message; without an answer, an empty message in progress."""
@@ -155,18 +119,21 @@ class ResponseBuilder:
             "id": self.item_id,
             "status": _response_status(answer),
             "role": "assistant",
-            "content": [] if answer is None else [self._output_text(answer)],
+            "content": [self._output_text(answer)] if answer else [],
         }
 
     def _output_text(self, answer: Answer | None = None) -> ResponseOutputText:
         """The answer as a text part; empty without an answer."""
-        logprobs = None if answer is None else token_logprobs(self.context.service.tokenizer, answer)
         return {
             "type": "output_text",
-            "text": "" if answer is None else answer.text,
+            "text": answer.text if answer else "",
             "annotations": [],
-            "logprobs": logprobs or [],
+            "logprobs": self._token_logprobs(answer) if answer else [],
         }
+
+    def _token_logprobs(self, answer: Answer | Delta) -> list[TokenLogprobWithTop]:
+        """The log-probabilities of an answer's tokens; an empty list if not requested."""
+        return token_logprobs(self.context.service.tokenizer, answer) or []
 
     def _text_format(self) -> dict[str, Any]:
         """The format that the request has; text by default."""

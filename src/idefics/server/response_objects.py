@@ -8,11 +8,6 @@ from idefics.server.logprobs import TokenLogprobWithTop
 from idefics.server.response_fields import NotesField, PromptTokensDetails, ResponseFields
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete"]
-ResponseEventType = Literal[
-    "response.created", "response.in_progress", "response.completed", "response.incomplete"
-]
-MessageEventType = Literal["response.output_item.added", "response.output_item.done"]
-PartEventType = Literal["response.content_part.added", "response.content_part.done"]
 
 
 class ResponseOutputText(ResponseFields):
@@ -93,14 +88,14 @@ class ResponseEventFields(ResponseFields):
 class ResponseEvent(ResponseEventFields):
     """The response begins (`created`, `in_progress`) or ends (`completed`, `incomplete`)."""
 
-    type: ResponseEventType
+    type: Literal["response.created", "response.in_progress", "response.completed", "response.incomplete"]
     response: ResponseObject
 
 
 class ResponseOutputItemEvent(ResponseEventFields):
     """The message of the answer begins or ends."""
 
-    type: MessageEventType
+    type: Literal["response.output_item.added", "response.output_item.done"]
     output_index: int
     item: ResponseOutputMessage
 
@@ -116,7 +111,7 @@ class ResponsePositionFields(ResponseEventFields):
 class ResponseContentPartEvent(ResponsePositionFields):
     """The text of the answer begins or ends."""
 
-    type: PartEventType
+    type: Literal["response.content_part.added", "response.content_part.done"]
     part: ResponseOutputText
 
 

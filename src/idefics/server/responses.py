@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from idefics.messages import ContentPart, Detail, Message
@@ -26,7 +26,6 @@ from idefics.server.response_format import JsonSchema, ResponseFormat, response_
 from idefics.server.response_objects import ResponseObject, ResponseStreamEvent
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
 from idefics.server.sampling_fields import MAX_NEW_TOKENS, ConversationRequest
-from idefics.server.sse import EventStreamResponse
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
@@ -179,8 +178,4 @@ async def respond(request: ResponseRequest, service: ServerStateDep, context: Re
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     await submit_conversation(context, request.to_messages(), request.generation_kwargs())
-    builder = ResponseBuilder(context, request)
-    if request.stream:
-        return EventStreamResponse(builder.stream_events(), builder.error_event)
-    (answer,) = await context.wait_for_answers()
-    return JSONResponse(builder.response_object(answer))
+    return await ResponseBuilder(context, request).build_response()

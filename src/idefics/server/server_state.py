@@ -45,9 +45,8 @@ class ServerState:
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
         self.vlm, self.settings = with_untrusted_fetcher(vlm, settings), settings
         self.vlm.processor.text_limit.precompute()
-        self.metrics = Metrics(vlm)
         self.admission = AdmissionControl(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
-        self.metrics.track_active_requests(lambda: len(self.admission.slots))
+        self.metrics = Metrics(vlm, lambda: len(self.admission.slots))
         self.workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="idefics-server")
         self.large_body_lock = asyncio.Lock()
         self.num_long_texts = 0

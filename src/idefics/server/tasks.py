@@ -154,9 +154,11 @@ async def _rank_labels(
 
     async def score_labels(picture: Picture) -> RequestHandle:
         make_prompt = partial(vlm.label_scoring_prompt, labels, picture, request.to_image_detail())
-        return await context.score_continuations(
+        handle = await context.score_continuations(
             make_prompt, pictures=[picture, *(shot.picture for shot in shots)]
         )
+        context.record_prompt_metrics(handle.request.prompt)
+        return handle
 
     handle = await score_labels(picture)
     prior_scores = (
