@@ -141,17 +141,16 @@ class PaddingOptions:
 
     def kept_positions(self, length: int, *, num_opening_tokens: int = 0) -> list[int]:
         """The positions that truncation leaves of a row; its first `num_opening_tokens` are kept."""
+        positions = list(range(length))
         truncates = TRUNCATION_STRATEGIES[self.truncation]
         if truncates is None:
             truncates = self.max_length is not None and PADDING_STRATEGIES[self.padding] == "do_not_pad"
         if not truncates or self._effective_max_length is None or length <= self._effective_max_length:
-            return list(range(length))
-        num_kept_tokens = max(self._effective_max_length - num_opening_tokens, 0)
-        start = num_opening_tokens if self.truncation_side == "right" else length - num_kept_tokens
-        return [
-            *range(min(num_opening_tokens, self._effective_max_length)),
-            *range(start, start + num_kept_tokens),
-        ]
+            return positions
+        opening, others = positions[:num_opening_tokens], positions[num_opening_tokens:]
+        num_others = max(self._effective_max_length - num_opening_tokens, 0)
+        start = 0 if self.truncation_side == "right" else len(others) - num_others
+        return opening[: self._effective_max_length] + others[start : start + num_others]
 
     def padded_length(self, lengths: Sequence[int]) -> int | None:
         """The length to which rows of these lengths are padded; None: they are not padded.
@@ -160,10 +159,8 @@ class PaddingOptions:
             BadSetting: `padding` is "max_length", and there is none.
         """
         padding = PADDING_STRATEGIES[self.padding]
-        if padding == "do_not_pad":
-            if self.return_tensors is None:
-                return None
-            padding = "longest"
+        if padding == "do_not_pad" and self.return_tensors is None:
+            return None
         width = max(lengths, default=0)
         if padding == "max_length":
             if self._effective_max_length is None:
@@ -177,7 +174,7 @@ class PaddingOptions:
         padded_length = self.padded_length([len(row) for row in rows])
         padded = []
         for row in rows:
-            padding = [value] * (0 if padded_length is None else padded_length - len(row))
+            padding = [value] * ((padded_length or 0) - len(row))
             padded.append([*padding, *row] if self.padding_side == "left" else [*row, *padding])
         return padded
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from idefics.compat.pretrained import CONFIG_FILES, PretrainedMixin
-from idefics.compat.serialization import AnnotatedFields, read_json_object, write_json
+from idefics.compat.serialization import AnnotatedFields, StrPath, read_json_object, write_json
 from idefics.config import ModelConfig
 from idefics.errors import UnsupportedModel
 from idefics.models import family_for
@@ -150,7 +149,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
             )
         return cls.from_dict(content, **settings)
 
-    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: StrPath) -> None:
         """Writes config.json into a folder, which is created where it does not exist."""
         write_json(Path(save_directory) / CONFIG_FILE, self.to_dict())
 

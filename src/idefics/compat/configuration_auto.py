@@ -11,7 +11,7 @@ from idefics.compat.configuration import CONFIG_FILE, PretrainedConfig
 from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
 from idefics.compat.pretrained import CONFIG_FILES, AutoClass, resolve_folder_and_settings
-from idefics.compat.serialization import config_to_dict, read_json_object
+from idefics.compat.serialization import StrPath, config_to_dict, read_json_object
 from idefics.errors import BadSetting
 from idefics.models import family_for
 
@@ -24,9 +24,7 @@ class AutoConfig(AutoClass):
     """`AutoConfig.from_pretrained(...)` returns the config of a checkpoint, as the class for its model_type."""
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> PretrainedConfig:
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **kwargs: Any) -> PretrainedConfig:
         """Reads config.json; arguments and errors as in `PretrainedMixin.from_pretrained`."""
         folder, fields = resolve_folder_and_settings(
             cls.__name__, pretrained_model_name_or_path, kwargs, CONFIG_FILES

@@ -81,16 +81,12 @@ class IdeficsConfig(PretrainedConfig):
     max_position_embeddings: int = 2048
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        # Flat config.json files of 2023 have the fields of the parts at the top.
-        flat_vision = {name: f"vision_{name}" for name in IdeficsVisionConfig.fields}
-        flat_perceiver = {name: name for name in IdeficsPerceiverConfig.fields if name not in self.fields}
-        fields_by_part = {
-            part: {name: named.pop(flat) for name, flat in flat_names.items() if flat in named}
-            for part, flat_names in (("vision_config", flat_vision), ("perceiver_config", flat_perceiver))
-        }
         super().__init__(*values, **named)
-        for part, fields in fields_by_part.items():
-            getattr(self, part).update(fields)
+        # Flat config.json files of 2023 have the fields of the parts at the top.
+        for name in vars(self).keys() - self.fields.keys():
+            part = self.vision_config if name.startswith("vision_") else self.perceiver_config
+            if (field := name.removeprefix("vision_")) in part.fields:
+                setattr(part, field, vars(self).pop(name))
         if self.num_hidden_layers % self.cross_layer_interval:
             raise UnsupportedModel(
                 f"num_hidden_layers is {self.num_hidden_layers} and cross_layer_interval "

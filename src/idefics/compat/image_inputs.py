@@ -86,13 +86,13 @@ def is_float_array(picture: Picture) -> bool:
 def is_nested(images: Any) -> bool:
     """Whether there is a list of images, or a 4-D array, for each text."""
     return isinstance(images, (list, tuple)) and any(
-        isinstance(one, (list, tuple)) or _is_image_batch(one) for one in images
+        isinstance(one, (list, tuple)) or is_array_with_ndim(one, 4) for one in images
     )
 
 
-def _is_image_batch(source: Any) -> bool:
-    """Whether an array or tensor holds several images."""
-    return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
+def is_array_with_ndim(source: Any, ndim: int) -> bool:
+    """Whether an array or tensor has so many axes: an image 2 or 3, several images 4."""
+    return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == ndim
 
 
 def group_by_sample(images: Any) -> list[list[Any]]:
@@ -101,15 +101,13 @@ def group_by_sample(images: Any) -> list[list[Any]]:
     Raises:
         BadPrompt: lists and single images are mixed.
     """
-    images = list(images) if _is_image_batch(images) else images
+    images = list(images) if is_array_with_ndim(images, 4) else images
     if not is_nested(images):
         return [list(images)] if isinstance(images, (list, tuple)) else [[images]]
-    samples = [list(one) if _is_image_batch(one) else one for one in images]
-    ungrouped_numbers = [
-        number for number, one in enumerate(samples, start=1) if not isinstance(one, (list, tuple))
-    ]
-    if ungrouped_numbers:
-        raise BadPrompt(
-            f"images mixes lists of pictures with pictures (number {ungrouped_numbers[0]}): give one list a text"
-        )
+    samples = [list(one) if is_array_with_ndim(one, 4) else one for one in images]
+    for number, sample in enumerate(samples, start=1):
+        if not isinstance(sample, (list, tuple)):
+            raise BadPrompt(
+                f"images mixes lists of pictures with pictures (number {number}): give one list a text"
+            )
     return [list(sample) for sample in samples]

@@ -20,7 +20,7 @@ from idefics.compat.image_inputs import as_picture, is_float_array
 from idefics.compat.image_utils import load_image
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.serialization import AnnotatedFields, write_json
+from idefics.compat.serialization import AnnotatedFields, StrPath, write_json
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPicture, BadSetting, UnknownArgument
 from idefics.messages import ImageDetail, Picture
@@ -96,7 +96,7 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
         names = image_processor_dict.keys() & cls.fields.keys()
         return cls(**{name: image_processor_dict[name] for name in names}).with_settings(**changes)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
+    def save_pretrained(self, save_directory: StrPath, **keywords: Any) -> list[str]:
         """Writes preprocessor_config.json, and returns its path in a list."""
         check_save_kwargs(keywords)
         return [write_json(Path(save_directory) / "preprocessor_config.json", self.to_dict())]

@@ -78,10 +78,7 @@ class IdeficsImageProcessor(ImageProcessor):
     def preprocess(
         self,
         images: Any,
-        image_num_channels: int | None = None,
-        image_size: int | Mapping[str, int] | None = None,
-        image_mean: ChannelValue = None,
-        image_std: ChannelValue = None,
+        *,
         transform: PictureTransform | None = None,
         return_tensors: str | None = "pt",
         input_data_format: str | None = None,
@@ -94,15 +91,9 @@ class IdeficsImageProcessor(ImageProcessor):
             transform: in place of the usual steps, a function of an image that returns a tensor (3, side, side).
             return_tensors: "pt"; "np" for an array; None for a list of arrays.
             input_data_format: where the channels of an array are, if its shape is ambiguous.
-            image_num_channels, image_size, image_mean, image_std, changes: other settings, for this call.
+            changes: other settings, for this call.
         """
-        processor = self.with_settings(
-            image_num_channels=image_num_channels,
-            image_size=image_size,
-            image_mean=image_mean,
-            image_std=image_std,
-            **changes,
-        )
+        processor = self.with_settings(**changes)
         frames = [
             processor.preprocess_with_transform(source, transform, input_data_format).frames[0]
             for sample in group_by_sample(images)

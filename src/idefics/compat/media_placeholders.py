@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import PIL.Image
-import torch
 
-from idefics.compat.image_inputs import as_picture, group_by_sample, is_nested
+from idefics.compat.image_inputs import as_picture, group_by_sample, is_array_with_ndim, is_nested
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture, Video
 from idefics.processing.chat_prompt import IMAGE_TOKEN
@@ -85,18 +83,14 @@ def _group_by_text(
 def _is_video(source: Any) -> bool:
     if isinstance(source, (list, tuple)):
         return bool(source) and all(
-            isinstance(one, Picture | PIL.Image.Image) or _is_array_with_ndim(one, 3) for one in source
+            isinstance(one, Picture | PIL.Image.Image) or is_array_with_ndim(one, 3) for one in source
         )
-    return isinstance(source, (Video, str, bytes, os.PathLike)) or _is_array_with_ndim(source, 4)
-
-
-def _is_array_with_ndim(source: Any, ndim: int) -> bool:
-    return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == ndim
+    return isinstance(source, (Video, str, bytes, os.PathLike)) or is_array_with_ndim(source, 4)
 
 
 def _to_video(source: Any) -> Video:
     """Converts a source to a `Video`; frames in a list or array are not turned by an EXIF tag, as image objects."""
-    if isinstance(source, (list, tuple)) or _is_array_with_ndim(source, 4):
+    if isinstance(source, (list, tuple)) or is_array_with_ndim(source, 4):
         return Video([as_picture(frame) for frame in source])
     return Video.of(source)
 

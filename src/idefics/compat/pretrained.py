@@ -5,7 +5,6 @@ It refuses what this package does not have, finds the folder, and leaves to each
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from idefics.compat.keyword_arguments import (
     NeutralKwargs,
     check_and_drop_neutral_kwargs,
 )
+from idefics.compat.serialization import StrPath
 from idefics.errors import BadSetting
 
 HUB_KWARGS = ("revision", "local_files_only", "subfolder", "token", "use_auth_token", "cache_dir")
@@ -66,7 +66,7 @@ class PretrainedMixin:
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **kwargs: Any) -> Self:
         """Reads the object from the files of a checkpoint.
 
         Args:
@@ -96,7 +96,7 @@ class AutoClass:
 
 
 def resolve_folder_and_settings(
-    class_name: str, model: str | os.PathLike[str], kwargs: Mapping[str, Any], selection: FileSelection
+    class_name: str, model: StrPath, kwargs: Mapping[str, Any], selection: FileSelection
 ) -> tuple[Path, dict[str, Any]]:
     """Finds the folder that `from_pretrained` reads, downloading it where needed.
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.pretrained import PROCESSOR_FILES, AutoClass, resolve_folder_and_settings
 from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_idefics import IdeficsProcessor
 from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
+from idefics.compat.serialization import StrPath
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import UnsupportedModel
 from idefics.processing.checkpoint_settings import read_json_object, read_preprocessor_config
-
-if TYPE_CHECKING:
-    import os
-
-    from idefics.compat.image_processing import ImageProcessor
 
 PROCESSOR_CLASSES: tuple[type[BaseProcessor], ...] = (
     IdeficsProcessor,
@@ -29,9 +26,7 @@ class AutoProcessor(AutoClass):
     """`AutoProcessor.from_pretrained(...)` returns the processor that fits a checkpoint."""
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> BaseProcessor:
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **kwargs: Any) -> BaseProcessor:
         """Reads a processor; arguments and errors as in `PretrainedMixin.from_pretrained`."""
         folder, settings = resolve_folder_and_settings(
             cls.__name__, pretrained_model_name_or_path, kwargs, PROCESSOR_FILES
@@ -51,9 +46,7 @@ class AutoImageProcessor(AutoClass):
     """`AutoImageProcessor.from_pretrained(...)` returns the image processor that fits a checkpoint."""
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> ImageProcessor:
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **kwargs: Any) -> ImageProcessor:
         """Reads an image processor; arguments and errors as in `PretrainedMixin.from_pretrained`.
 
         In a folder without config.json, preprocessor_config.json names the class; no tokenizer is needed.

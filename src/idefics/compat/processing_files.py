@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.serialization import JsonMixin, write_json
+from idefics.compat.serialization import JsonMixin, StrPath, write_json
 from idefics.compat.tokenization import CALL_KWARG_NAMES, DEFAULT_SETTINGS, PreTrainedTokenizer
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
@@ -17,9 +17,6 @@ from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.checkpoint_settings import read_json_object, read_preprocessor_config
 from idefics.processing.picture_expansion import FAKE_IMAGE_TOKEN
 from idefics.validation import describe_type
-
-if TYPE_CHECKING:
-    import os
 
 TOKENIZER_KWARGS = {*DEFAULT_SETTINGS, *CALL_KWARG_NAMES} - {"chat_template"}
 
@@ -135,7 +132,7 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         )
         self.chat_template = self._prompt_format.chat_template
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
+    def save_pretrained(self, save_directory: StrPath, **keywords: Any) -> list[str]:
         """Writes the files of the image processor and the tokenizer, and processor_config.json.
 
         Returns:

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 from idefics.errors import BrokenCheckpoint
 from idefics.weights.files import refuse_adapter
 
+StrPath = str | os.PathLike[str]
+
 
 @runtime_checkable
 class HasToDict(Protocol):
@@ -37,7 +39,7 @@ class JsonMixin:
         """
         return to_json(self.to_dict())
 
-    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+    def to_json_file(self, json_file_path: StrPath, use_diff: bool = True) -> None:
         """Writes `to_json_string` to a file, whatever its name."""
         Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
@@ -88,7 +90,7 @@ class AnnotatedFields(JsonMixin):
         return cls(**{**content, **changes})
 
     @classmethod
-    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+    def from_json_file(cls, json_file: StrPath) -> Self:
         """The object in a JSON file of any name."""
         return cls.from_dict(read_json_object(Path(json_file)))
 

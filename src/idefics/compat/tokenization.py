@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from idefics.compat.batch_feature import VERY_LARGE_INTEGER
 from idefics.compat.keyword_arguments import check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.serialization import write_json
+from idefics.compat.serialization import StrPath, write_json
 from idefics.compat.tokenization_encoding import EncodingMixin, span_overlap_mask
 from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
 from idefics.errors import UnknownArgument
 from idefics.processing.chat_template import render_template
 from idefics.processing.checkpoint_settings import read_chat_template, read_json_object
 from idefics.processing.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    import os
 
 Messages = Sequence[Mapping[str, Any]]
 Conversations = Messages | Sequence[Messages]  # one, or a batch
@@ -85,13 +82,13 @@ class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
         return tokenizer
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **kwargs: Any) -> Self:
         """As `PretrainedMixin.from_pretrained`; `name_or_path` is then the name that was given."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: StrPath, **keywords: Any) -> tuple[str, ...]:
         """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
 
         Returns:

@@ -108,12 +108,12 @@ class VocabularyMixin:
         Raises:
             BadPrompt: more than one row, or an id below 0.
         """
-        ids = np.atleast_1d(np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids))
+        ids = torch.atleast_1d(torch.as_tensor(token_ids))
         if ids.ndim != 1:
             raise BadPrompt(
-                f"decode reads one row of ids, and this has the shape {ids.shape}: use batch_decode"
+                f"decode reads one row of ids, and this has the shape {tuple(ids.shape)}: use batch_decode"
             )
-        if ids.size and ids.min() < 0:
+        if ids.numel() and ids.min() < 0:
             raise BadPrompt(f"{ids.min()} is not the id of a token: remove it before decoding")
         skipped_ids = self.codec.special_ids if skip_special_tokens else ()
         text = self.codec.decode(ids.tolist(), hidden_ids=skipped_ids)
