@@ -26,7 +26,7 @@ ERROR_INSTANCES = [
     errors.BadPrompt("text"),
     errors.PromptTooLong(3000, 2048, 2),
     errors.TextTooLong(90_000, 80_000, 1024),
-    OutputWriteError("no space left", " after 3 pictures"),
+    OutputWriteError("no space left"),
     errors.EngineBusy(8),
     errors.RequestTimeout(2.5),
     errors.ModelError("text"),

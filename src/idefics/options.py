@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar, get_ar
 
 from idefics.config import Sampling
 from idefics.messages import Detail, ImageDetail
+from idefics.structured import OutputConstraint
 from idefics.validation import reject_unknown_arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,18 +92,24 @@ class ScoringKeywords(TypedDict, total=False):
     timeout: float | None
 
 
+class ClassifyKeywords(ScoringKeywords, total=False):
+    """The keywords of `classify`, for type checkers."""
+
+    length_normalized: bool
+    calibrated: bool
+
+
 DEFAULT_OPTIONS: dict[str, Any] = {
-    **{field.name: field.default for field in fields(Sampling)},
+    **{
+        field.name: field.default
+        for record in (Sampling, OutputConstraint, ImageDetail)
+        for field in fields(record)
+    },
     "logit_bias": {},
     "stop": (),
     "banned": (),
-    "regex": None,
-    "choices": None,
-    "schema": None,
     "skip_special_tokens": None,
     "timeout": None,
-    "detail": "high",
-    "max_tiles": None,
 }
 
 

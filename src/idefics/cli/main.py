@@ -160,13 +160,6 @@ def _invoke_command(argv: Sequence[str], loader: ModelLoader) -> int:
 @cache
 def _root_command() -> CommandGroup:
     """The command-line parser with all commands, built once."""
-    group = typer.main.get_command(_build_app())
-    assert isinstance(group, CommandGroup)
-    return group
-
-
-def _build_app() -> typer.Typer:
-    """Makes the typer application with all commands."""
     app = typer.Typer(
         cls=CommandGroup,
         add_completion=False,
@@ -195,4 +188,6 @@ def _build_app() -> typer.Typer:
 
     for command in COMMANDS:
         add_command(app, command)
-    return app
+    group = typer.main.get_command(app)
+    assert isinstance(group, CommandGroup)
+    return group

@@ -39,11 +39,10 @@ def one_line(text: str) -> str:
 
 
 class OutputWriteError(IdeficsError):
-    """Answers cannot be written to standard output; `progress` says how many were."""
+    """Answers cannot be written to standard output."""
 
-    def __init__(self, reason: str, progress: str = "") -> None:
-        super().__init__(f"cannot write answers: {reason}{progress}")
-        self.reason = reason
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"cannot write answers: {reason}")
 
 
 class EscapingStdout(io.TextIOWrapper):
@@ -130,9 +129,7 @@ class OutputWriter:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.progress.stop()
         if isinstance(error, OutputWriteError) and self.num_expected:
-            raise OutputWriteError(
-                error.reason, f" ({self.num_written} of {self.num_expected} done)"
-            ) from error
+            error.args = (f"{error} ({self.num_written} of {self.num_expected} done)",)
 
     @cached_property
     def console(self) -> Console:
@@ -144,7 +141,7 @@ class OutputWriter:
     def report_error(self, text: str) -> None:
         """Prints an error on one line of standard error. The run goes on; its exit code will be 2."""
         self.exit_code = 2
-        self.print_status(f"{self.command}: {keywords_as_flags(text)}")
+        self.print_note(keywords_as_flags(text))
 
     def print_note(self, text: str) -> None:
         """Prints a note on one line of standard error; the exit code does not change."""
@@ -181,8 +178,8 @@ class OutputWriter:
         self.print_result_notes(result)
         self.num_written += 1
 
-    def write_stream(self, stream: Stream) -> Answer:
-        """Writes an answer to a terminal while it is generated; returns it once it is finished."""
+    def write_stream(self, stream: Stream) -> None:
+        """Writes an answer to a terminal while it is generated."""
         try:
             for piece in stream:
                 self.progress.stop()
@@ -194,7 +191,6 @@ class OutputWriter:
         if answer.finish == "length":
             self.print_status(f"(cut off after {len(answer.tokens)} tokens; --max-new-tokens allows more)")
         self.print_result_notes(answer)
-        return answer
 
     def _write_text(self, text: str, name: str | None) -> None:
         """Writes an answer as text; to a pipe on one line after the name, if names are shown."""

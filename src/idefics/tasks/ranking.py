@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from idefics.engine.handle import RequestHandle
@@ -15,7 +16,7 @@ from idefics.generation.loaded_model import LoadedModel
 from idefics.generation.prefetch import prefetch_map
 from idefics.generation.prompts import make_scoring_prompt
 from idefics.messages import Detail, ImageDetail, Picture, PictureOrVideo, Ranking, Shot, Timings
-from idefics.options import OnError, ScoringKeywords
+from idefics.options import ClassifyKeywords, OnError
 from idefics.tasks.classify import check_and_strip_labels, rank_labels, task_and_label_text
 from idefics.tasks.picture_arguments import parse_image_argument
 from idefics.tasks.task import compose_task_prompt
@@ -112,10 +113,8 @@ class RankingMixin:
         image: PictureInput,
         labels: Sequence[str],
         *,
-        length_normalized: bool = ...,
-        calibrated: bool = ...,
         on_error: Literal["raise"] = ...,
-        **options: Unpack[ScoringKeywords],
+        **options: Unpack[ClassifyKeywords],
     ) -> Ranking: ...
     @overload
     def classify(
@@ -123,10 +122,8 @@ class RankingMixin:
         image: PictureInputs,
         labels: Sequence[str],
         *,
-        length_normalized: bool = ...,
-        calibrated: bool = ...,
         on_error: Literal["raise"] = ...,
-        **options: Unpack[ScoringKeywords],
+        **options: Unpack[ClassifyKeywords],
     ) -> list[Ranking]: ...
     @overload
     def classify(  # type: ignore[overload-overlap]
@@ -134,10 +131,8 @@ class RankingMixin:
         image: PictureInput,
         labels: Sequence[str],
         *,
-        length_normalized: bool = ...,
-        calibrated: bool = ...,
         on_error: Literal["return"],
-        **options: Unpack[ScoringKeywords],
+        **options: Unpack[ClassifyKeywords],
     ) -> Ranking | IdeficsError: ...
     @overload
     def classify(
@@ -145,10 +140,8 @@ class RankingMixin:
         image: PictureInputs,
         labels: Sequence[str],
         *,
-        length_normalized: bool = ...,
-        calibrated: bool = ...,
         on_error: Literal["return"],
-        **options: Unpack[ScoringKeywords],
+        **options: Unpack[ClassifyKeywords],
     ) -> list[Ranking | IdeficsError]: ...
     @reject_unknown_arguments
     def classify(
@@ -200,12 +193,8 @@ class RankingMixin:
         prior: list[list[float]] | None = None
         if validate_bool("calibrated", calibrated):
             prior = ranker.score(neutral_picture()).continuation_logprobs
-
-        def rank(picture: PictureOrVideo) -> Ranking:
-            return ranker.rank(picture, prior)
-
         pictures, error_policy = parse_image_argument(image, on_error)
-        with closing(prefetch_map(rank, pictures, ranker.deadline)) as results:
+        with closing(prefetch_map(partial(ranker.rank, prior=prior), pictures, ranker.deadline)) as results:
             rankings = [error_policy.return_or_raise(index, result) for index, result in enumerate(results)]
         return rankings if error_policy.num_inputs else rankings[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Unpack, overload
 
 from idefics.errors import IdeficsError
@@ -67,10 +68,7 @@ class TextTaskMixin:
             start_time=start_time,
             text_prefix=task.answer_start.format(words=words),
         )
-
-        def encode(picture: PictureOrVideo) -> Prompt:
-            return self.task_prompt(task, picture, words, image_detail)
-
+        encode = partial(self.task_prompt, task, words=words, image_detail=image_detail)
         return call.answer(encode, pictures, error_policy)
 
     def task_prompt(
