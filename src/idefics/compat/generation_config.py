@@ -129,7 +129,7 @@ class GenerationConfig(PretrainedMixin):
         elif value is None:
             vars(self).pop(name, None)
         elif name in FIELD_NAMES:
-            vars(self)[name] = validate_field(name, value)
+            vars(self)[name] = validate_field(name, GenerationConfig.__annotations__[name], value)
         elif not changes_no_answer(name, value):
             raise BadSetting(f"{name} is {value!r}, and `generate` does not support it: leave it out")
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from idefics.errors import BadSetting
+from idefics.validation import validate_bool, validate_list
 
-MIN_BY_INTEGER_FIELD = {  # whole numbers -> smallest value
+# Of numbers, and of the ids in lists.
+MIN_BY_FIELD = {
     "max_length": 1,
     "max_new_tokens": 1,
     "min_length": 0,
@@ -22,61 +24,50 @@ MIN_BY_INTEGER_FIELD = {  # whole numbers -> smallest value
     "top_k": 0,
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
+    "suppress_tokens": 0,
+    "begin_suppress_tokens": 0,
+    "max_time": 0,
+    "temperature": 0,
+    "top_p": 0,
+    "min_p": 0,
+    "top_h": 1e-9,
+    "typical_p": 0.01,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "repetition_penalty": 0.01,
+    "encoder_repetition_penalty": 0.01,
 }
-RANGE_BY_FLOAT_FIELD = {  # numbers -> smallest and largest value
-    "temperature": (0.0, math.inf),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "top_h": (1e-9, 1.0),
-    "typical_p": (0.01, 1.0),
-    "epsilon_cutoff": (0.0, 1.0),
-    "eta_cutoff": (0.0, 1.0),
-    "repetition_penalty": (0.01, math.inf),
-    "encoder_repetition_penalty": (0.01, math.inf),
-    "length_penalty": (-math.inf, math.inf),
-    "guidance_scale": (-math.inf, math.inf),
-    "max_time": (0.0, math.inf),
-}
-BOOLEAN_FIELDS = {
-    "do_sample",
-    "use_cache",
-    "renormalize_logits",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "return_dict_in_generate",
-}
-ID_FIELDS = {"eos_token_id", "forced_eos_token_id"}  # one id, or a list of them
-ID_LIST_FIELDS = {"suppress_tokens", "begin_suppress_tokens"}
+PROBABILITY_FIELDS = ("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # at most 1
 
 
-def validate_field(name: str, value: Any) -> Any:
-    """The value of a setting, checked and converted. Raises BadSetting where it is not allowed."""
+def validate_field(name: str, annotation: str, value: Any) -> Any:
+    """The value of a setting, checked and converted; `annotation` is its type. Raises BadSetting for a wrong one."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
         value = value.tolist()
-    if name in MIN_BY_INTEGER_FIELD:
-        return _validate_int(name, value, MIN_BY_INTEGER_FIELD[name])
-    if name in RANGE_BY_FLOAT_FIELD:
-        return _validate_float(name, value, *RANGE_BY_FLOAT_FIELD[name])
-    if name in BOOLEAN_FIELDS and not isinstance(value, bool):
-        raise BadSetting(f"{name} is {value!r}; give True or False")
-    if name == "early_stopping" and not isinstance(value, bool) and value != "never":
-        raise BadSetting(f'early_stopping is {value!r}; give True, False or "never"')
-    if name == "bad_words_ids":
-        return _validate_bad_words_ids(value)
-    if name == "sequence_bias":
-        return _validate_sequence_bias(value)
-    if name == "exponential_decay_length_penalty":
-        return _validate_length_penalty_decay(value)
-    if name == "stop_strings":
-        return _validate_stop_strings(value)
-    if name in ID_LIST_FIELDS or (name in ID_FIELDS and isinstance(value, list | tuple)):
-        if not isinstance(value, list | tuple):
-            raise BadSetting(f"{name} is {value!r}; give a list of ids")
-        return [_validate_int(name, id, 0 if name in ID_LIST_FIELDS else -math.inf) for id in value]
-    if name.endswith("_token_id"):
-        return _validate_int(name, value)
+    low = MIN_BY_FIELD.get(name, -math.inf)
+    match annotation.removesuffix(" | None"):
+        case "int":
+            return _validate_int(name, value, low)
+        case "float":
+            return _validate_float(name, value, low, 1 if name in PROBABILITY_FIELDS else math.inf)
+        case "bool":
+            return validate_bool(name, value)
+        case "list[int]":
+            return _validate_ids(name, value, low)
+        case "int | list[int]":
+            is_list = isinstance(value, list | tuple)
+            return _validate_ids(name, value, low) if is_list else _validate_int(name, value)
+        case "list[list[int]]":
+            expected = "a list of lists of ids, such as [[5], [7, 8]]"
+            return [_validate_ids(name, ids, 0, expected) for ids in validate_list(name, value, expected)]
+        case "list[str]":
+            return _validate_texts(name, value)
+        case "list[float]":
+            return _validate_length_penalty_decay(name, value)
+        case "list[list[Any]]":
+            return _validate_sequence_bias(name, value)
+    if not isinstance(value, bool) and value != "never":
+        raise BadSetting(f'{name} is {value!r}; give True, False or "never"')
     return value
 
 
@@ -88,53 +79,45 @@ def _validate_int(name: str, value: Any, low: float = -math.inf) -> int:
     return int(value)
 
 
-def _validate_float(name: str, value: Any, low: float, high: float) -> float:
+def _validate_float(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         limits = f" from {low:g}" * (low > -math.inf) + f" to {high:g}" * (high < math.inf)
         raise BadSetting(f"{name} is {value!r}; give a number{limits}")
     return float(value)
 
 
-def _validate_bad_words_ids(value: Any) -> list[list[int]]:
-    if not isinstance(value, list | tuple) or not all(isinstance(word, list | tuple) for word in value):
-        raise BadSetting(f"bad_words_ids is {value!r}; give a list of lists of ids, such as [[5], [7, 8]]")
-    return [[_validate_int("an id of bad_words_ids", id, 0) for id in word] for word in value]
+def _validate_ids(name: str, value: Any, low: float, expected: str = "a list of ids") -> list[int]:
+    return [_validate_int(name, id, low) for id in validate_list(name, value, expected)]
 
 
-def _validate_sequence_bias(value: Any) -> list[list[Any]]:
+def _validate_sequence_bias(name: str, value: Any) -> list[list[Any]]:
     """[[ids, number], ...], from that or from {ids: number, ...}."""
-    pairs = [[list(ids), bias] for ids, bias in value.items()] if isinstance(value, Mapping) else value
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], list | tuple) and pair[0]
         for pair in pairs
     ):
         raise BadSetting(
-            f"sequence_bias is {value!r}; give ids and a number for each, such as [[[5], 2.0], [[7, 8], -1.5]]"
+            f"{name} is {value!r}; give ids and a number for each, such as [[[5], 2.0], [[7, 8], -1.5]]"
         )
     return [
-        [
-            [_validate_int("an id of sequence_bias", id, 0) for id in ids],
-            _validate_float("a bias of sequence_bias", bias, -math.inf, math.inf),
-        ]
+        [_validate_ids(f"a sequence of {name}", ids, 0), _validate_float(f"a bias of {name}", bias)]
         for ids, bias in pairs
     ]
 
 
-def _validate_length_penalty_decay(value: Any) -> list[float]:
+def _validate_length_penalty_decay(name: str, value: Any) -> list[float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise BadSetting(
-            f"exponential_decay_length_penalty is {value!r}; give the number of ids after which it acts, and a factor"
-        )
+        raise BadSetting(f"{name} is {value!r}; give the number of ids after which it acts, and a factor")
     start, factor = value
-    name = "exponential_decay_length_penalty"
     return [
         _validate_int(f"the start of {name}", start),
-        _validate_float(f"the factor of {name}", factor, 0.0, math.inf),
+        _validate_float(f"the factor of {name}", factor, 0.0),
     ]
 
 
-def _validate_stop_strings(value: Any) -> list[str]:
-    strings: Sequence[Any] = [value] if isinstance(value, str) else value
+def _validate_texts(name: str, value: Any) -> list[str]:
+    strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(text, str) and text for text in strings):
-        raise BadSetting(f"stop_strings is {value!r}; give a text or a list of texts, none of them empty")
+        raise BadSetting(f"{name} is {value!r}; give a text or a list of texts, none of them empty")
     return list(strings)
