@@ -39,13 +39,15 @@ if TYPE_CHECKING:
         AutoModelForImageTextToText,
         AutoModelForVision2Seq,
     )
-    from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
-    from idefics.compat.modeling_idefics2 import (
+    from idefics.compat.modeling_idefics import (
+        IdeficsForVisionText2Text,
+        IdeficsModel,
+        IdeficsPreTrainedModel,
+    )
+    from idefics.compat.modeling_inline import (
         Idefics2ForConditionalGeneration,
         Idefics2Model,
         Idefics2PreTrainedModel,
-    )
-    from idefics.compat.modeling_idefics3 import (
         Idefics3ForConditionalGeneration,
         Idefics3Model,
         Idefics3PreTrainedModel,
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
         SmolVLMModel,
         SmolVLMPreTrainedModel,
     )
-    from idefics.compat.modeling_idefics_base import IdeficsPreTrainedModel
     from idefics.compat.processing_auto import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from idefics.compat.processing_idefics import IdeficsProcessor
     from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
@@ -154,9 +155,11 @@ _NAMES_BY_MODULE = {
     ),
     "logits_process": ("LogitsProcessor", "LogitsProcessorList"),
     "modeling_auto": ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq"),
-    "modeling_idefics": ("IdeficsForVisionText2Text", "IdeficsModel"),
-    "modeling_idefics2": ("Idefics2ForConditionalGeneration", "Idefics2Model", "Idefics2PreTrainedModel"),
-    "modeling_idefics3": (
+    "modeling_idefics": ("IdeficsForVisionText2Text", "IdeficsModel", "IdeficsPreTrainedModel"),
+    "modeling_inline": (
+        "Idefics2ForConditionalGeneration",
+        "Idefics2Model",
+        "Idefics2PreTrainedModel",
         "Idefics3ForConditionalGeneration",
         "Idefics3Model",
         "Idefics3PreTrainedModel",
@@ -164,7 +167,6 @@ _NAMES_BY_MODULE = {
         "SmolVLMModel",
         "SmolVLMPreTrainedModel",
     ),
-    "modeling_idefics_base": ("IdeficsPreTrainedModel",),
     "processing_auto": ("AutoImageProcessor", "AutoProcessor", "AutoTokenizer"),
     "processing_idefics": ("IdeficsProcessor",),
     "processing_inline": ("Idefics2Processor", "Idefics3Processor", "SmolVLMProcessor"),

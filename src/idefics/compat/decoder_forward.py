@@ -84,21 +84,17 @@ def prepare_decoder_inputs(
             f"attention_mask is of {tuple(attention_mask.shape)}: give ({batch_size}, {total_length}), "
             f"one number for each of {total_length - num_new_tokens} past and {num_new_tokens} new tokens"
         )
+    is_token = None if attention_mask is None else attention_mask.to(x.device).bool()
     if position_ids is not None:
         positions = position_ids.to(x.device).expand(batch_size, -1)
-    elif attention_mask is not None:
-        is_token = attention_mask.to(x.device).long()
-        positions = (is_token.cumsum(-1) - 1).masked_fill(is_token == 0, 1)[:, -num_new_tokens:]
     else:
-        positions = torch.arange(total_length - num_new_tokens, total_length, device=x.device).expand(
-            batch_size, -1
-        )
+        counted = x.new_ones(batch_size, total_length, dtype=torch.bool) if is_token is None else is_token
+        positions = (counted.cumsum(-1) - 1).masked_fill(~counted, 1)[:, -num_new_tokens:]
     if positions.shape[1] != num_new_tokens:
         raise BadPrompt(
             f"position_ids are {positions.shape[1]} a row and the tokens {num_new_tokens}: give as many"
         )
-    tokens = None if attention_mask is None else attention_mask.to(x.device).bool()
-    return DecoderInputs(x, input_ids, tokens, positions, past)
+    return DecoderInputs(x, input_ids, is_token, positions, past)
 
 
 @contextmanager

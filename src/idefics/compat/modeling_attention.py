@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.errors import BadSetting
@@ -27,17 +27,17 @@ PART_MODULES = {
 
 
 class AttentionImplementationMixin(HasAttentionBackend):
-    """A model whose attention backends can be chosen.
-
-    Attributes:
-        attn_implementation: that of the decoder: "sdpa", "eager" or "flash_attention_2".
-    """
+    """A model whose attention backends can be chosen."""
 
     config: PretrainedConfig
-    attn_implementation: str
 
     @property
-    def base_model(self) -> nn.Module:
+    def attn_implementation(self) -> str | None:
+        """That of the whole model: "sdpa", "eager" or "flash_attention_2"."""
+        return self.config._attn_implementation
+
+    @property
+    def base_model(self) -> Any:
         """Everything but the head; in a model without a head, itself."""
         raise NotImplementedError
 
@@ -65,12 +65,11 @@ class AttentionImplementationMixin(HasAttentionBackend):
             set_attention_backend(self, backends[""])
             for config in (self.config, *sub_configs.values()):
                 config._attn_implementation = named[""]
-            self._set_decoder_backend(backends[""], named[""])
         children = dict(self.base_model.named_children())
         for name in named.keys() & sub_configs.keys():
             sub_configs[name]._attn_implementation = named[name]
-            if name == "text_config":
-                self._set_decoder_backend(backends[name], named.get("", self.attn_implementation))
+            for module in (self, self.base_model) if name == "text_config" else ():
+                module.attention_backend = backends[name]
             for child in children.keys() & PART_MODULES[name]:
                 set_attention_backend(children[child], backends[name])
 
@@ -82,9 +81,3 @@ class AttentionImplementationMixin(HasAttentionBackend):
             )
         dtype = next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), None)
         return get_attention_backend(attn_implementation, dtype or torch.float32, torch.device("cuda"))
-
-    def _set_decoder_backend(self, backend: AttentionBackend, attn_implementation: str) -> None:
-        """Sets the backend of the decoder, which the models themselves hold, with and without a head."""
-        for module in self.modules():
-            if isinstance(module, AttentionImplementationMixin):
-                module.attention_backend, module.attn_implementation = backend, attn_implementation

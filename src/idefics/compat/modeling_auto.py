@@ -10,8 +10,9 @@ from idefics.compat.loading import ModelLoader
 from idefics.compat.modeling import PreTrainedModel
 from idefics.compat.modeling_heads import ModelWithHead
 from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
-from idefics.compat.modeling_idefics2 import Idefics2ForConditionalGeneration, Idefics2Model
-from idefics.compat.modeling_idefics3 import (
+from idefics.compat.modeling_inline import (
+    Idefics2ForConditionalGeneration,
+    Idefics2Model,
     Idefics3ForConditionalGeneration,
     Idefics3Model,
     SmolVLMForConditionalGeneration,

@@ -1,4 +1,4 @@
-"""The base classes of the guides' inline-image models: Idefics2, Idefics3 and SmolVLM.
+"""The classes of the inline-image models: Idefics2, Idefics3, SmolVLM and SmolVLM2, with and without their heads.
 
 B rows, T new tokens, L cached and new tokens, P frames (images or tiles) of a row, M features of a frame, D width.
 """
@@ -9,15 +9,27 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config
+from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
 from idefics.compat.decoder_forward import prepare_decoder_inputs, record_outputs
 from idefics.compat.inline_images import encode_frames, merge_image_features
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
 from idefics.compat.modeling import PreTrainedModel
 from idefics.compat.modeling_heads import BaseModelWithoutHead, ModelWithHead, forward_with_head
-from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
+from idefics.compat.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+    Idefics2BaseModelOutputWithPast,
+    Idefics2CausalLMOutputWithPast,
+    Idefics3BaseModelOutputWithPast,
+    Idefics3CausalLMOutputWithPast,
+    SmolVLMBaseModelOutputWithPast,
+    SmolVLMCausalLMOutputWithPast,
+)
 from idefics.compat.modeling_vision import SiglipVisionTransformer
 from idefics.errors import BadPrompt
+from idefics.models.idefics2 import Idefics2Backbone
+from idefics.models.idefics3 import Idefics3Backbone
 from idefics.models.inline import InlineImageBackbone
 
 
@@ -151,3 +163,65 @@ class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedMo
     ) -> Any:
         """Encodes images, as `get_image_features` of the model without its head."""
         return self.model.get_image_features(pixel_values, pixel_attention_mask, return_dict)
+
+
+class Idefics2PreTrainedModel(InlineImagePreTrainedModel):
+    """The base of Idefics2's classes: inherit from it to build a model with parts of your own."""
+
+    config_class = Idefics2Config
+    model_types = ("idefics2",)
+
+
+class Idefics2Model(InlineImageBaseModel, Idefics2PreTrainedModel, Idefics2Backbone):
+    """Idefics2 without its head: text and images to hidden states."""
+
+    output_class = Idefics2BaseModelOutputWithPast
+    backbone_class = Idefics2Backbone
+
+
+class Idefics2ForConditionalGeneration(InlineImageForConditionalGeneration, Idefics2PreTrainedModel):
+    """Idefics2 with its head: continues text with images of native size."""
+
+    output_class = Idefics2CausalLMOutputWithPast
+    base_class = Idefics2Model
+
+
+class Idefics3PreTrainedModel(InlineImagePreTrainedModel):
+    """The base of Idefics3's classes: inherit from it to build a model with parts of your own."""
+
+    config_class = Idefics3Config
+    model_types = ("idefics3", "smolvlm")  # one architecture
+
+
+class Idefics3Model(InlineImageBaseModel, Idefics3PreTrainedModel, Idefics3Backbone):
+    """Idefics3 without its head: text and images to hidden states."""
+
+    output_class: ClassVar[type[BaseModelOutputWithPast]] = Idefics3BaseModelOutputWithPast
+    backbone_class = Idefics3Backbone
+    requires_square_frames = True
+
+
+class Idefics3ForConditionalGeneration(InlineImageForConditionalGeneration, Idefics3PreTrainedModel):
+    """Idefics3 with its head: continues text with images split into square tiles."""
+
+    output_class: ClassVar[type[CausalLMOutputWithPast]] = Idefics3CausalLMOutputWithPast
+    base_class: ClassVar[type[BaseModelWithoutHead]] = Idefics3Model
+
+
+class SmolVLMPreTrainedModel(Idefics3PreTrainedModel):
+    """The base of the classes of SmolVLM and SmolVLM2."""
+
+    config_class = SmolVLMConfig
+
+
+class SmolVLMModel(SmolVLMPreTrainedModel, Idefics3Model):
+    """SmolVLM or SmolVLM2 without its head: text and images to hidden states."""
+
+    output_class = SmolVLMBaseModelOutputWithPast
+
+
+class SmolVLMForConditionalGeneration(SmolVLMPreTrainedModel, Idefics3ForConditionalGeneration):
+    """SmolVLM or SmolVLM2 with its head: continues text with images and video frames."""
+
+    output_class = SmolVLMCausalLMOutputWithPast
+    base_class = SmolVLMModel

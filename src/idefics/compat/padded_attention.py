@@ -53,10 +53,9 @@ def make_attention_mask(
         return AttentionMask(None, is_causal=num_new > 1, fully_masked=None)
     positions = torch.arange(total, device=device)
     mask = causal_window_mask(positions[num_past:], positions, sliding_window)[None, None]  # (1, 1, T, L)
-    if not has_padding or token_mask is None:
-        return AttentionMask(mask, is_causal=False, fully_masked=None)
-    mask = mask & token_mask[:, None, None].bool()
-    fully_masked = ~mask.any(dim=-1)  # (B, 1, T)
+    if token_mask is not None:
+        mask = mask & token_mask[:, None, None].bool()
+    fully_masked = ~mask.any(dim=-1)  # (B or 1, 1, T)
     # The softmax of a fully masked row is NaN: such rows attend to everything, and their output is set to zero.
     return AttentionMask(
         mask | fully_masked[..., None],
