@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import chdir, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from idefics.cli.command import command
-from idefics.cli.flags import ModelFlags, model_flag
+from idefics.cli.flags import ModelFlags, flag_group, model_flag
 from idefics.cli.loading import LoadModel, ModelLoader
 from idefics.cli.output import OutputWriter
 
@@ -52,7 +51,7 @@ COMMAND_LINES_BY_PICTURE = {  # by the picture that is drawn next to them
 CHAT_LINES = ("What is in this image?", "/image statue.png", "And in this one?", "Where is it?")
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class DemoFlags:
     """The model that runs the tasks."""
 

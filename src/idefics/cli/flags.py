@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import typer
 
@@ -18,6 +18,8 @@ from idefics.messages import Detail, ImageDetail
 from idefics.processing.url_policy import parse_allowed_hosts
 
 OUTPUT_SECTION = "Output"  # the last section of flags
+
+T = TypeVar("T")
 
 PositionalArguments = Annotated[list[str], typer.Argument(default_factory=list)]
 
@@ -32,6 +34,12 @@ def flag(section: str, help: str, *, default: Any = None, **option: Any) -> Any:
         **option: "names", where they are not the field's; "metavar", "parser" or "envvar" of `typer.Option`.
     """
     return field(default=default, metadata={"rich_help_panel": section, "help": help, **option})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def flag_group(cls: type[T]) -> type[T]:
+    """Decorator: makes a class with flags as fields a dataclass, which a command takes as a parameter."""
+    return dataclass(frozen=True, kw_only=True)(cls)
 
 
 input_flag = partial(flag, "Input")
@@ -91,14 +99,14 @@ def remote_images_flag(default: str, help: str) -> Any:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class PromptFlags:
     """The text about the pictures, where it is not the last argument."""
 
     prompt: str | None = input_flag("The question or text, instead of the last argument.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class ShotsFlags:
     """The file of few-shot examples."""
 
@@ -107,7 +115,7 @@ class ShotsFlags:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class PictureFlags:
     """The positional arguments, which name pictures, and how folders are searched."""
 
@@ -119,7 +127,7 @@ class PictureFlags:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class ModelFlags:
     """Which model is loaded, where and how: the keywords of `idefics.load`, under the same names."""
 
@@ -163,7 +171,7 @@ class ModelFlags:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class ImageDetailFlags:
     """How finely pictures are processed: the fields of `ImageDetail`."""
 
@@ -184,14 +192,14 @@ class ImageDetailFlags:
         return options
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class JSONFlags:
     """The format of standard output."""
 
     json: bool = output_flag("Print one JSON object per line.", default=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class DebugFlags:
     """Whether errors are shown with their traceback; `main` looks for this flag itself."""
 

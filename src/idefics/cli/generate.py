@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idefics.cli.command import command
-from idefics.cli.flags import ModelFlags, PositionalArguments
+from idefics.cli.flags import ModelFlags, PositionalArguments, flag_group
 from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import NamedPicture, fetch_and_check_picture, read_standard_input
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class ItemArguments:
     """The parts of the prompt."""
 

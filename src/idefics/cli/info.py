@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -11,13 +10,14 @@ import typer
 from idefics import __version__
 from idefics.catalog import DEFAULT_MODEL, checkpoint_peak_bytes, checkpoint_weight_bytes, find_entry
 from idefics.cli.command import command
+from idefics.cli.flags import flag_group
 from idefics.cli.output import OutputWriter
 from idefics.errors import ModelNotFound, format_bytes
 
 LABEL_WIDTH = 12  # characters of the first column
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class ModelArgument:
     """The model whose memory is estimated."""
 

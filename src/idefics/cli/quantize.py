@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ import typer
 
 from idefics.catalog import DEFAULT_MODEL
 from idefics.cli.command import command
-from idefics.cli.flags import output_flag
+from idefics.cli.flags import flag_group, output_flag
 from idefics.cli.loading import download_progress_callback
 from idefics.cli.output import OutputWriter
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_LAYERS = 20  # errors that are printed; --json has all
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class QuantizeFlags:
     """The checkpoint to quantize, how, and the folder to write."""
 

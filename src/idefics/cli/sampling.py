@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idefics.cli.flags import ImageDetailFlags, flag
+from idefics.cli.flags import ImageDetailFlags, flag, flag_group
 from idefics.cli.text_files import read_text_file
 from idefics.config import Sampling
 from idefics.errors import BadSetting
@@ -21,7 +21,7 @@ sampling_flag = partial(flag, "Sampling")
 constraint_flag = partial(flag, "Structured output")
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class SamplingFlags(ImageDetailFlags):
     """How each token is chosen. Where a flag is not given, the task's default holds."""
 

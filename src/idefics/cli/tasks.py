@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from idefics.cli.command import Command
-from idefics.cli.flags import ImageDetailFlags, ModelFlags, PictureFlags, PromptFlags, ShotsFlags, flag
+from idefics.cli.flags import (
+    ImageDetailFlags,
+    ModelFlags,
+    PictureFlags,
+    PromptFlags,
+    ShotsFlags,
+    flag,
+    flag_group,
+)
 from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.cli.picture_batches import PictureBatches
@@ -40,7 +47,7 @@ the exit code is then 2.
 label_flag = partial(flag, "Labels")
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class LabelFlags:
     """The labels of a classification, and how they are scored."""
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from idefics.cli.command import command
-from idefics.cli.flags import ModelFlags, flag, remote_images_flag
+from idefics.cli.flags import ModelFlags, flag, flag_group, remote_images_flag
 from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
@@ -15,14 +14,14 @@ from idefics.server.sockets import bind_socket, exit_on_sigterm, socket_url, sta
 HOST = "127.0.0.1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class UIFlags:
     """The address of the page."""
 
     port: int = flag("Address", "Port to listen on; 0 takes a free one.  [default: 7860]", default=7860)
 
 
-@dataclass(frozen=True, kw_only=True)
+@flag_group
 class UIModelFlags(ModelFlags):
     """The flags of the model, with "public" as the default of `--remote-images`."""
 
