@@ -120,8 +120,7 @@ def _read_machine_memory(root: Path) -> MemoryLimit:
     """The machine's memory; where the system does not report the free part, all of it counts as free."""
     meminfo = root / "proc" / "meminfo"
     if meminfo.exists():  # Linux: MemAvailable is what programs can have without swapping
-        lines = (line.split() for line in meminfo.read_text().splitlines())
-        kibibytes = {line[0].rstrip(":"): int(line[1]) for line in lines if len(line) > 1}
+        kibibytes = _read_numbers(meminfo)
         return MemoryLimit("machine", kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return MemoryLimit("machine", total, total)  # other systems have no common way to read the free part
@@ -176,8 +175,8 @@ def _cgroup_limits(
 
 def _reclaimable_bytes(group: Path) -> int:
     """Bytes of cached files (read once) that the kernel drops before it refuses memory."""
-    counts = dict(line.split() for line in _read_text(group / "memory.stat").splitlines())
-    return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+    counts = _read_numbers(group / "memory.stat")
+    return counts.get("total_inactive_file", counts.get("inactive_file", 0))
 
 
 def _read_ulimits(root: Path) -> Iterator[MemoryLimit]:
@@ -187,16 +186,21 @@ def _read_ulimits(root: Path) -> Iterator[MemoryLimit]:
     import resource
 
     for name, limit, used in (
-        ("ulimit -v", resource.RLIMIT_AS, "VmSize:"),
-        ("ulimit -d", resource.RLIMIT_DATA, "VmData:"),
+        ("ulimit -v", resource.RLIMIT_AS, "VmSize"),
+        ("ulimit -d", resource.RLIMIT_DATA, "VmData"),
     ):
         total = resource.getrlimit(limit)[0]
         if total == resource.RLIM_INFINITY or total >= UNLIMITED:
             continue
-        with suppress(OSError, StopIteration):
-            lines = (line.split() for line in _read_text(root / "proc/self/status").splitlines())
-            used_bytes = next(int(line[1]) * 1024 for line in lines if line[0] == used)
+        with suppress(OSError, KeyError):
+            used_bytes = _read_numbers(root / "proc/self/status")[used] * 1024
             yield MemoryLimit(name, total, max(0, total - used_bytes))
+
+
+def _read_numbers(path: Path) -> dict[str, int]:
+    """The numbers of a file by their names: each is after its name on a line of its own, with or without a colon."""
+    lines = (line.split() for line in _read_text(path).splitlines())
+    return {line[0].rstrip(":"): int(line[1]) for line in lines if len(line) > 1 and line[1].isdecimal()}
 
 
 def _read_text(path: Path) -> str:

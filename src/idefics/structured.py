@@ -41,13 +41,10 @@ class OutputConstraint:
         if self.regex is not None:
             reject_lone_surrogates("regex", self.regex)
         if self.choices is not None:
-            choices = validate_list(
-                "choices", self.choices, "a list of texts, such as ['yes', 'no']", allow_set=True
-            )
+            expected = "a list of texts, such as ['yes', 'no']"
+            choices = validate_list("choices", self.choices, expected, allow_set=True)
             if not choices or not all(isinstance(choice, str) and choice for choice in choices):
-                raise BadSetting(
-                    f"choices is {short_repr(self.choices)}; give a list of texts, such as ['yes', 'no']"
-                )
+                raise BadSetting(f"choices is {short_repr(self.choices)}; give {expected}")
             for choice in choices:
                 reject_lone_surrogates("choices", choice)
             object.__setattr__(self, "choices", choices)  # a generator gives its texts once

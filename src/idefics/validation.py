@@ -34,11 +34,12 @@ def reject_unknown_arguments(function: F, name: str = "", display_signature: Sig
         where an argument is missing or there are too many.
     """
     call_name, call_signature = name or function.__name__, display_signature or signature(function)
-    keyword_names = [
-        one.name
+    keywords_taken = [
+        one
         for one in call_signature.parameters.values()
         if one.kind in KEYWORD_KINDS and one.name not in ("self", "cls")
     ]
+    keyword_names = [one.name for one in keywords_taken]
 
     @wraps(function)
     def checked_call(*args: Any, **keywords: Any) -> Any:
@@ -53,7 +54,7 @@ def reject_unknown_arguments(function: F, name: str = "", display_signature: Sig
             try:
                 call_signature.bind(*args, **keywords)
             except TypeError as mismatch:
-                usage = _format_usage(call_name, call_signature)
+                usage = _format_usage(call_name, keywords_taken)
                 raise BadCall(f"{call_name}(): {mismatch}: call it {usage}") from None
             raise  # it was raised inside the function
 
@@ -68,12 +69,12 @@ def reject_unknown_fields(record: type[T]) -> type[T]:
     return record
 
 
-def _format_usage(name: str, call_signature: Signature) -> str:
-    """How a function is called, for messages: "ask(image, question, ...)"."""
+def _format_usage(name: str, parameters: Sequence[Parameter]) -> str:
+    """How a function with these parameters is called, for messages: "ask(image, question, ...)"."""
     required = [
         one.name if one.kind is not Parameter.KEYWORD_ONLY else f"{one.name}=..."
-        for one in call_signature.parameters.values()
-        if one.default is Parameter.empty and one.kind in KEYWORD_KINDS and one.name not in ("self", "cls")
+        for one in parameters
+        if one.default is Parameter.empty
     ]
     return f"{name}({', '.join([*required, '...'])})"
 

@@ -10,10 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.errors import BadSetting, BrokenCheckpoint, UnsupportedModel
 from idefics.generation_fields import SEARCH_FIELDS, answer_changing_fields
+from idefics.validation import validate_bool, validate_range
 
 GENERATION_CONFIG_FILE = "generation_config.json"
+MAX_COUNT_OR_ID = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +64,18 @@ class CheckpointGenerationConfig:
         fields = {
             name: value
             for name, value in answer_changing_fields(settings).items()
-            if name not in SEARCH_FIELDS
+            if name not in SEARCH_FIELDS and name != "eos_token_id"  # stop ids are read by each family
         }
-        fields.pop("eos_token_id", None)  # stop ids are read by each family
         if unsupported := sorted(fields.keys() - PARSER_BY_FIELD.keys()):
             name = unsupported[0]
             raise UnsupportedModel(
                 f"{GENERATION_CONFIG_FILE} sets {name} to {fields[name]!r}, which changes answers and is not "
                 "supported: take it out of the file to go on without it"
             )
-        parsed = {name: PARSER_BY_FIELD[name](name, value) for name, value in fields.items()}
+        try:
+            parsed = {name: PARSER_BY_FIELD[name](name, value) for name, value in fields.items()}
+        except BadSetting as error:
+            raise BrokenCheckpoint(f"in {GENERATION_CONFIG_FILE} {error}") from None
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             parsed[name] = frozenset(id for id in parsed.get(name, ()) if id < vocab_size)
         parsed["bad_words_ids"] = tuple(
@@ -110,34 +114,27 @@ class CheckpointGenerationConfig:
         return (*(name for name in names if getattr(self, name) not in (None, 0, (), frozenset())), *words)
 
 
-def _invalid_field(name: str, value: object, expected: str) -> BrokenCheckpoint:
-    """The error for a field with a value of the wrong type or range."""
-    return BrokenCheckpoint(f"{GENERATION_CONFIG_FILE} sets {name} to {value!r}: it must be {expected}")
-
-
-def _parse_non_negative_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _invalid_field(name, value, "a whole number from 0")
-    return value
+def _parse_count_or_id(name: str, value: Any) -> int:
+    validate_range(name, value, 0, MAX_COUNT_OR_ID)
+    return int(value)
 
 
 def _parse_ids(name: str, value: Any) -> tuple[int, ...]:
     """One id or a list of ids, as a tuple."""
     several = value if isinstance(value, list) else [value]
-    return tuple(_parse_non_negative_int(name, id) for id in several)
+    return tuple(_parse_count_or_id(name, id) for id in several)
 
 
 def _parse_bad_words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     """A list of lists of ids, without empty ones."""
     if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
-        raise _invalid_field(name, value, "a list of lists of ids")
+        raise BadSetting(f"{name} is {value!r}; give a list of lists of ids")
     return tuple(_parse_ids(name, word) for word in value if word)
 
 
 def _parse_penalty(name: str, value: Any) -> float:
     """A number from 0.01 to 10."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value <= 10:
-        raise _invalid_field(name, value, "a number from 0.01 to 10")
+    validate_range(name, value, 0.01, 10.0)
     return float(value)
 
 
@@ -145,14 +142,8 @@ def _parse_strings(name: str, value: Any) -> tuple[str, ...]:
     """One string or a list of strings, as a tuple; none of them is empty."""
     several = [value] if isinstance(value, str) else value
     if not isinstance(several, list) or not all(isinstance(one, str) and one for one in several):
-        raise _invalid_field(name, value, "a text or a list of texts")
+        raise BadSetting(f"{name} is {value!r}; give a text or a list of texts")
     return tuple(several)
-
-
-def _parse_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _invalid_field(name, value, "true or false")
-    return value
 
 
 PARSER_BY_FIELD: Mapping[str, Any] = {
@@ -160,11 +151,11 @@ PARSER_BY_FIELD: Mapping[str, Any] = {
     "begin_suppress_tokens": _parse_ids,
     "bad_words_ids": _parse_bad_words,
     "repetition_penalty": _parse_penalty,
-    "no_repeat_ngram_size": _parse_non_negative_int,
-    "min_length": _parse_non_negative_int,
-    "min_new_tokens": _parse_non_negative_int,
-    "forced_bos_token_id": _parse_non_negative_int,
+    "no_repeat_ngram_size": _parse_count_or_id,
+    "min_length": _parse_count_or_id,
+    "min_new_tokens": _parse_count_or_id,
+    "forced_bos_token_id": _parse_count_or_id,
     "forced_eos_token_id": _parse_ids,
     "stop_strings": _parse_strings,
-    "renormalize_logits": _parse_bool,
+    "renormalize_logits": validate_bool,
 }

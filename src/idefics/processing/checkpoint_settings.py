@@ -38,7 +38,7 @@ def read_chat_template(folder: str | Path) -> str:
     folder = Path(folder)
     path = folder / "chat_template.jinja"
     if path.exists():
-        return _read_text(path)
+        return read_text(path)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         template = read_json_object(folder / name).get("chat_template")
         if template:
@@ -65,7 +65,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        settings = json.loads(_read_text(path))
+        settings = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UnsupportedModel(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(settings, dict):
@@ -73,7 +73,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file; raises UnsupportedModel if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -161,11 +159,10 @@ def preprocess_image(
     digest = hashlib.sha256(f"{settings!r} {image.mode} {image.size} ".encode())
     digest.update(pixels.data)
     frame_pixels = resize_and_cut(pixels, plan, config.resample)
-    sizes = [(3, height, width) for width, height in plan.frame_sizes]
-    frame_ends = list(accumulate(map(math.prod, sizes)))
-    values = np.empty(frame_ends[-1], np.float32)
+    ends = np.cumsum([part.size for part in frame_pixels])
+    blocks = np.split(np.empty(ends[-1], np.float32), ends[:-1])
     frames = tuple(
-        values[end - math.prod(size) : end].reshape(size) for size, end in zip(sizes, frame_ends, strict=True)
+        block.reshape(3, *part.shape[:2]) for block, part in zip(blocks, frame_pixels, strict=True)
     )
     for part, frame in zip(frame_pixels, frames, strict=True):
         normalize(part, config, frame)

@@ -19,6 +19,7 @@ from idefics.processing.aliased_tokenizer import (
     encode_without_gil,
     reject_long_text,
 )
+from idefics.processing.checkpoint_settings import read_text
 from idefics.processing.special_tokens import (
     CONTROL_TOKEN_PREFIXES,
     DeclaredTokens,
@@ -95,14 +96,9 @@ class Tokenizer:
             UnsupportedModel: the file is missing, or one of them is broken.
         """
         path = Path(folder) / "tokenizer.json"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UnsupportedModel(_missing_file_message(path.parent)) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UnsupportedModel(
-                f"{path} cannot be read ({type(error).__name__}): download it again"
-            ) from None
+        if not path.exists():
+            raise UnsupportedModel(_missing_file_message(path.parent))
+        text = read_text(path)
         declared = DeclaredTokens.from_folder(path.parent)
         try:
             return cls(text, declared)

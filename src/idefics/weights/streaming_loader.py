@@ -92,7 +92,11 @@ def load(
             model, sources, mapped_tensors, dtype, dtype_by_name or {}, quantizers_by_name or {}
         )
         missing_names = loader.load_all(device_by_module, optional_names)
-    _refuse_meta_tensors(model)
+    named_tensors = chain(model.named_parameters(), model.named_buffers())
+    if meta_names := [name for name, tensor in named_tensors if tensor.is_meta]:
+        raise RuntimeError(
+            f"the model must compute these buffers itself, off the meta device: {', '.join(meta_names)}"
+        )
     for name, buffer in model.named_buffers():  # non-persistent buffers, which the model computed itself
         _set_tensor(model, name, buffer.to(device_of(name, device_by_module)))
     return missing_names
@@ -262,15 +266,6 @@ def _read_concatenated(
     for rows, part in zip(value.split([part.shape[0] for part in parts]), parts, strict=True):
         rows.copy_(part.read())
     return value
-
-
-def _refuse_meta_tensors(model: nn.Module) -> None:
-    """Raises RuntimeError if a tensor is still on the meta device."""
-    named = chain(model.named_parameters(), model.named_buffers())
-    if meta_names := [name for name, tensor in named if tensor.is_meta]:
-        raise RuntimeError(
-            f"the model must compute these buffers itself, off the meta device: {', '.join(meta_names)}"
-        )
 
 
 def _release_free_heap() -> None:
