@@ -137,12 +137,10 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
         """Reads config.json. The class of a part takes its part of a whole model's config."""
         content = read_json_object(folder / CONFIG_FILE)
         model_type = content.get("model_type", cls.model_type)
-        if (composite_class := COMPOSITE_CONFIG_BY_MODEL_TYPE.get(model_type)) is not None:
-            for name, part in composite_class.parts.items():
-                if part is cls:
-                    return cls.from_dict(
-                        getattr(composite_class.from_dict(content), name).to_dict(), **settings
-                    )
+        composite_class = COMPOSITE_CONFIG_BY_MODEL_TYPE.get(model_type, cls)
+        for name, part in composite_class.parts.items():
+            if part is cls:
+                return cls.from_dict(getattr(composite_class.from_dict(content), name).to_dict(), **settings)
         if model_type != cls.model_type:
             raise UnsupportedModel(
                 f"{folder} is of model_type {model_type!r}, {cls.__name__} of {cls.model_type!r}"

@@ -197,14 +197,15 @@ def stack_pixel_values(
 
 def pad_and_stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
     """Frames (3, h, w) of B samples -> float32 (B, F, 3, H, W) and a mask (B, F, H, W), padded with zeros."""
-    max_frames = max(map(len, samples))
-    height, width = (max(frame.shape[axis] for sample in samples for frame in sample) for axis in (1, 2))
-    values = np.zeros((len(samples), max_frames, 3, height, width), np.float32)
-    mask = np.zeros((len(samples), max_frames, height, width), np.int64)
+    height, width = np.max([frame.shape[1:] for sample in samples for frame in sample], axis=0)
+    shape = (len(samples), max(map(len, samples)))
+    values = np.zeros((*shape, 3, height, width), np.float32)
+    mask = np.zeros((*shape, height, width), np.int64)
     for row, sample in enumerate(samples):
-        for frame_index, frame in enumerate(sample):
-            values[row, frame_index, :, : frame.shape[1], : frame.shape[2]] = frame
-            mask[row, frame_index, : frame.shape[1], : frame.shape[2]] = 1
+        for index, frame in enumerate(sample):
+            region = (row, index, ..., slice(frame.shape[1]), slice(frame.shape[2]))
+            values[region] = frame
+            mask[region] = 1
     return values, mask
 
 

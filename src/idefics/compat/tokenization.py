@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from idefics.compat.batch_feature import VERY_LARGE_INTEGER
+from idefics.compat.batch_feature import VERY_LARGE_INTEGER, BatchFeature
 from idefics.compat.keyword_arguments import check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import StrPath, write_json
@@ -158,20 +158,17 @@ class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
             )
             for turns in conversations
         ]
-        texts: Any = [one.text for one in rendered] if is_batch else rendered[0].text
+        texts = [one.text for one in rendered]
         if not tokenize:
-            return texts
+            return texts if is_batch else texts[0]
         options |= {"add_special_tokens": False, "return_tensors": return_tensors, **(tokenizer_kwargs or {})}
         encoding = self(texts, return_offsets_mapping=return_assistant_tokens_mask, **options)
         if return_assistant_tokens_mask:
-            returns_rows = is_batch or return_tensors is not None
-            offsets = encoding.pop("offset_mapping")
-            masks = [
-                span_overlap_mask(row, one.generation_spans)
-                for row, one in zip(offsets if returns_rows else [offsets], rendered, strict=True)
-            ]
-            encoding["assistant_masks"] = masks if returns_rows else masks[0]
-            encoding = encoding.convert_to_tensors(return_tensors)
+            spans = [one.generation_spans for one in rendered]
+            encoding["assistant_masks"] = list(map(span_overlap_mask, encoding.pop("offset_mapping"), spans))
+            encoding.convert_to_tensors(options["return_tensors"])
+        if not is_batch and options["return_tensors"] is None:
+            encoding = BatchFeature({name: rows[0] for name, rows in encoding.items()})
         return encoding if return_dict else encoding["input_ids"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,6 @@ from idefics.compat.keyword_arguments import NEUTRAL_TOKENIZER_KWARGS, check_and
 from idefics.compat.tokenization_vocabulary import VocabularyMixin
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 from idefics.validation import describe_type
-
-EncodedRow = dict[str, list[Any]]  # column -> a value for each token
 
 # What rows are padded with.
 PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
@@ -82,9 +81,10 @@ class EncodingMixin(VocabularyMixin):
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
         }
-        rows = self._encode_rows(text, text_pair, padding_options, add_special_tokens=add_special_tokens)
-        names = [name for name, is_returned in is_returned_by_column.items() if is_returned]
-        columns = {name: [row[name] for row in rows] for name in names}
+        columns = self._encode_columns(
+            text, text_pair, padding_options, add_special_tokens=add_special_tokens
+        )
+        columns = {name: columns[name] for name, is_returned in is_returned_by_column.items() if is_returned}
         entries: dict[str, Any] = self.pad_columns(columns, padding_options)
         if return_length:
             entries["length"] = [len(ids) for ids in columns["input_ids"]]
@@ -166,14 +166,14 @@ class EncodingMixin(VocabularyMixin):
         """The `input_ids` of a text; options as in the call."""
         return self(text, text_pair, **options)["input_ids"]
 
-    def _encode_rows(
+    def _encode_columns(
         self,
         text: str | Sequence[str],
         text_pair: str | Sequence[str] | None,
         padding_options: PaddingOptions,
         *,
         add_special_tokens: bool,
-    ) -> list[EncodedRow]:
+    ) -> dict[str, list[list[Any]]]:
         """The ids, masks and offsets of a text or of a batch of texts, truncated as `padding_options` says.
 
         Args:
@@ -189,9 +189,9 @@ class EncodingMixin(VocabularyMixin):
         if len(pairs) != len(texts):
             raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
         num_opening_tokens = len(self.codec.encode("", add_special_tokens=add_special_tokens))
-        rows = []
+        columns: defaultdict[str, list[list[Any]]] = defaultdict(list)
         for one, pair in zip(texts, pairs, strict=True):
-            for part in (one,) if pair is None else (one, pair):
+            for part in (one, pair or ""):
                 if not isinstance(part, str):
                     raise BadPrompt(f"a text is {describe_type(part)}: give a string, or a list of strings")
             encoding = self.codec.encode_with_offsets(one, pair, add_special_tokens=add_special_tokens)
@@ -202,17 +202,16 @@ class EncodingMixin(VocabularyMixin):
                     f"a pair of texts has {length} tokens, and max_length is {len(kept_positions)}; pairs are not "
                     "truncated: shorten the texts"
                 )
-            columns: dict[str, Sequence[Any]] = {
+            values_by_column: dict[str, Sequence[Any]] = {
                 "input_ids": encoding.ids,
                 "attention_mask": encoding.attention_mask,
                 "token_type_ids": encoding.type_ids,
                 "special_tokens_mask": encoding.special_tokens_mask,
                 "offset_mapping": encoding.offsets,
             }
-            rows.append(
-                {name: [column[position] for position in kept_positions] for name, column in columns.items()}
-            )
-        return rows
+            for name, values in values_by_column.items():
+                columns[name].append([values[position] for position in kept_positions])
+        return columns
 
 
 def span_overlap_mask(offsets: Iterable[Sequence[int]], spans: Sequence[tuple[int, int]]) -> list[int]:
