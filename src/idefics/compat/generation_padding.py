@@ -62,9 +62,9 @@ class LeftPaddedPrompts:
         self._sources_to_left = (positions - num_padding) % self.padded_length
         self._sources_to_right = (positions + num_padding) % self.padded_length
         self.original_ids = ids
-        self.ids, self.mask = self._rotate_to_left(ids), self._rotate_to_left(mask)
+        self.ids, self.mask = self._move_padding_to_left(ids), self._move_padding_to_left(mask)
         self.model_inputs = {
-            name: self._rotate_to_left(value) if name in TOKEN_ALIGNED_INPUTS else value
+            name: self._move_padding_to_left(value) if name in TOKEN_ALIGNED_INPUTS else value
             for name, value in model_inputs.items()
         }
         self.starts = (
@@ -80,21 +80,24 @@ class LeftPaddedPrompts:
         for name, dims in TOKEN_DIMS_BY_OUTPUT.items():
             if (steps := out.get(name)) is not None:
                 out[name] = tuple(
-                    tuple(self._rotate_to_right(layer, dims) for layer in step) for step in steps
+                    tuple(self._move_padding_back_to_right(layer, dims) for layer in step) for step in steps
                 )
         if (cache := out.past_key_values) is not None:
             cache.layers = tuple(
-                LayerKV(*(self._rotate_to_right(x, (2,)) for x in pair)) for pair in cache.layers
+                LayerKV(*(self._move_padding_back_to_right(x, (2,)) for x in pair)) for pair in cache.layers
             )
 
-    def _rotate_to_left(self, values: Tensor) -> Tensor:
-        """Rotates rows: (B or 1, T, ...) -> (B, T, ...). Values of another length are returned as they are."""
+    def _move_padding_to_left(self, values: Tensor) -> Tensor:
+        """Rotates rows so that padding comes first: (B or 1, T, ...) -> (B, T, ...). Values of another length are returned as they are."""
         if not self.has_right_padding or values.shape[1] != self.padded_length:
             return values
         return _take_positions(values, self._sources_to_left, 1)
 
-    def _rotate_to_right(self, values: Tensor, dims: Sequence[int]) -> Tensor:
-        """Rotates the first T of L positions back, in each of `dims`; with L < T there are only positions after T."""
+    def _move_padding_back_to_right(self, values: Tensor, dims: Sequence[int]) -> Tensor:
+        """Undoes `_move_padding_to_left` for the first T of L positions, in each of `dims`.
+
+        With L < T there are only positions after T.
+        """
         sources = self._sources_to_right.repeat_interleave(len(values) // len(self.mask), dim=0)
         for dim in dims:
             if (length := values.shape[dim]) >= self.padded_length:

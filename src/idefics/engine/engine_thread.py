@@ -23,7 +23,7 @@ class EngineThread:
         self._condition = engine.condition
         self._thread: threading.Thread | None = None
         self._is_closed = False
-        weakref.finalize(engine, self._notify_waiters).atexit = False
+        weakref.finalize(engine, self._wake_thread_to_end).atexit = False
         ENGINE_THREADS.add(self)
 
     def ensure_running(self) -> None:
@@ -56,7 +56,7 @@ class EngineThread:
             engine.reset_after_fork()
             self._condition = engine.condition
 
-    def _notify_waiters(self) -> None:
+    def _wake_thread_to_end(self) -> None:
         """Wakes the thread after the engine was garbage-collected, so that it ends."""
         with self._condition:
             self._condition.notify_all()

@@ -34,7 +34,7 @@ class OutputProcessor:
                 if not sequence.request_state.request.is_sampled:
                     rows_by_request.setdefault(sequence.request_state, []).append(row)
         for state, rows in rows_by_request.items():
-            result.record(state, partial(self._search_or_start_scoring, state, step_output, rows))
+            result.record(state, partial(self._extend_beams_or_start_scoring, state, step_output, rows))
         for chunk, h in step_output.continuation_states:
             assert chunk.trie is not None
             state = chunk.sequence.request_state
@@ -66,7 +66,7 @@ class OutputProcessor:
             logprob = batch.sampler.token_logprob(batch.logits, row, accepted_id)
         return token._replace(id=accepted_id, logprob=logprob)
 
-    def _search_or_start_scoring(
+    def _extend_beams_or_start_scoring(
         self, state: RequestState, step_output: StepOutput, rows: list[int]
     ) -> RequestOutput | None:
         """Extends the beams of a request by one id, or scores the first token of each of its continuations.
