@@ -61,10 +61,7 @@ class GradientCheckpointingMixin(nn.Module):
         """Whether the activations of any layer are recomputed."""
         return any(_is_checkpointed(block) for block in self._checkpointable_blocks())
 
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """`is_gradient_checkpointing`, as transformers names it in models without a head."""
-        return self.is_gradient_checkpointing
+    gradient_checkpointing = is_gradient_checkpointing  # its name in transformers' models without a head
 
     # The names of transformers 5.23.
 

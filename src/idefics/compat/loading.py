@@ -178,10 +178,7 @@ class ModelLoader:
             model.set_attn_implementation(attn_implementation)
         return model
 
-    @classmethod
-    def _from_config(cls, config: PretrainedConfig, **options: Any) -> Any:
-        """`from_config`, by the name that transformers' classes have for it."""
-        return cls.from_config(config, **options)
+    _from_config = from_config  # the name that transformers' classes have for it
 
 
 def _fill(model: PreTrainedModel, checkpoint: Checkpoint, options: LoadingOptions) -> None:

@@ -62,21 +62,15 @@ def load_checked_state_dict(model: PreTrainedModel, state_dict: Mapping[str, Ten
     Raises:
         WeightsMismatch: weights are missing, unused or of another shape; of tied weights one name is enough.
     """
-    model_state_dict = model.state_dict()
-    loaded_data_ptrs = {
-        model_state_dict[name].data_ptr() for name in model_state_dict.keys() & state_dict.keys()
-    }
-    missing = [
-        name
-        for name, weight in model_state_dict.items()
-        if name not in state_dict and weight.data_ptr() not in loaded_data_ptrs
-    ]
+    tensors = model.state_dict()
+    loaded_data_ptrs = {tensors[name].data_ptr() for name in tensors.keys() & state_dict.keys()}
+    missing = [name for name, tensor in tensors.items() if tensor.data_ptr() not in loaded_data_ptrs]
+    unused = [name for name in state_dict if name not in tensors]
     mismatched_shapes = {
-        name: (tuple(weight.shape), tuple(model_state_dict[name].shape))
+        name: (tuple(weight.shape), tuple(tensors[name].shape))
         for name, weight in state_dict.items()
-        if name in model_state_dict and weight.shape != model_state_dict[name].shape
+        if name in tensors and weight.shape != tensors[name].shape
     }
-    unused = [name for name in state_dict if name not in model_state_dict]
     if missing or unused or mismatched_shapes:
         raise WeightsMismatch(missing, unused, mismatched_shapes)
     model.load_state_dict(state_dict, strict=False)

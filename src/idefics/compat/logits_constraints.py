@@ -12,18 +12,16 @@ from torch import Tensor
 
 from idefics.compat.generate_call import PrefixAllowedTokensFn
 from idefics.compat.generation_runner import GenerationRunner
-from idefics.engine.token_masks import token_mask
 from idefics.errors import BadSetting
 
 
-def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: int) -> Sequence[int]:
-    """Returns the ids. Raises BadSetting where one is not in the vocabulary."""
+def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raises BadSetting where one of the ids is not in the vocabulary."""
     if out_of_range_ids := [id for id in ids if id >= vocab_size]:
         raise BadSetting(
             f"{setting_name} has id {max(out_of_range_ids)}; this model's ids are 0 to {vocab_size - 1}: "
             "use the tokenizer of the same checkpoint"
         )
-    return ids
 
 
 class SequenceBiasProcessor:
@@ -84,30 +82,6 @@ class PrefixConstrainedProcessor:
             .repeat_interleave(self.rows_per_prompt)
         )
         return torch.where(has_no_allowed_id[:, None], mask, masked_scores)
-
-
-class ForceOrForbidAtLength:
-    """At one length allows only some ids, or forbids them.
-
-    Args:
-        length: T at which it has an effect.
-        ids: the ids.
-        forces: True allows only these; False forbids them.
-    """
-
-    def __init__(
-        self, length: int, ids: Sequence[int], vocab_size: int, device: torch.device, *, forces: bool
-    ) -> None:
-        self.length, self.forces = length, forces
-        checked_ids = check_ids_in_vocabulary("a list of ids", ids, vocab_size)
-        self.id_mask = token_mask(checked_ids, vocab_size, device)  # (V,)
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        if ids.shape[1] != self.length:
-            return scores
-        if self.forces:
-            return torch.zeros_like(scores).masked_fill(~self.id_mask, -torch.inf)
-        return scores.masked_fill(self.id_mask, -torch.inf)
 
 
 class ExponentialDecayLengthPenalty:

@@ -5,7 +5,7 @@ R rows, T ids so far, V vocabulary. The computations are in `engine.sampler` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from idefics.compat.generation_runner import GenerationRunner
 from idefics.compat.logits_constraints import (
     ClassifierFreeGuidance,
     ExponentialDecayLengthPenalty,
-    ForceOrForbidAtLength,
     PrefixConstrainedProcessor,
     SequenceBiasProcessor,
     check_ids_in_vocabulary,
@@ -141,62 +140,79 @@ def _constraint_processors(call: GenerateCall, vocab_size: int) -> Iterator[Logi
 def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
     """Forced ids, length penalties, and suppressed ids."""
     config, prompt_ids = call.config, call.runner.prompt_ids
-    device, prompt_length = prompt_ids.device, prompt_ids.shape[1]
+    prompt_length = prompt_ids.shape[1]
+
+    def mask_of(setting_name: str, ids: Sequence[int]) -> Tensor:  # (V,)
+        check_ids_in_vocabulary(setting_name, ids, vocab_size)
+        return token_mask(ids, vocab_size, prompt_ids.device)
+
     if call.prefix_allowed_tokens_fn is not None:
         yield PrefixConstrainedProcessor(call.prefix_allowed_tokens_fn, config.num_beams)
     if (forced_bos_id := config.forced_bos_token_id) is not None:
-        yield ForceOrForbidAtLength(1, [forced_bos_id], vocab_size, device, forces=True)
+        yield _force_at_length(1, mask_of("forced_bos_token_id", [forced_bos_id]))
     if (forced_eos_ids := config.forced_eos_token_id) is not None:
         ids = [forced_eos_ids] if isinstance(forced_eos_ids, int) else forced_eos_ids
-        last_length = prompt_length + call.max_new_tokens - 1
-        yield ForceOrForbidAtLength(last_length, ids, vocab_size, device, forces=True)
+        yield _force_at_length(prompt_length + call.max_new_tokens - 1, mask_of("forced_eos_token_id", ids))
     if (decay := config.exponential_decay_length_penalty) is not None:
         if not config.stop_ids:
             raise BadSetting(
                 "exponential_decay_length_penalty acts on stop ids, and there are none: give eos_token_id"
             )
         yield ExponentialDecayLengthPenalty(prompt_length + int(decay[0]), decay[1], config.stop_ids)
-    if suppressed_ids := config.suppress_tokens:
-        check_ids_in_vocabulary("suppress_tokens", suppressed_ids, vocab_size)
-        suppressed_mask = token_mask(suppressed_ids, vocab_size, device)
-        yield _forbid(lambda ids: suppressed_mask)
+    if config.suppress_tokens:
+        suppressed = mask_of("suppress_tokens", config.suppress_tokens)
+        yield _forbid(lambda ids: suppressed)
     if config.begin_suppress_tokens:
+        suppressed_first = mask_of("begin_suppress_tokens", config.begin_suppress_tokens)
         begin_length = prompt_length + (prompt_length <= 1 and forced_bos_id is not None)
-        yield ForceOrForbidAtLength(
-            begin_length, config.begin_suppress_tokens, vocab_size, device, forces=False
-        )
+        yield _forbid(lambda ids: suppressed_first & (ids.shape[1] == begin_length))
+
+
+def _force_at_length(length: int, mask: Tensor) -> LogitsProcessorFn:
+    """At T = `length` allows only the ids in a mask (V,)."""
+    return lambda ids, scores: (
+        torch.zeros_like(scores).masked_fill(~mask, -torch.inf) if ids.shape[1] == length else scores
+    )
 
 
 def _sampling_processors(config: GenerationConfig, device: torch.device) -> Iterator[LogitsProcessorFn]:
     """The processors of sampling. With beams, more ids are kept than can end a beam, so that it can continue."""
-    min_tokens_to_keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.stop_ids))
-    if (temperature := config.temperature) != 1:
-        yield lambda ids, scores: scores / temperature
-    if (top_h := config.top_h) is not None:
-        yield lambda ids, scores: keep_top_h(scores, top_h)
+    min_kept = 1 if config.num_beams == 1 else max(2, 1 + len(config.stop_ids))
+    if config.temperature != 1:
+        yield _ignore_ids(torch.div, config.temperature)
+    if config.top_h is not None:
+        yield _ignore_ids(keep_top_h, config.top_h)
     if config.top_k:
-        top_k = max(config.top_k, min_tokens_to_keep)
+        top_k = max(config.top_k, min_kept)
         yield lambda ids, scores: keep_top_k(
             scores, torch.full((len(scores), 1), top_k, device=device), top_k
         )
-    if (top_p := config.top_p) < 1:
-        yield lambda ids, scores: keep_top_p(scores, 1 - top_p, min_tokens_to_keep)
-    if (min_p := config.min_p) is not None:
-        yield lambda ids, scores: keep_min_p(scores, min_p, min_tokens_to_keep)
-    if (typical_p := config.typical_p) < 1:
-        yield lambda ids, scores: keep_typical(scores, typical_p, min_tokens_to_keep)
-    if 0 < (epsilon := config.epsilon_cutoff) < 1:
-        yield lambda ids, scores: keep_above_probability(
-            scores, torch.full_like(scores[:, :1], epsilon), min_tokens_to_keep
-        )
+    if config.top_p < 1:
+        yield _ignore_ids(keep_top_p, 1 - config.top_p, min_kept)
+    if config.min_p is not None:
+        yield _ignore_ids(keep_min_p, config.min_p, min_kept)
+    if config.typical_p < 1:
+        yield _ignore_ids(keep_typical, config.typical_p, min_kept)
+    if 0 < config.epsilon_cutoff < 1:
+        yield _ignore_ids(keep_above_probability, config.epsilon_cutoff, min_kept)
     if 0 < (eta := config.eta_cutoff) < 1:
         yield lambda ids, scores: keep_above_probability(
-            scores, eta_cutoff_probability(scores, eta), min_tokens_to_keep
+            scores, eta_cutoff_probability(scores, eta), min_kept
         )
 
 
-def keep_above_probability(scores: Tensor, min_probability: Tensor, min_tokens_to_keep: int) -> Tensor:
-    """Drops ids whose probability is below `min_probability` (R, 1), except the `min_tokens_to_keep` most likely."""
+def _ignore_ids(transform: Callable[..., Tensor], *arguments: float) -> LogitsProcessorFn:
+    """The processor that calls a function of the scores alone, and of `arguments`."""
+    return lambda ids, scores: transform(scores, *arguments)
+
+
+def keep_above_probability(
+    scores: Tensor, min_probability: Tensor | float, min_tokens_to_keep: int
+) -> Tensor:
+    """Drops ids whose probability is below `min_probability`, except the `min_tokens_to_keep` most likely.
+
+    `min_probability` is (R, 1) or one number.
+    """
     lowest_kept_score = scores.topk(min(min_tokens_to_keep, scores.shape[1])).values[:, -1:]
     return scores.masked_fill(
         (scores.softmax(-1) < min_probability) & (scores < lowest_kept_score), -torch.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class PeftAdapterMixin(nn.Module):
             raise BadSetting(
                 f"adapter_config is of type {type(adapter_config).__name__}; give a config of peft, such as LoraConfig"
             )
-        if self._hf_peft_config_loaded and name in self.peft_config:
+        if name in self._adapter_configs():
             raise BadSetting(f"there is an adapter {name!r} already: give another adapter_name")
         adapter_config.base_model_name_or_path = self.name_or_path or None
         peft.inject_adapter_in_model(adapter_config, self, name)
@@ -117,19 +117,16 @@ class PeftAdapterMixin(nn.Module):
 
     def active_adapters(self) -> list[str]:
         """The names of the active adapters. Raises BadSetting where the model has none."""
-        self._require_adapter()
-        active = next(self._adapter_layers()).active_adapter
+        active = self._adapter_layers()[0].active_adapter
         return [active] if isinstance(active, str) else list(active)
 
     def disable_adapters(self) -> None:
         """Disables all adapters. Raises BadSetting where the model has none."""
-        self._require_adapter()
         for layer in self._adapter_layers():
             layer.enable_adapters(False)
 
     def enable_adapters(self) -> None:
         """Undoes `disable_adapters`. Raises BadSetting where the model has none."""
-        self._require_adapter()
         for layer in self._adapter_layers():
             layer.enable_adapters(True)
 
@@ -164,16 +161,15 @@ class PeftAdapterMixin(nn.Module):
         save_file(weights_by_key, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         self.peft_config[name].save_pretrained(str(folder))
 
-    def _adapter_layers(self) -> Iterator[Any]:
-        layers = _import_peft().tuners.tuners_utils.BaseTunerLayer
-        return (module for module in self.modules() if isinstance(module, layers))
+    def _adapter_layers(self) -> list[Any]:
+        """The layers that hold the adapters. Raises BadSetting where the model has no adapter."""
+        if not self._hf_peft_config_loaded:
+            raise BadSetting("the model has no adapter: call add_adapter or load_adapter first")
+        layer_class = _import_peft().tuners.tuners_utils.BaseTunerLayer
+        return [module for module in self.modules() if isinstance(module, layer_class)]
 
     def _adapter_configs(self) -> dict[str, PeftConfig]:
         return self.peft_config if self._hf_peft_config_loaded else {}
-
-    def _require_adapter(self) -> None:
-        if not self._adapter_configs():
-            raise BadSetting("the model has no adapter: call add_adapter or load_adapter first")
 
 
 def adapter_base_model(folder: str | PathLike[str]) -> str | None:
