@@ -6,7 +6,7 @@ import pytest
 
 import idefics
 from idefics.processing.tokenizer import TextPiece
-from idefics.server import prompt_logprobs
+from idefics.server import logprobs
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from server.conftest import SyncClient
@@ -176,7 +176,7 @@ def test_several_prompts_have_the_answers_of_each_alone(client, more, is_streame
 @pytest.mark.parametrize("folder", ["idefics3", "idefics1"])
 def test_echo_has_the_logprobs_of_the_prompt(folder, piece, monkeypatch):
     """Compared with one uncached pass. Idefics 1 has a token before every text, so the first token is scored too."""
-    monkeypatch.setattr(prompt_logprobs, "CHUNK_TOKENS", piece)
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", piece)
     vlm = idefics.load(DEMO / folder, remote_images="off")
     client = SyncClient(create_app(vlm, Settings(model="demo")))
     body = client.post(PATH, completion_request(max_tokens=0, echo=True, logprobs=3)).json()
@@ -235,7 +235,7 @@ def test_echoed_prompt_and_answer_have_logprobs(client):
 
 @pytest.mark.parametrize("max_tokens", [0, 2])
 def test_a_scored_prompt_counts_once_in_the_metrics(client, vlm, max_tokens, monkeypatch):
-    monkeypatch.setattr(prompt_logprobs, "CHUNK_TOKENS", 1)
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 1)
     prompts = client.app.state.service.metrics.prompt_tokens._value
     before = prompts.get()
     assert (

@@ -14,7 +14,7 @@ from openai.types.responses import response_create_params
 from openai.types.shared_params import Reasoning
 from pydantic import BaseModel, ValidationError
 
-from idefics.server import chat_messages, ignored_fields, responses, sampling_fields, task_requests
+from idefics.server import chat_messages, request_model, responses, sampling_fields, task_requests
 from idefics.server.chat import ChatRequest
 from idefics.server.chat_messages import check_refusal_role
 from idefics.server.completions import CompletionRequest
@@ -506,7 +506,7 @@ def test_streams_ignore_the_same_fields(client):
 def test_nested_empty_values_are_not_ignored(client):
     deep = json.loads("[" * 400 + "]" * 400)
     assert "unknown field: foo" in client.post(CHAT, chat_request(foo=deep)).json()["error"]["message"]
-    assert ignored_fields.EMPTY_VALUES == (None, [], {})
+    assert request_model.EMPTY_VALUES == (None, [], {})
 
 
 def test_items_that_are_no_messages_are_refused_by_type(client):

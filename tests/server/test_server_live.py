@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from idefics.errors import BadSetting
-from idefics.server import http_protocol, server_state
+from idefics.server import server_state, uvicorn_server
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from idefics.server.sockets import bind_socket, socket_url, start_listening
@@ -232,7 +232,7 @@ REQUEST_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     ids=["nothing", "half a head", "half a second head"],
 )
 def test_slow_headers_time_out(vlm, monkeypatch, pieces):
-    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT", 0.2)
+    monkeypatch.setattr(uvicorn_server, "HEADERS_TIMEOUT", 0.2)
 
     async def scene():
         async with run_server(vlm) as (client, _):
@@ -253,13 +253,13 @@ def test_slow_headers_time_out(vlm, monkeypatch, pieces):
 
 def test_a_large_body_is_read_in_small_pieces(vlm, monkeypatch):
     sizes = []
-    receive = http_protocol.BoundedH11Protocol.data_received
+    receive = uvicorn_server.BoundedH11Protocol.data_received
 
     def record(connection, data):
         sizes.append(len(data))
         receive(connection, data)
 
-    monkeypatch.setattr(http_protocol.BoundedH11Protocol, "data_received", record)
+    monkeypatch.setattr(uvicorn_server.BoundedH11Protocol, "data_received", record)
 
     async def scene():
         async with run_server(vlm) as (client, _):
@@ -271,7 +271,7 @@ def test_a_large_body_is_read_in_small_pieces(vlm, monkeypatch):
 
 
 def test_a_long_answer_may_take_longer_than_the_timeout_of_headers(vlm, step_control, monkeypatch):
-    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT", 0.05)
+    monkeypatch.setattr(uvicorn_server, "HEADERS_TIMEOUT", 0.05)
 
     async def scene():
         async with run_server(vlm) as (client, _):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from idefics.server import http_protocol
+from idefics.server import uvicorn_server
 from server.request_bodies import chat_request, parse_events
 from server.test_server_live import run_server
 
@@ -98,7 +98,7 @@ def test_concurrent_requests_have_their_own_ids(vlm):
 
 
 def test_invalid_http_gets_an_id(vlm, caplog):
-    caplog.set_level(logging.INFO, http_protocol.log.name)
+    caplog.set_level(logging.INFO, uvicorn_server.log.name)
 
     async def scene():
         async with run_server(vlm) as (client, _):

@@ -12,9 +12,14 @@ from idefics.messages import ContentPart, Detail, Message, Picture
 from idefics.processing.fetch import is_data_uri, is_url, normalize_source_text
 from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
-from idefics.server.ignored_fields import make_field_table
 from idefics.server.request_context import RequestContext
-from idefics.server.request_model import RequestModel, text_or_list, union_by_type, unsupported_error
+from idefics.server.request_model import (
+    RequestModel,
+    make_field_table,
+    text_or_list,
+    union_by_type,
+    unsupported_error,
+)
 
 MAX_MESSAGES = 512
 MAX_PICTURES = 16

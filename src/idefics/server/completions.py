@@ -19,9 +19,9 @@ from idefics.server.logprobs import (
     CompletionLogprobs,
     TokenTextDecoder,
     completion_logprobs,
+    compute_prompt_logprobs,
     concatenate_logprobs,
 )
-from idefics.server.prompt_logprobs import compute_prompt_logprobs
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import text_or_list

@@ -1,4 +1,4 @@
-"""Tables for `ignored_fields.py`: fields of OpenAI's API, vLLM, TGI and llama.cpp that this server does not use.
+"""Tables for `request_model.py`: fields of OpenAI's API, vLLM, TGI and llama.cpp that this server does not use.
 
 Each field has the values that are ignored, and a hint for requests with other values.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from idefics.server.ignored_fields import IgnoredFields, make_field_table
+from idefics.server.request_model import IgnoredFields, make_field_table
 
 TOOLS_HINT = (
     "this server does not support tools; for structured output give {schema} with a JSON schema, or regex"

@@ -1,16 +1,20 @@
-"""Log-probabilities of tokens as the routes return them."""
+"""Log-probabilities of tokens as the routes return them, and those of the tokens of a prompt."""
 
 from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 
 from idefics.messages import Alternative, Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
+from idefics.prompt import Prompt, ScoringPrompt
+from idefics.server.request_context import RequestContext
 from idefics.server.response_fields import ResponseFields
 
+CHUNK_TOKENS = 512  # tokens scored at once; the cost of a chunk grows with the square of its length
 MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON does not have
 
 
@@ -116,6 +120,44 @@ def concatenate_logprobs(
     if first is None or second is None:
         return first or second
     return {name: first[name] + second[name] for name in first}  # type: ignore[literal-required,return-value]
+
+
+async def compute_prompt_logprobs(
+    context: RequestContext, make_prompt: Callable[[], Prompt], text: str, num_top_logprobs: int
+) -> Delta:
+    """Scores the tokens of a prompt without pictures.
+
+    Each chunk of tokens is scored as a continuation of the tokens before it, which are in the prefix cache by then.
+
+    Args:
+        make_prompt: makes the prompt, in a thread.
+        text: the text of the prompt. Tokens that the tokenizer adds before it are not scored.
+        num_top_logprobs: number of most likely tokens to report at each position.
+
+    Returns:
+        The text, its tokens and their natural-log probabilities; NaN for a first token that no token comes before.
+
+    Raises:
+        APIError, IdeficsError: as in `RequestContext.score_continuations`.
+    """
+    prompt = await context.run_in_worker(make_prompt)
+    num_opening_tokens = context.service.vlm.processor.num_raw_prompt_prefix_tokens
+    logprobs = [math.nan] * (num_opening_tokens == 0)
+    top_logprobs: list[tuple[Alternative, ...]] = [()] * (num_opening_tokens == 0)
+    for start in range(max(num_opening_tokens, 1), len(prompt), CHUNK_TOKENS):
+        chunk = prompt.ids[start : start + CHUNK_TOKENS]
+        handle = await context.score_continuations(
+            partial(ScoringPrompt, prompt.text_prefix(start), (chunk,)),
+            num_top_logprobs=num_top_logprobs,
+        )
+        logprobs += handle.continuation_logprobs[0]
+        top_logprobs += handle.continuation_top_logprobs[0]
+    return Delta(
+        text,
+        prompt.ids[num_opening_tokens:],
+        tuple(logprobs),
+        tuple(top_logprobs) if num_top_logprobs else None,
+    )
 
 
 def _iterate_logprobs(answer: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternative]]]:

@@ -16,9 +16,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics.server import request_ids
-from idefics.server.cors import CORSPolicy
 from idefics.server.errors import APIError, to_api_error
-from idefics.server.hosts import HostAndOriginCheck
+from idefics.server.origins import OriginPolicy
 from idefics.server.request_context import RequestContext
 from idefics.server.server_state import ServerState
 
@@ -42,8 +41,7 @@ class AccessMiddleware:
 
     def __init__(self, app: ASGIApp, service: ServerState, keys: Sequence[bytes]) -> None:
         self.app, self.service = app, service
-        self.cors = CORSPolicy(service.settings)
-        self.host_check = HostAndOriginCheck(service.settings, self.cors)
+        self.origin_policy = OriginPolicy(service.settings)
         self.key_digests = [hashlib.sha256(key).digest() for key in keys]
         self.max_body_bytes = service.settings.body_megabytes << 20
 
@@ -68,7 +66,7 @@ class AccessMiddleware:
             raise APIError(431, f"the request has {len(headers)} headers; the limit is {MAX_HEADERS}")
         if path == "/health":
             return
-        self.host_check.check(headers)
+        self.origin_policy.check_host_and_origin(headers)
         self._check_key(headers)
         if is_api_path(path):
             encoding = headers.get("content-encoding", "").lower()
@@ -122,14 +120,16 @@ class RequestHandler:
         self.request_id = request_ids.request_id_from_headers(self.headers)
         self.response_headers = [
             (request_ids.REQUEST_ID_HEADER.encode(), self.request_id.encode()),
-            *middleware.cors.response_headers(self.headers),
+            *middleware.origin_policy.response_headers(self.headers),
         ]
 
     async def handle(self) -> None:
         """Answers the request, with an error if need be, and logs it."""
         request_ids.current_request_id.set(self.request_id)
         try:
-            preflight_headers = self.middleware.cors.preflight_headers(self.scope["method"], self.headers)
+            preflight_headers = self.middleware.origin_policy.preflight_headers(
+                self.scope["method"], self.headers
+            )
             if preflight_headers is not None:
                 await self.send({"type": "http.response.start", "status": 204, "headers": preflight_headers})
                 await self.send({"type": "http.response.body"})

@@ -18,9 +18,14 @@ from idefics.server.chat_messages import (
     picture_from_url,
     submit_conversation,
 )
-from idefics.server.ignored_fields import make_field_table
 from idefics.server.request_body import JSONBodyRoute
-from idefics.server.request_model import RequestModel, text_or_list, union_by_type, unsupported_error
+from idefics.server.request_model import (
+    RequestModel,
+    make_field_table,
+    text_or_list,
+    union_by_type,
+    unsupported_error,
+)
 from idefics.server.response_builder import ResponseBuilder
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
 from idefics.server.response_objects import ResponseObject, ResponseStreamEvent

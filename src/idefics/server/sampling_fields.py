@@ -11,8 +11,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
-from idefics.server.ignored_fields import make_field_table
-from idefics.server.request_model import RequestModel, text_or_list
+from idefics.server.request_model import RequestModel, make_field_table, text_or_list
 from idefics.server.response_format import MAX_CONSTRAINT_BYTES, ResponseFormat
 from idefics.tasks.classify import MAX_LABELS
 
