@@ -12,13 +12,11 @@ from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Request
 from idefics.errors import BadSetting
 from idefics.nn.decoder import DecoderLayer
-from idefics.placement import (
+from idefics.placement.assignment import assign_devices, install_device_hooks, named_no_split_modules
+from idefics.placement.devices import (
     DeviceMap,
-    assign_devices,
     first_accelerator_or_cpu,
     get_available_device,
-    install_device_hooks,
-    named_no_split_modules,
     resolve_device,
 )
 from idefics.quant import quantizers_by_name

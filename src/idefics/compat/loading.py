@@ -25,7 +25,7 @@ from idefics.compat.pretrained import HUB_KWARGS, MODEL_FILES, resolve_folder_an
 from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, as_quantization_config
 from idefics.errors import BadSetting, ModelNotFound, UnknownArgument
 from idefics.models import Checkpoint, load_weights, read_checkpoint
-from idefics.placement import DeviceLike, resolve_device
+from idefics.placement.devices import DeviceLike, resolve_device
 from idefics.weights import KeyRules
 
 if TYPE_CHECKING:

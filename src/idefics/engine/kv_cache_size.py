@@ -10,7 +10,7 @@ from idefics.engine.native.native_model import list_linears
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.errors import BadSetting, OutOfMemory, format_bytes
 from idefics.host_memory import default_kv_cache_bytes
-from idefics.placement import free_memory
+from idefics.placement.devices import free_memory
 from idefics.quant.linear import Int4Linear, Int8Linear
 
 DEFAULT_MEMORY_FRACTION = 0.3

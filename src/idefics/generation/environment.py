@@ -23,7 +23,7 @@ from idefics.engine.kv_cache_size import compute_num_pages, kv_bytes_per_token
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, memory_limits
 from idefics.native import library
-from idefics.placement import get_available_device, weight_bytes
+from idefics.placement.devices import get_available_device, weight_bytes
 from idefics.quant import enable_16bit_weight_storage
 from idefics.quant.autotune import kernel_choice_by_processor, kernel_choice_cache_file, read_cpuinfo
 

@@ -19,9 +19,12 @@ from idefics.generation.prefetch import call_with_deadline, prefetch_map
 from idefics.generation.streaming import Generation, GenerationResult, Stream
 from idefics.messages import Answer
 from idefics.options import GenerationOptions
-from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE
+from idefics.processing.checkpoint_generation_config import (
+    GENERATION_CONFIG_FILE,
+    AnswerConstraint,
+    GenerationConfigConstraint,
+)
 from idefics.processing.detokenizer import Detokenizer
-from idefics.processing.generation_config_constraint import AnswerConstraint, GenerationConfigConstraint
 from idefics.processing.structured_output import BannedStrings, CompiledGrammar
 from idefics.prompt import Prompt
 from idefics.structured import OutputConstraint

@@ -20,7 +20,7 @@ from idefics.nn.attention_backends import (
     native_or_sdpa_attention,
     sdpa_attention,
 )
-from idefics.placement import DeviceLike
+from idefics.placement.devices import DeviceLike
 from idefics.processing.url_policy import UrlPolicy
 from idefics.quant.autotune import KernelChoice, choose_kernels
 from idefics.validation import validate_bool, validate_choice, validate_range

@@ -23,7 +23,12 @@ from idefics.generation.load_settings import (
 from idefics.generation.loaded_model import LoadedModel
 from idefics.models import Checkpoint
 from idefics.nn.attention_backends import set_attention_backend
-from idefics.placement import DeviceMap, allocation_errors_as_out_of_memory, free_memory, resolve_device
+from idefics.placement.devices import (
+    DeviceMap,
+    allocation_errors_as_out_of_memory,
+    free_memory,
+    resolve_device,
+)
 from idefics.processing import checkpoint_settings
 from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE, CheckpointGenerationConfig
 from idefics.processing.fetch import Fetcher

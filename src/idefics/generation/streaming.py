@@ -12,8 +12,8 @@ from typing import Self
 from idefics.engine.handle import RequestHandle
 from idefics.errors import IdeficsError
 from idefics.messages import Answer, Delta, Timings
+from idefics.processing.checkpoint_generation_config import AnswerConstraint
 from idefics.processing.detokenizer import Detokenizer
-from idefics.processing.generation_config_constraint import AnswerConstraint
 
 
 class Generation:

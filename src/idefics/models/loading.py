@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from idefics import placement, quant, weights
+from idefics import quant, weights
 from idefics.config import QuantizationConfig
 from idefics.errors import BadSetting
 from idefics.models.checkpoint import Checkpoint
-from idefics.placement import DeviceMap
+from idefics.placement.assignment import assign_devices, install_device_hooks
+from idefics.placement.devices import DeviceMap
 from idefics.quant.autotune import KernelChoice
 from idefics.weights import KeyRules
 
@@ -108,7 +109,7 @@ def load_weights(
         folder,
         key_rules,
         dtype=dtype,
-        device=placement.assign_devices(model, device, dtype=dtype, bits_by_name=formats.bits),
+        device=assign_devices(model, device, dtype=dtype, bits_by_name=formats.bits),
         dtype_by_name=formats.dtypes,
         quantizers_by_name=formats.quantizers,
         mmap=mmap,
@@ -116,7 +117,7 @@ def load_weights(
     )
     if kernel_choice is not None:
         quant.apply_kernel_choice(model, kernel_choice)
-    placement.install_device_hooks(model)
+    install_device_hooks(model)
     return missing_names
 
 

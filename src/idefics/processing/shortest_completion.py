@@ -41,8 +41,8 @@ OPENING_BYTES = b'"-{[(,:.\\ \t\n\r'
 
 def _order_bytes(first: bytes) -> bytes:
     """All 256 bytes in the order in which a completion prefers them: `first`, then others, then `OPENING_BYTES`."""
-    middle = bytes(byte for byte in range(256) if byte not in first and byte not in OPENING_BYTES)
-    return first + middle + bytes(byte for byte in OPENING_BYTES if byte not in first)
+    others = [byte for byte in range(256) if byte not in OPENING_BYTES]
+    return bytes(dict.fromkeys([*first, *others, *OPENING_BYTES]))
 
 
 STRING_CLOSING_ORDER = _order_bytes(CLOSING_BYTES)

@@ -19,7 +19,7 @@ from idefics.generation.loading import load_model
 from idefics.generation.prompt_scoring_mixin import PromptScoringMixin
 from idefics.generation.text_generation_mixin import TextGenerationMixin
 from idefics.messages import Shot
-from idefics.placement import DeviceLike
+from idefics.placement.devices import DeviceLike
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.url_policy import UrlPolicy

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from idefics.processing.checkpoint_generation_config import CheckpointGenerationConfig
-from idefics.processing.generation_config_constraint import GenerationConfigConstraint
+from idefics.processing.checkpoint_generation_config import (
+    CheckpointGenerationConfig,
+    GenerationConfigConstraint,
+)
 
 VOCAB_SIZE, STOP_IDS = 12, (10, 11)
 ALL_IDS = set(range(VOCAB_SIZE))
