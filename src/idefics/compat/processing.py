@@ -148,11 +148,12 @@ class BaseProcessor(ProcessorMixin):
                 media[name] = sources
         return media
 
-    def _split_call_kwargs(self, keywords: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The image processor with the settings among the further arguments of a call, and those of videos."""
+    def _split_call_kwargs(self, keywords: dict[str, Any]) -> tuple[Any, PaddingOptions, dict[str, Any]]:
+        """Of the further arguments of a call: the image processor with their settings, padding, and those of videos."""
+        padding_options = self.tokenizer.pop_padding_options(keywords)
         settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
         video_kwargs = {name: settings.pop(name) for name in VIDEO_FIELD_BY_KWARG.keys() & settings.keys()}
-        return self.image_processor.with_settings(**settings), video_kwargs
+        return self.image_processor.with_settings(**settings), padding_options, video_kwargs
 
     def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:
         """The processor that writes this family's prompts."""

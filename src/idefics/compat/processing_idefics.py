@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
-from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
+from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_inputs import group_by_sample, is_nested
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
 from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, interleave_text_and_media
@@ -82,8 +82,6 @@ class IdeficsProcessor(BaseProcessor):
         *,
         text: Any = None,
         images: Any = None,
-        padding_side: Side | None = None,
-        pad_to_multiple_of: int | None = None,
         add_special_tokens: bool | None = None,
         return_attention_mask: bool | None = True,
         input_data_format: str | None = None,
@@ -116,7 +114,13 @@ class IdeficsProcessor(BaseProcessor):
             BadPrompt: texts and images do not fit together.
             BadPicture: an image cannot be opened.
         """
-        image_processor, _ = self._split_call_kwargs(keywords)
+        keywords |= {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "return_tensors": return_tensors,
+        }
+        image_processor, padding_options, _ = self._split_call_kwargs(keywords)
         image_config = image_processor.to_processor_config()
         prompt_processor = self._make_prompt_processor(image_config, adds_special=False)
         if add_end_of_utterance_token is None:
@@ -135,9 +139,6 @@ class IdeficsProcessor(BaseProcessor):
         ]
         if add_eos_token:
             full_prompts = [self._append_eos(prompt) for prompt in full_prompts]
-        padding_options = self.tokenizer.make_padding_options(
-            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
-        )
         kept_positions = [padding_options.kept_positions(len(prompt)) for prompt in full_prompts]
         truncated_prompts = list(map(self._select_tokens, full_prompts, kept_positions))
         if debug:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
-from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
+from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_processing import stack_pixel_values
 from idefics.compat.image_processing_inline import (
     Idefics2ImageProcessor,
@@ -43,13 +43,7 @@ class InlineModelProcessor(BaseProcessor):
         *,
         image_seq_len: int | None = None,
         add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        padding_side: Side | None = None,
-        pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = True,
-        return_tensors: str | None = None,
         input_data_format: str | None = None,
         generated: Sequence[TextSpans] | None = None,
         **keywords: Any,
@@ -81,7 +75,8 @@ class InlineModelProcessor(BaseProcessor):
                 `max_length`.
             BadPicture: an image cannot be opened.
         """
-        image_processor, video_kwargs = self._split_call_kwargs(keywords)
+        image_processor, padding_options, video_kwargs = self._split_call_kwargs(keywords)
+        return_tensors = padding_options.return_tensors
         if text is None:
             if images is None:
                 raise BadPrompt("there is neither text nor a picture: give at least one")
@@ -107,9 +102,6 @@ class InlineModelProcessor(BaseProcessor):
             )
             for row, one in enumerate(texts)
         ]
-        padding_options = self.tokenizer.make_padding_options(
-            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
-        )
         num_opening_tokens = len(self.tokenizer.codec.encode("", add_special_tokens=add_special_tokens))
         kept_positions = [
             _truncate_keeping_images(one, padding_options, num_opening_tokens) for one in prompts

@@ -10,7 +10,8 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
-from idefics.errors import BrokenCheckpoint
+from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.processing import checkpoint_settings
 from idefics.weights.files import refuse_adapter
 
 StrPath = str | os.PathLike[str]
@@ -114,18 +115,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
         BrokenCheckpoint: there is no such file, it is not JSON, or not an object.
         UnsupportedModel: there is no such file, and the folder holds an adapter.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         refuse_adapter(path.parent)
-        raise BrokenCheckpoint(f"{path.parent} has no {path.name}: give the folder of a checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise BrokenCheckpoint(
-            f"{path} cannot be read as JSON ({type(error).__name__}): download it again"
-        ) from None
-    if not isinstance(content, dict):
-        raise BrokenCheckpoint(f"{path} is not a JSON object: download it again")
-    return content
+        raise BrokenCheckpoint(f"{path.parent} has no {path.name}: give the folder of a checkpoint")
+    try:
+        return checkpoint_settings.read_json_object(path)
+    except UnsupportedModel as error:
+        raise BrokenCheckpoint(str(error)) from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> str:

@@ -20,6 +20,15 @@ PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
     "special_tokens_mask": 1,
     "offset_mapping": (0, 0),
 }
+# The arguments of calls that are fields of `PaddingOptions`.
+PADDING_KWARGS = (
+    "padding",
+    "truncation",
+    "max_length",
+    "padding_side",
+    "pad_to_multiple_of",
+    "return_tensors",
+)
 PADDED_COLUMNS = ("input_ids", *PADDING_VALUE_BY_COLUMN)
 
 
@@ -41,18 +50,12 @@ class EncodingMixin(VocabularyMixin):
         text_pair: str | Sequence[str] | None = None,
         *,
         add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        padding_side: Side | None = None,
-        pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = True,
         return_token_type_ids: bool | None = False,
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
-        return_tensors: str | None = None,
-        **neutral: Any,
+        **keywords: Any,
     ) -> BatchFeature:
         """Tokenizes a text or a batch of texts.
 
@@ -64,16 +67,12 @@ class EncodingMixin(VocabularyMixin):
             return_special_tokens_mask: also return `special_tokens_mask`, 1 for special tokens and padding.
             return_offsets_mapping: also return `offset_mapping`, the (start, end) of each token in characters.
             return_length: also return `length`, the number of tokens of each row before padding.
-            neutral: arguments of transformers at values that ask for nothing, such as `stride=0`.
+            keywords: also arguments of transformers at values that ask for nothing, such as `stride=0`.
 
         Returns:
             `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
         """
-        if unknown := check_and_drop_neutral_kwargs(type(self).__name__, neutral, NEUTRAL_TOKENIZER_KWARGS):
-            raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(NEUTRAL_TOKENIZER_KWARGS))
-        padding_options = self.make_padding_options(
-            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
-        )
+        padding_options = self._parse_padding_options(keywords)
         is_returned_by_column = {
             "input_ids": True,
             "attention_mask": return_attention_mask,
@@ -88,7 +87,7 @@ class EncodingMixin(VocabularyMixin):
         entries: dict[str, Any] = self.pad_columns(columns, padding_options)
         if return_length:
             entries["length"] = [len(ids) for ids in columns["input_ids"]]
-        if isinstance(text, str) and return_tensors is None:
+        if isinstance(text, str) and padding_options.return_tensors is None:
             entries = {name: batch[0] for name, batch in entries.items()}
         return padding_options.to_batch(entries)
 
@@ -96,12 +95,9 @@ class EncodingMixin(VocabularyMixin):
         self,
         encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         padding: bool | str = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: Side | None = None,
+        *,
         return_attention_mask: bool | None = None,
-        return_tensors: str | None = None,
-        verbose: bool = True,
+        **keywords: Any,
     ) -> BatchFeature:
         """Pads rows that were tokenized one by one to one length.
 
@@ -109,10 +105,13 @@ class EncodingMixin(VocabularyMixin):
             encoded_inputs: what calls returned: a dict of rows, or a list of dicts of one row each.
             return_attention_mask: False: no `attention_mask` is added.
             padding, max_length, pad_to_multiple_of, padding_side, return_tensors: see `PaddingOptions`.
+            keywords: also arguments of transformers at values that ask for nothing.
 
         Raises:
             BadPrompt: there are no `input_ids`.
         """
+        keywords["padding"] = padding
+        padding_options = self._parse_padding_options(keywords)
         inputs = encoded_inputs if isinstance(encoded_inputs, Mapping) else rows_to_columns(encoded_inputs)
         if "input_ids" not in inputs:
             raise BadPrompt(f"there are no input_ids among {', '.join(inputs) or 'no entries'}")
@@ -121,31 +120,27 @@ class EncodingMixin(VocabularyMixin):
         }
         if return_attention_mask is not False:
             columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
-        padding_options = self.make_padding_options(
-            padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors
-        )
         return padding_options.to_batch({**inputs, **self.pad_columns(columns, padding_options)})
 
-    def make_padding_options(
-        self,
-        padding: bool | str,
-        truncation: bool | str | None,
-        max_length: int | None,
-        padding_side: Side | None,
-        pad_to_multiple_of: int | None,
-        return_tensors: str | None,
-    ) -> PaddingOptions:
-        """The arguments of a call, completed by the settings of this tokenizer."""
+    def pop_padding_options(self, keywords: dict[str, Any]) -> PaddingOptions:
+        """Removes the arguments of `PaddingOptions` from those of a call; others are settings of this tokenizer."""
+        given = {name: keywords.pop(name) for name in PADDING_KWARGS if name in keywords}
         return PaddingOptions(
-            padding,
-            truncation,
-            max_length,
-            padding_side or self.padding_side,
-            pad_to_multiple_of,
-            return_tensors,
-            self.truncation_side,
-            self.model_max_length,
+            **{
+                "padding_side": self.padding_side,
+                "truncation_side": self.truncation_side,
+                "model_max_length": self.model_max_length,
+                **{name: value for name, value in given.items() if value is not None},
+            }
         )
+
+    def _parse_padding_options(self, keywords: dict[str, Any]) -> PaddingOptions:
+        """The arguments of a call as `PaddingOptions`; raises UnknownArgument for others."""
+        padding_options = self.pop_padding_options(keywords)
+        if unknown := check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_TOKENIZER_KWARGS):
+            known = (*PADDING_KWARGS, *NEUTRAL_TOKENIZER_KWARGS)
+            raise UnknownArgument(type(self).__name__, sorted(unknown), known)
+        return padding_options
 
     def pad_columns(
         self, columns: Mapping[str, Sequence[Sequence[Any]]], padding_options: PaddingOptions

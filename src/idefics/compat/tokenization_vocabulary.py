@@ -183,8 +183,7 @@ class VocabularyMixin:
                 "get_special_tokens_mask reads ids that contain their special tokens already: give "
                 "already_has_special_tokens=True, or call the tokenizer with return_special_tokens_mask=True"
             )
-        special = set(self.all_special_ids)
-        return [int(id in special) for id in token_ids_0]
+        return [int(id in self.codec.special_ids) for id in token_ids_0]
 
     def __len__(self) -> int:
         return len(self.codec.get_vocab())
