@@ -8,7 +8,7 @@ import torch
 from engine.fakes import make_fake_model
 from idefics.config import KVCacheLayout
 from idefics.engine.decode import TorchDecode
-from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages, PagedDecodeAttn
+from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
 from idefics.nn.attention import DenseAttn, LayerCrossKV
@@ -39,15 +39,9 @@ def make_decode_inputs(positions, tables, memories=None, ids=None):
 def make_attn(cache, inputs):
     """As `TorchDecode` does."""
     backend = DenseAttn(1).backend
-    attention = GatheredPages(
-        inputs.page_tables,
-        inputs.positions,
-        cache.layout,
-        backend,
-        (inputs.min_position, inputs.max_position),
-    )
-    cross_kv = BatchedCrossKV(inputs.cross_kvs)
-    return PagedDecodeAttn(cache, inputs.page_tables, inputs.positions, attention, cross_kv, backend)
+    cross_attend = BatchedCrossKV(inputs.cross_kvs).cross_attend
+    position_range = inputs.min_position, inputs.max_position
+    return GatheredPages(cache, inputs.page_tables, inputs.positions, cross_attend, backend, position_range)
 
 
 def make_paged_cache(layout, k, v, tables):

@@ -260,7 +260,8 @@ def test_rows_attend_to_their_pages(way, window, monkeypatch):
         sliding_window=window,
     )
     q, keys, values, tables, positions, expected = make_paged_case(layout, [1, 16, 17, 70, 33], heads=6)
-    actual = way(tables, positions, layout, sdpa_attention)(q, keys, values)
+    cache = SimpleNamespace(layout=layout)
+    actual = way(cache, tables, positions, None, sdpa_attention).attend(q, keys, values)
     torch.testing.assert_close(actual, expected)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import KVCacheLayout
-from idefics.engine.decode_attention import BatchedCrossKV, PagedDecodeAttn, choose_decode_attention
+from idefics.engine.decode_attention import BatchedCrossKV, choose_decode_attention
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
@@ -74,9 +74,13 @@ class CudaGraphDecode:
 
     def _compute_step(self, inputs: StaticInputs, num_pages: int) -> Tensor:
         """The step that is recorded: (R, V) logits from the first `num_pages` pages of each row."""
-        page_tables, backend = inputs.page_tables[:, :num_pages], self.model.attention_backend
-        attention = self.decode_attention(page_tables, inputs.positions, self.cache.layout, backend)
-        attn = PagedDecodeAttn(self.cache, page_tables, inputs.positions, attention, inputs, backend)
+        attn = self.decode_attention(
+            self.cache,
+            inputs.page_tables[:, :num_pages],
+            inputs.positions,
+            inputs.cross_attend,
+            self.model.attention_backend,
+        )
         h = self.forward(self.model.embed(inputs.ids), inputs.positions, attn)
         return self.model.logits(h)
 

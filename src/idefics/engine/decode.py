@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages, PagedDecodeAttn
+from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
@@ -66,14 +66,13 @@ class TorchDecode:
         """Writes the tokens' keys and values to the cache; returns (R, V) float32 next-token logits."""
         if inputs.cross_kvs is not self.batched_cross_kv.cross_kvs:
             self.batched_cross_kv = BatchedCrossKV(inputs.cross_kvs)
-        page_tables, positions, backend = inputs.page_tables, inputs.positions, self.model.attention_backend
-        attention = GatheredPages(
-            page_tables,
-            positions,
-            self.cache.layout,
-            backend,
+        attn = GatheredPages(
+            self.cache,
+            inputs.page_tables,
+            inputs.positions,
+            self.batched_cross_kv.cross_attend,
+            self.model.attention_backend,
             (inputs.min_position, inputs.max_position),
         )
-        attn = PagedDecodeAttn(self.cache, page_tables, positions, attention, self.batched_cross_kv, backend)
-        h = self.model.forward(self.model.embed(inputs.ids), positions, attn)
+        h = self.model.forward(self.model.embed(inputs.ids), inputs.positions, attn)
         return self.model.logits(h).float()

@@ -1,20 +1,18 @@
 """Attention of a decode step over the paged KV cache: one new token in each row.
 
-`PagedDecodeAttn` writes the new keys and values and attends in one of two ways: `PagedInPlace` where torch has a kernel
-that reads pages, else `GatheredPages`. R rows, P pages, L positions, S rows with a picture, H query heads, h key/value
+`PagedDecodeAttn` writes the new keys and values; of its subclasses `PagedInPlace` attends where torch has a kernel that
+reads pages, else `GatheredPages`. R rows, P pages, L positions, S rows with a picture, H query heads, h key/value
 heads, K head size, M feature rows of a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from idefics.config import KVCacheLayout
 from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.nn.attention import CrossKV, LayerCrossKV, causal_window_mask
@@ -25,46 +23,46 @@ from idefics.nn.attention_backends import (
     sdpa_attention,
 )
 
+CrossAttend = Callable[[int, Tensor, AttentionBackend], Tensor]
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-class DecodeAttention(Protocol):
-    """Attention of one query in each row to the row's pages. Created for each step and used in every layer."""
-
-    def __init__(
-        self, page_tables: Tensor, positions: Tensor, layout: KVCacheLayout, backend: AttentionBackend
-    ) -> None:
-        """Takes (R, P) int32 pages of each row and (R,) the positions of the queries, the last that they attend to."""
-        ...
-
-    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
-        ...
-
-
-class DecodeCrossAttention(Protocol):
-    """Cross-attention of one query in each row to the picture of that row."""
-
-    def cross_attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
-        """(R, H, K) queries of a cross-attention layer -> (R, H, K), 0 for rows without a picture."""
-        ...
-
-
 class PagedDecodeAttn:
-    """Attention of a decode step: writes each row's new key and value, then attends to the row's pages."""
+    """Attention of a decode step: writes each row's new key and value, then attends to the row's pages.
+
+    Created for each step and used in every layer; subclasses read the pages in different ways.
+
+    Args:
+        page_tables: (R, P) int32 pages of each row.
+        positions: (R,) the positions of the new tokens, the last that they attend to.
+        cross_attend: cross-attention of each row to its picture, as `BatchedCrossKV.cross_attend`.
+        position_range: the lowest and the highest of `positions`, if the host knows them.
+    """
 
     def __init__(
         self,
         cache: PagedKVCache,
         page_tables: Tensor,
         positions: Tensor,
-        attention: DecodeAttention,
-        cross_kv: DecodeCrossAttention,
+        cross_attend: CrossAttend,
         backend: AttentionBackend,
+        position_range: tuple[int, int] | None = None,
     ) -> None:
-        self.cache, self.attention, self.cross_kv, self.backend = cache, attention, cross_kv, backend
+        self.cache, self.cross_attend, self.backend = cache, cross_attend, backend
+        self.window = cache.layout.sliding_window
         pages = page_tables.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0]
         self.write_index = pages.long(), positions % PAGE_SIZE
+        self._prepare(page_tables, positions, position_range)
+
+    def _prepare(
+        self, page_tables: Tensor, positions: Tensor, position_range: tuple[int, int] | None
+    ) -> None:
+        """Computes what all layers share, once for a step; arguments as of the constructor."""
+        raise NotImplementedError
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
+        raise NotImplementedError
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within the sliding window: (R, H, K), (R, h, K), (R, h, K) -> (R, H, K)."""
@@ -72,11 +70,11 @@ class PagedDecodeAttn:
         pages, offsets = (x.to(k.device) for x in self.write_index)
         keys[pages, :, offsets] = cast_to_cache_dtype(k, keys.dtype)
         values[pages, :, offsets] = cast_to_cache_dtype(v, values.dtype)
-        return self.attention(q, keys, values)
+        return self.attend(q, keys, values)
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
         """Attends to each row's picture: (R, H, K) -> (R, H, K), 0 for rows without one."""
-        return self.cross_kv.cross_attend(layer, q, self.backend)
+        return self.cross_attend(layer, q, self.backend)
 
 
 class BatchedCrossKV:
@@ -105,24 +103,17 @@ class BatchedCrossKV:
         return out
 
 
-class GatheredPages:
+class GatheredPages(PagedDecodeAttn):
     """Copies each row's pages into one tensor, then attends with the model's backend under a mask.
 
-    Args:
-        position_range: the lowest and the highest of `positions`, if the host knows them: then only pages up to the
-            highest are gathered. Without them shapes are fixed by P and nothing is read on the host, as a CUDA graph
-            requires.
+    With a `position_range` only pages up to the highest position are gathered. Without it shapes are fixed by P and
+    nothing is read on the host, as a CUDA graph requires.
     """
 
-    def __init__(
-        self,
-        page_tables: Tensor,
-        positions: Tensor,
-        layout: KVCacheLayout,
-        backend: AttentionBackend,
-        position_range: tuple[int, int] | None = None,
+    def _prepare(
+        self, page_tables: Tensor, positions: Tensor, position_range: tuple[int, int] | None
     ) -> None:
-        self.backend, window = backend, layout.sliding_window
+        window = self.window
         if position_range is None:
             page_tables, key_positions = _visible_pages(page_tables, positions, window)
             is_all_visible = False
@@ -135,9 +126,9 @@ class GatheredPages:
         mask = None if is_all_visible else causal_window_mask(positions, key_positions, window)  # (R, L)
         self.mask = None if mask is None else mask[:, None, None]
         self.num_positions = key_positions.shape[-1]
-        self.gather_index = page_gather_index(page_tables, layout.num_kv_heads)
+        self.gather_index = page_gather_index(page_tables, self.cache.layout.num_kv_heads)
 
-    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
         # Query heads that share a key head become queries of that head: keys are not repeated.
         grouped = q.unflatten(1, (keys.shape[1], -1))  # (R, h, H/h, K)
@@ -149,11 +140,11 @@ class GatheredPages:
         return out.flatten(1, 2)
 
 
-class PagedInPlace:
+class PagedInPlace(PagedDecodeAttn):
     """torch's FlashAttention, which reads keys and values from pages by the page tables."""
 
-    def __init__(
-        self, page_tables: Tensor, positions: Tensor, layout: KVCacheLayout, backend: AttentionBackend
+    def _prepare(
+        self, page_tables: Tensor, positions: Tensor, position_range: tuple[int, int] | None
     ) -> None:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -161,9 +152,9 @@ class PagedInPlace:
         self.page_tables, self.lengths = page_tables.contiguous(), (positions + 1).int()
         self.query_offsets = torch.arange(len(page_tables) + 1, dtype=torch.int32, device=page_tables.device)
         self.max_length = page_tables.shape[1] * PAGE_SIZE
-        self.window_size = (-1, -1) if layout.sliding_window is None else (layout.sliding_window - 1, 0)
+        self.window_size = (-1, -1) if self.window is None else (self.window - 1, 0)
 
-    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
         out = self.varlen_attention(
             q,
@@ -182,7 +173,7 @@ class PagedInPlace:
         return out
 
 
-def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[DecodeAttention]:
+def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[PagedDecodeAttn]:
     """`PagedInPlace` where it is supported, since it reads keys once; else `GatheredPages`, which copies them."""
     if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention) and probe_in_place_attention(
         cache
@@ -209,11 +200,12 @@ def probe_in_place_attention(cache: PagedKVCache) -> bool:
     tables = torch.tensor([[2, 3, 1], [1, 0, 0]], dtype=torch.int32, device=keys.device)
     positions = torch.tensor([num_positions - 5, 3], device=keys.device)
     q = torch.randn(2, layout.num_kv_heads, layout.head_size, dtype=keys.dtype, device=keys.device)
+    step = cache, tables, positions, BatchedCrossKV(()).cross_attend, sdpa_attention
     try:
-        result = PagedInPlace(tables, positions, layout, sdpa_attention)(q, *pages)
+        result = PagedInPlace(*step).attend(q, *pages)
     except (RuntimeError, ValueError, NotImplementedError):  # not supported by this torch or this device
         return False
-    expected = GatheredPages(tables, positions, layout, sdpa_attention)(q, *pages)
+    expected = GatheredPages(*step).attend(q, *pages)
     return bool(torch.isclose(result, expected, rtol=0.02, atol=0.02).all())
 
 
