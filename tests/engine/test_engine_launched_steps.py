@@ -5,8 +5,8 @@ import torch
 
 from engine.fakes import make_engine, make_mixed_prompts, make_prompt, make_request, wait_until_idle
 from idefics.engine.decode import TorchDecode
+from idefics.engine.output_processor import async_host_copy_reader
 from idefics.engine.page_pool import PAGE_SIZE
-from idefics.engine.step_sampler import async_host_copy_reader
 
 
 class CountingDecode:

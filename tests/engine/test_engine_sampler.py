@@ -1,5 +1,7 @@
 """Sampling: each processor against transformers' own, and the independence of rows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -35,7 +37,11 @@ def resample_with_state(requests, ids=None, generators=None, vocabulary=VOCAB_SI
         if generators is None
         else generators
     )
-    return Sampler(requests, ids, made, vocabulary, CPU)
+    rows = [
+        SimpleNamespace(ids=row_ids, request_state=SimpleNamespace(request=request, rng=rng))
+        for request, row_ids, rng in zip(requests, ids, made, strict=True)
+    ]
+    return Sampler(rows, vocabulary, CPU)
 
 
 def make_column(*values, dtype=torch.float32):
@@ -152,7 +158,7 @@ def test_a_seeded_row_samples_the_same_in_any_batch():
     alone = make_sampler(requests[1])
     first = [together.sample(logits).ids[1].item(), alone.sample(logits[1:2]).ids.item()]
     together = resample_with_state(
-        [requests[2], requests[1]], generators=[together.generators[n] for n in (2, 1)]
+        [requests[2], requests[1]], generators=[together.states[n].rng for n in (2, 1)]
     )
     second = [together.sample(logits[[2, 1]]).ids[1].item(), alone.sample(logits[1:2]).ids.item()]
     assert first[0] == first[1]

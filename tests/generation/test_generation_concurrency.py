@@ -8,7 +8,7 @@ import pytest
 
 import idefics
 from idefics.errors import BadPicture, BadSetting
-from idefics.generation.prefetch import NUM_WORKERS, prefetch_map
+from idefics.generation.call_inputs import NUM_WORKERS, prefetch_map
 
 
 def test_prefetched_prompts_come_in_order_and_not_too_early():

@@ -30,8 +30,8 @@ from idefics.engine.logits_processors import (
     keep_typical,
     present_ids_mask,
     repeated_ngrams_mask,
+    token_mask,
 )
-from idefics.engine.token_masks import token_mask
 from idefics.errors import BadSetting
 
 

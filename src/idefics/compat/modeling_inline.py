@@ -30,7 +30,7 @@ from idefics.compat.modeling_vision import SiglipVisionTransformer
 from idefics.errors import BadPrompt
 from idefics.models.idefics2 import Idefics2Backbone
 from idefics.models.idefics3 import Idefics3Backbone
-from idefics.models.inline import InlineImageBackbone
+from idefics.models.vision_language_model import InlineImageBackbone
 
 
 class InlineImagePreTrainedModel(PreTrainedModel):

@@ -13,12 +13,13 @@ from torch import Tensor
 from idefics.compat.decoder_forward import record_outputs
 from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.errors import BadPrompt
-from idefics.models import idefics1, inline
+from idefics.models import idefics1
+from idefics.models.vision_language_model import SiglipVisionTower
 from idefics.nn.attention_backends import EagerAttention, set_attention_backend
 from idefics.nn.vit import VisionEncoder, VisionLayer
 
 
-class SiglipVisionTransformer(inline.SiglipVisionTower):
+class SiglipVisionTransformer(SiglipVisionTower):
     """SigLIP's transformer, the vision tower of Idefics2, Idefics3 and SmolVLM."""
 
     def forward(

@@ -28,12 +28,10 @@ from idefics.engine.model_runner import ModelRunner
 from idefics.engine.output_processor import OutputProcessor
 from idefics.engine.page_pool import PagePool
 from idefics.engine.reference import ReferenceModel
-from idefics.engine.request import Continuation, Deadline, Request
+from idefics.engine.request import Continuation, Deadline, Request, validate_prompt, validate_request
 from idefics.engine.request_state import RequestState
-from idefics.engine.request_validation import validate_prompt, validate_request
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scheduler_output import SchedulerOutput, StepResult
-from idefics.engine.step_sampler import StepSampler
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import Prompt
 
@@ -102,8 +100,7 @@ class Engine:
             self._device,
             is_async=self._is_async,
         )
-        self.step_sampler = StepSampler(model.layout.vocab_size, is_async=self._is_async)
-        self.output_processor = OutputProcessor(model)
+        self.output_processor = OutputProcessor(model, is_async=self._is_async)
         self.condition = threading.Condition(threading.RLock())
         self._state_by_handle: dict[RequestHandle, RequestState] = {}
         self._compute_lock = threading.Lock()
@@ -205,7 +202,6 @@ class Engine:
                     self.encoder_cache,
                     self.scheduler,
                     self.model_runner,
-                    self.step_sampler,
                     self.output_processor,
                 )
 
@@ -269,7 +265,7 @@ class Engine:
     def _compute(self, scheduler_output: SchedulerOutput) -> StepResult:
         """Runs the model, samples, and processes the samples, while a GPU computes the next step already."""
         step_output = self.model_runner.run(scheduler_output)
-        batch = self.step_sampler.sample(step_output)
+        batch = self.output_processor.sample(step_output)
         if batch is not None:
             self.model_runner.launch_next_step(batch.sequences, batch.ids)
         result = self.output_processor.process(step_output, batch)
@@ -280,7 +276,7 @@ class Engine:
     def _discard_launched_step(self) -> None:
         """Forgets the ids that the model runner and the sampler hold, which are not those of the sequences."""
         self.model_runner.discard_launched_step()
-        self.step_sampler.reset()
+        self.output_processor.reset_sampler()
 
     def _fail_expired_requests(self) -> None:
         """Fails the requests whose deadline has passed, before scheduling, so that this step can use their pages."""

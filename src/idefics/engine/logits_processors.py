@@ -5,12 +5,10 @@ R rows, S of them sampled, T ids so far, V vocabulary. Ids are padded on the lef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
-
-from idefics.engine.token_masks import token_mask
 
 TOP_P_CANDIDATES = 4096  # the most likely tokens, among which the nucleus of nearly every row lies
 
@@ -142,3 +140,27 @@ def keep_typical(logits: Tensor, p: float, min_tokens_to_keep: int = 1) -> Tenso
     drop = entropy_distance > entropy_distance.gather(1, last_index)
     drop[:, :min_tokens_to_keep] = False
     return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+
+
+def forbidden_token_mask(bitmasks: Sequence[bytes], vocab_size: int, device: torch.device) -> Tensor:
+    """Inverts and unpacks the bitmasks of G constraints.
+
+    Args:
+        bitmasks: for each constraint one bit for each allowed id, the lowest id first (`TokenConstraint`).
+        vocab_size: V.
+
+    Returns:
+        (G, V) bool: the ids that may not follow.
+    """
+    bitmask_bytes = torch.frombuffer(bytearray(b"".join(bitmasks)), dtype=torch.uint8).view(
+        len(bitmasks), -1, 1
+    )
+    allowed = (bitmask_bytes.to(device) >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
+    return allowed.flatten(1)[:, :vocab_size] == 0
+
+
+def token_mask(ids: Collection[int], vocab_size: int, device: torch.device) -> Tensor:
+    """(V,) bool: true at the given ids, which are below V."""
+    mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    mask[torch.tensor(list(ids), dtype=torch.long, device=device)] = True
+    return mask

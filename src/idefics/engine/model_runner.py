@@ -16,7 +16,7 @@ from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.page_pool import PAGE_SIZE
-from idefics.engine.prefill_inputs import PrefillInputBuilder
+from idefics.engine.prefill import PrefillInputBuilder
 from idefics.engine.request_state import SequenceState
 from idefics.engine.scheduler_output import PrefillChunk, SchedulerOutput
 

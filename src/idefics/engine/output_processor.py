@@ -1,26 +1,80 @@
-"""Turns logits and samples of a step into the outputs of requests: tokens, beams and scores."""
+"""Samples from the logits of a step, and makes the outputs of requests: tokens, beams and scores."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice, starmap
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from idefics.engine.beam_search import RequestBeamSearch
 from idefics.engine.continuation_scores import CandidateTrie, ContinuationScores
 from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import StepOutput
-from idefics.engine.request_beam_search import RequestBeamSearch
-from idefics.engine.request_output import RequestOutput, SampledToken, ScoringResult
-from idefics.engine.request_state import RequestState
-from idefics.engine.scheduler_output import StepResult
-from idefics.engine.step_sampler import SampledBatch
+from idefics.engine.request_state import RequestState, SequenceState
+from idefics.engine.sampler import Sampler
+from idefics.engine.scheduler_output import RequestOutput, SampledToken, ScoringResult, StepResult
+from idefics.messages import Alternative
+
+
+class SampledBatch(NamedTuple):
+    """Sequences that were sampled together. R rows, V vocabulary.
+
+    Attributes:
+        sequences: one for each row.
+        logits: (R, V).
+        sampler: the sampler of these rows.
+        ids: (R,) the sampled ids, on the device.
+        read_tokens: waits for the copies of the samples to the host and returns a token for each row.
+    """
+
+    sequences: list[SequenceState]
+    logits: Tensor
+    sampler: Sampler
+    ids: Tensor
+    read_tokens: Callable[[], list[SampledToken]]
 
 
 class OutputProcessor:
-    """Applies constraints to sampled tokens, advances beam searches and computes scores of continuations."""
+    """Samples, applies constraints to the samples, advances beam searches and computes scores of continuations.
 
-    def __init__(self, model: VLM) -> None:
+    One `Sampler` is kept while the sequences stay the same.
+
+    Args:
+        is_async: whether ids are copied to the host while a GPU goes on computing.
+    """
+
+    def __init__(self, model: VLM, *, is_async: bool) -> None:
         self.model = model
+        self._copy_to_host = async_host_copy_reader if is_async else host_copy_reader
+        self._sequences: list[SequenceState] = []
+        self._sampler: Sampler | None = None
+
+    def sample(self, step_output: StepOutput) -> SampledBatch | None:
+        """Samples after each sequence of a step, except those of beam searches and scored prompts; None: no other."""
+        sequences, logits = step_output.sequences, step_output.logits
+        rows = [row for row, sequence in enumerate(sequences) if sequence.request_state.request.is_sampled]
+        if not rows:
+            return None
+        if len(rows) < len(sequences):
+            sequences, logits = [sequences[row] for row in rows], logits[rows]
+        if self._sampler is None or sequences != self._sequences:
+            self._sampler = Sampler(sequences, self.model.layout.vocab_size, logits.device)
+            self._sequences = sequences
+        tokens = self._sampler.sample(logits)
+        read_fields = [self._copy_to_host(values) for values in tokens if values is not None]
+
+        def read_tokens() -> list[SampledToken]:
+            return _make_sampled_tokens(sequences, *(read() for read in read_fields))
+
+        return SampledBatch(sequences, logits, self._sampler, tokens.ids, read_tokens)
+
+    def reset_sampler(self) -> None:
+        """Discards the sampler, whose token counts are wrong after a sampled id was replaced by another one."""
+        self._sampler = None
 
     def process(self, step_output: StepOutput, batch: SampledBatch | None) -> StepResult:
         """The output, or the error, of each request of a step. Waits until the sampled ids are on the host."""
@@ -99,3 +153,40 @@ class OutputProcessor:
 def _finished_scores(scores: ContinuationScores) -> ScoringResult | None:
     """The scores of a request's continuations; None while some are still to be computed."""
     return None if scores.pending_tries else ScoringResult(scores.logprobs, scores.top_logprobs)
+
+
+def _make_sampled_tokens(
+    sequences: Sequence[SequenceState],
+    ids: list[int],
+    logprobs: list[float] | None = None,
+    *top_ids_and_logprobs: list[list[Any]],
+) -> list[SampledToken]:
+    """The token of each row, with as many of the batch's log-probabilities as the request's settings ask for."""
+    if logprobs is None:
+        return list(map(SampledToken, ids))
+    tokens = []
+    for row, sequence in enumerate(sequences):
+        sampling = sequence.request_state.request.sampling
+        pairs = zip(*(values[row] for values in top_ids_and_logprobs), strict=True)
+        alternatives = tuple(starmap(Alternative, islice(pairs, sampling.top_logprobs)))
+        tokens.append(SampledToken(ids[row], logprobs[row] if sampling.logprobs else None, alternatives))
+    return tokens
+
+
+def host_copy_reader(values: Tensor) -> Callable[[], list[Any]]:
+    """Copies values to the host at once; returns a function that returns them, as `async_host_copy_reader` does."""
+    host_values = values.tolist()
+    return lambda: host_values
+
+
+def async_host_copy_reader(values: Tensor) -> Callable[[], list[Any]]:
+    """Starts a copy from a CUDA device; returns a function that waits for this copy alone and returns the values."""
+    host_values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    copy_done = torch.cuda.Event()
+    copy_done.record(torch.cuda.current_stream(values.device))
+
+    def wait_for_values() -> list[Any]:
+        copy_done.synchronize()
+        return host_values.tolist()
+
+    return wait_for_values

@@ -13,8 +13,8 @@ from idefics.engine.request import Request
 if TYPE_CHECKING:
     import torch
 
+    from idefics.engine.beam_search import RequestBeamSearch
     from idefics.engine.continuation_scores import ContinuationScores
-    from idefics.engine.request_beam_search import RequestBeamSearch
 
 
 class ImageSpan(NamedTuple):

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 from idefics.config import Sampling
-from idefics.engine.logits_processors import apply_repetition_penalty, keep_min_p, keep_top_k, keep_top_p
-from idefics.engine.request import Request
-from idefics.engine.token_masks import forbidden_token_mask, token_mask
+from idefics.engine.logits_processors import (
+    apply_repetition_penalty,
+    forbidden_token_mask,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    token_mask,
+)
+from idefics.engine.request_state import SequenceState
 
 
 class SampledTokens(NamedTuple):
@@ -45,22 +51,23 @@ class Sampler:
     Each row has its own random generator: a seeded answer does not depend on the other rows.
 
     Args:
-        ids: the ids of each row so far, prompt and answer.
-        generators: the random generator of each row (`make_generator`); None for greedy rows.
+        sequences: one for each row. Those that sample get a random generator, unless they have one.
         vocab_size: V, the number of logits.
     """
 
     def __init__(
         self,
-        requests: Sequence[Request],
-        ids: Sequence[Sequence[int]],
-        generators: Sequence[torch.Generator | None],
+        sequences: Sequence[SequenceState],
         vocab_size: int,
         device: torch.device,
     ) -> None:
-        self.requests, self.generators = requests, generators
+        self.states, ids = (
+            [sequence.request_state for sequence in sequences],
+            [sequence.ids for sequence in sequences],
+        )
+        self.requests = [state.request for state in self.states]
         self.vocab_size, self.device = vocab_size, device
-        settings = [request.sampling for request in requests]
+        settings = [request.sampling for request in self.requests]
         penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
         repetition, presence, frequency = (_host_column(settings, name) for name in penalties)
         self.repetition_penalty, self.presence_penalty, self.frequency_penalty = (
@@ -164,7 +171,10 @@ class Sampler:
 
         rows = [row for row, setting in enumerate(settings) if setting.temperature > 0]
         self.sampled_rows = torch.tensor(rows, device=self.device, dtype=torch.long)  # (S,)
-        self.sampled_generators = [self.generators[row] for row in rows]
+        sampled_states = [self.states[row] for row in rows]
+        for state in sampled_states:
+            state.rng = state.rng or make_generator(state.request.sampling.seed, self.device)
+        self.sampled_generators = [state.rng for state in sampled_states]
         self.warpers = self._build_warpers([settings[row] for row in rows])
 
     def _build_warpers(self, settings: Sequence[Sampling]) -> list[Callable[[Tensor], Tensor]]:

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 from idefics.config import EngineConfig
 from idefics.engine.kv_cache_manager import KVCacheManager
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
-from idefics.engine.request_output import (
+from idefics.engine.request_state import RequestState
+from idefics.engine.scheduler_output import (
     BeamSearchResult,
     NextBeams,
+    PrefillChunk,
     RequestOutput,
     SampledToken,
+    SchedulerOutput,
     ScoringResult,
+    StepResult,
 )
-from idefics.engine.request_state import RequestState
-from idefics.engine.scheduler_output import PrefillChunk, SchedulerOutput, StepResult
 from idefics.errors import BadSetting, EngineBusy
 
 if TYPE_CHECKING:

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from idefics.config import Sampling
-from idefics.engine.request import Deadline, Request
-from idefics.engine.request_validation import compute_max_new_tokens
+from idefics.engine.request import Deadline, Request, compute_max_new_tokens
 from idefics.errors import BadSetting, IdeficsError
-from idefics.generation.arguments import as_string_tuple
-from idefics.generation.error_policy import ErrorPolicy, result_or_error
+from idefics.generation.call_inputs import ErrorPolicy, call_with_deadline, prefetch_map, result_or_error
 from idefics.generation.loaded_model import LoadedModel
-from idefics.generation.prefetch import call_with_deadline, prefetch_map
+from idefics.generation.prompts import as_string_tuple
 from idefics.generation.streaming import Generation, GenerationResult, Stream
 from idefics.messages import Answer
 from idefics.options import GenerationOptions

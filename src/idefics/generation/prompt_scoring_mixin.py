@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Literal, Unpack, overload
 from torch import Tensor
 
 from idefics.errors import IdeficsError
-from idefics.generation.arguments import require_prompt
 from idefics.generation.loaded_model import LoadedModel
-from idefics.generation.prompts import make_prompt
-from idefics.generation.scoring import score_continuations
+from idefics.generation.prompts import make_prompt, require_prompt, score_continuations
 from idefics.messages import Detail, ImageDetail, Picture
 from idefics.options import OnError, ScoringKeywords
 from idefics.prompt import Prompt

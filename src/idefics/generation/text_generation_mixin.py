@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from idefics.errors import IdeficsError
-from idefics.generation.arguments import parse_prompts_argument, require_prompt
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loaded_model import LoadedModel
-from idefics.generation.prompts import EXAMPLE_START
+from idefics.generation.prompts import EXAMPLE_START, parse_prompts_argument, require_prompt
 from idefics.generation.streaming import GenerationResult, Stream
 from idefics.messages import Answer, Message
 from idefics.options import (

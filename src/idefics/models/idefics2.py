@@ -29,12 +29,12 @@ from idefics.models.family import (
     read_text_config,
     validate_activation_name,
 )
-from idefics.models.inline import (
+from idefics.models.vision_language_model import (
     INLINE_KEY_RULES,
     InlineImageBackbone,
+    VisionLanguageModel,
     read_siglip_config,
 )
-from idefics.models.vision_language_model import VisionLanguageModel
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.perceiver import Perceiver
 

@@ -28,12 +28,12 @@ from idefics.models.family import (
     read_stop_ids,
     read_text_config,
 )
-from idefics.models.inline import (
+from idefics.models.vision_language_model import (
     INLINE_KEY_RULES,
     InlineImageBackbone,
+    VisionLanguageModel,
     read_siglip_config,
 )
-from idefics.models.vision_language_model import VisionLanguageModel
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from idefics.errors import BadPrompt, IdeficsError
-from idefics.generation.error_policy import ErrorPolicy, result_or_error
+from idefics.generation.call_inputs import ErrorPolicy, result_or_error
 from idefics.media_sources import (
     BinaryFile,
     is_array_like,

@@ -14,11 +14,11 @@ from torch import Tensor
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
-from idefics.engine.native.huge_pages import pack_into_huge_pages
 from idefics.engine.native.native_model import (
     NativeModel,
     find_hooked_module,
     list_linears,
+    pack_into_huge_pages,
     unsupported_layer_reason,
 )
 from idefics.native import library

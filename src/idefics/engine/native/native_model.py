@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+import sys
+from collections.abc import Iterable, Sequence
 from ctypes import POINTER, cast
 from itertools import chain
 
@@ -174,3 +176,32 @@ class NativeModel:
 def _mlp_linears(mlp: GatedMLP) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """The gate, up and down projections of an MLP."""
     return mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+
+CACHE_LINE_BYTES = 64  # each weight begins at a multiple of this
+MAX_PACKED_BYTES = 2**31  # copying more would take longer than it saves in short answers
+
+
+def pack_into_huge_pages(layers: Iterable[nn.Linear]) -> None:
+    """Moves the weights and scales of layers into huge pages, on Linux.
+
+    The parameters stay the same objects; their old memory is freed when nothing else refers to it. Nothing is moved if
+    they take more than `MAX_PACKED_BYTES`, or if memory is short.
+    """
+    if sys.platform != "linux":
+        return
+    all_parameters = chain.from_iterable(layer.parameters(recurse=False) for layer in layers)
+    parameters = dict.fromkeys(all_parameters)  # tied ones once
+    total_bytes = sum(-(-parameter.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES for parameter in parameters)
+    if not 0 < total_bytes <= MAX_PACKED_BYTES:
+        return
+    try:
+        memory = mmap.mmap(-1, total_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # the process has reached a limit
+        return
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    buffer, offset = torch.frombuffer(memory, dtype=torch.uint8), 0
+    for parameter in parameters:
+        target = buffer[offset : offset + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
+        parameter.data = target.copy_(parameter.detach())
+        offset += -(-parameter.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
