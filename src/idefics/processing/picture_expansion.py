@@ -6,7 +6,7 @@ finds the image tokens of each picture among the ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, groupby, repeat
 
 from idefics.config import ImageProcessorConfig, PromptFormat
@@ -45,10 +45,18 @@ def expand_pictures(
     """
     sources = [part.source for part in parts if isinstance(part, PictureOrVideo)]
     fetcher = create_prefetcher(fetcher, sources)
+
+    def preprocess(part: PromptPart) -> Sequence[TextPiece | PreprocessedImage]:
+        if isinstance(part, Picture):
+            return [open_and_preprocess(part, image_config, fetcher, image_detail)]
+        if isinstance(part, Video):
+            return expand_video(part, image_config, fetcher)
+        return [part]
+
     pieces: list[TextPiece] = []
     pictures: list[PreprocessedImage] = []
     follows_picture = False
-    for part in _preprocess_parts(parts, image_config, fetcher, image_detail):
+    for part in chain.from_iterable(map(preprocess, parts)):
         if isinstance(part, TextPiece):
             pieces.append(part)
         else:
@@ -65,22 +73,6 @@ def expand_pictures(
     if prompt_format.image_tokens == "inline":
         pieces = merge_adjacent_fake_tokens(pieces)
     return pieces, pictures
-
-
-def _preprocess_parts(
-    parts: Sequence[PromptPart],
-    image_config: ImageProcessorConfig,
-    fetcher: Fetcher,
-    image_detail: ImageDetail,
-) -> Iterator[TextPiece | PreprocessedImage]:
-    """Preprocesses the pictures among the parts, and replaces videos by captions and frames."""
-    for part in parts:
-        if isinstance(part, Picture):
-            yield open_and_preprocess(part, image_config, fetcher, image_detail)
-        elif isinstance(part, Video):
-            yield from expand_video(part, image_config, fetcher)
-        else:
-            yield part
 
 
 def image_placeholder_text(

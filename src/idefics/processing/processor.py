@@ -28,7 +28,7 @@ from idefics.processing.picture_expansion import (
     build_prompt,
     expand_pictures,
 )
-from idefics.processing.prompt_items import items_to_prompt_parts, parse_item
+from idefics.processing.prompt_items import parse_item
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
 from idefics.processing.text_limit import TextLimit
 from idefics.processing.tokenizer import TextPiece, Tokenizer
@@ -235,13 +235,20 @@ class Processor:
             raise BadSetting(
                 "add_end_of_utterance_token is True, but this checkpoint has no such token: leave it out"
             )
-        parts = items_to_prompt_parts(
-            items,
-            separator="" if adds_separators is False else separator,
-            strips_text=self.prompt_format.strips_text,
-            trusted=self._trusts_text,
-        )
-        return [self._prefix_piece, *parts]
+        if adds_separators is False:
+            separator = ""
+        parts: list[PromptPart] = [self._prefix_piece]
+        follows_text = False
+        for item in items:
+            if isinstance(item, str):
+                if follows_text and separator:
+                    parts.append(TextPiece(separator, trusted=True))
+                text = item.strip(" ") if self.prompt_format.strips_text else item
+                parts.append(TextPiece(text, self._trusts_text))
+            else:
+                parts.append(item)
+            follows_text = isinstance(item, str)
+        return parts
 
     def _encode(self, parts: Sequence[PromptPart]) -> Prompt:
         """Expands the pictures, tokenizes the text and builds the prompt."""

@@ -6,7 +6,6 @@ A text of an untrusted sender never is, and no path is checked for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +14,10 @@ from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, detect_image_format,
 from idefics.messages import ContentPart, LiteralText
 from idefics.processing.fetch import is_url, normalize_source_text
 from idefics.processing.picture_files import missing_file_message, read_file_head
-from idefics.processing.tokenizer import TextPiece
 from idefics.processing.video import to_picture_or_video
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
-    from idefics.processing.picture_expansion import PromptPart
-    from idefics.prompt import PreprocessedImage
 
     PromptItem = ContentPart | PictureSource
 
@@ -51,27 +47,6 @@ def parse_item(item: PromptItem, *, untrusted: bool = False) -> ContentPart:
     if is_url(address) or is_media_path(item):
         return to_picture_or_video(address)
     return item
-
-
-def items_to_prompt_parts(
-    items: Sequence[ContentPart | PreprocessedImage], *, separator: str, strips_text: bool, trusted: bool
-) -> Iterator[PromptPart]:
-    """The items of a raw prompt as parts of the prompt, with separators inserted.
-
-    Args:
-        separator: special token between neighbouring texts, or "".
-        strips_text: whether texts lose the spaces at their ends.
-        trusted: whether special tokens in the texts are recognised.
-    """
-    follows_text = False
-    for item in items:
-        if isinstance(item, str):
-            if follows_text and separator:
-                yield TextPiece(separator, trusted=True)
-            yield TextPiece(item.strip(" ") if strips_text else item, trusted)
-        else:
-            yield item
-        follows_text = isinstance(item, str)
 
 
 def has_media_suffix(text: str) -> bool:
