@@ -88,7 +88,10 @@ class LeftPaddedPrompts:
             )
 
     def _move_padding_to_left(self, values: Tensor) -> Tensor:
-        """Rotates rows so that padding comes first: (B or 1, T, ...) -> (B, T, ...). Values of another length are returned as they are."""
+        """Rotates rows so that padding comes first: (B or 1, T, ...) -> (B, T, ...).
+
+        Values of another length are returned as they are.
+        """
         if not self.has_right_padding or values.shape[1] != self.padded_length:
             return values
         return _take_positions(values, self._sources_to_left, 1)
