@@ -165,9 +165,12 @@ class ChatSession:
         """Answers one turn. A turn that cannot be answered leaves the conversation unchanged."""
         messages = [*self.messages, user(*self.pending_pictures, LiteralText(words))]
         try:
-            answer_text = (
-                self._stream_answer(messages) if self.is_interactive else self._print_answer(messages)
-            )
+            if self.is_interactive:
+                answer_text = self._stream_answer(messages)
+            else:
+                answer = self.vlm.chat(messages, **self.options)
+                self.writer.write_result(answer, model=self.vlm)
+                answer_text = answer.text
         except PromptTooLong as error:
             self.writer.report_error(f"{error}; /new begins a new conversation")
         except BadRequest as error:
@@ -175,12 +178,6 @@ class ChatSession:
         else:
             if answer_text:
                 self.messages, self.pending_pictures = [*messages, assistant(answer_text)], []
-
-    def _print_answer(self, messages: list[Message]) -> str:
-        """Prints the whole answer and returns its text."""
-        answer = self.vlm.chat(messages, **self.options)
-        self.writer.write_result(answer, model=self.vlm)
-        return answer.text
 
     def _stream_answer(self, messages: list[Message]) -> str:
         """Streams the answer and returns its text; Ctrl-C ends it, and the text up to there counts as the answer."""

@@ -89,7 +89,7 @@ class PictureSearch:
                     yield file
 
     def _files_in(self, root: Path, *, recursive: bool) -> Iterator[Path]:
-        """Yields the files of a folder; its subfolders are searched too, or counted as skipped.
+        """Yields the files of a folder, hidden ones left out; subfolders are searched too, or counted as skipped.
 
         Each folder is searched once, even if several symbolic links lead to it.
         """
@@ -103,11 +103,12 @@ class PictureSearch:
                 continue  # a link to a folder that was searched already, or to a parent of the root
             searched.add(real_path)
             try:
-                entries = _visible_entries(folder)
-            except BadPicture as error:
+                entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+            except OSError as error:
+                message = f"{folder} cannot be read: {error.strerror}"
                 if folder is root:
-                    raise
-                self.report_error(str(error))
+                    raise BadPicture(message) from None
+                self.report_error(message)
                 continue
             for entry in entries:
                 if not is_folder(entry):
@@ -139,14 +140,6 @@ class PictureSearch:
                 yield file
             else:
                 self.skipped[reason] += 1
-
-
-def _visible_entries(folder: Path) -> list[Path]:
-    """The entries of a folder, sorted; hidden ones are left out."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise BadPicture(f"{folder} cannot be read: {error.strerror}") from None
 
 
 def is_folder(path: str | Path) -> bool:

@@ -169,12 +169,13 @@ class OutputWriter:
             name: the picture's name, printed where there are several pictures.
             model: decodes the tokens, where an answer has log-probabilities.
         """
+        heading = one_line(name) if name is not None and self.shows_picture_names else ""
         if self.as_json:
             self._write_result_json(result, name, model)
         elif self.is_interactive and isinstance(result, Ranking):
-            self._write_bars(result, name)
+            self._write_bars(result, heading)
         else:
-            self._write_text(str(result), name)
+            self._write_text(str(result), heading)
         self.print_result_notes(result)
         self.num_written += 1
 
@@ -192,18 +193,16 @@ class OutputWriter:
             self.print_status(f"(cut off after {len(answer.tokens)} tokens; --max-new-tokens allows more)")
         self.print_result_notes(answer)
 
-    def _write_text(self, text: str, name: str | None) -> None:
-        """Writes an answer as text; to a pipe on one line after the name, if names are shown."""
+    def _write_text(self, text: str, heading: str) -> None:
+        """Writes an answer as text; to a pipe on one line after the heading, if there is one."""
         with self.progress.paused():
             if self.is_interactive:
-                self._write_name(name, end=": ")
+                self._write_heading(heading, end=": ")
                 print(CONTROL_CHARACTERS.sub("", text), flush=True)
-            elif self.shows_picture_names and name is not None:
-                print(f"{one_line(name)}: {one_line(text)}", flush=True)
             else:
-                print(text, flush=True)
+                print(f"{heading}: {one_line(text)}" if heading else text, flush=True)
 
-    def _write_bars(self, ranking: Ranking, name: str | None) -> None:
+    def _write_bars(self, ranking: Ranking, heading: str) -> None:
         """Writes a ranking as a bar chart, with at most `MAX_BARS` labels."""
         from rich.bar import Bar
         from rich.table import Table
@@ -213,17 +212,17 @@ class OutputWriter:
             bar = Bar(1.0, 0.0, label.probability, width=BAR_WIDTH, color="cyan")
             table.add_row(one_line(label.label), bar, f"{label.probability:6.1%}")
         with self.progress.paused():
-            self._write_name(name, end="\n")
+            self._write_heading(heading, end="\n")
             self.console.print(table)
             if len(ranking) > MAX_BARS:
                 print(f"and {len(ranking) - MAX_BARS} less likely ones (--json lists all)", flush=True)
 
-    def _write_name(self, name: str | None, *, end: str) -> None:
-        """Writes the picture's name to the terminal, if names are shown."""
-        if self.shows_picture_names and name is not None:
+    def _write_heading(self, heading: str, *, end: str) -> None:
+        """Writes the picture's name to the terminal, in colour; nothing if it is empty."""
+        if heading:
             from rich.text import Text
 
-            self.console.print(Text(one_line(name), "cyan"), end=end)
+            self.console.print(Text(heading, "cyan"), end=end)
 
     def _write_result_json(self, result: Answer | Ranking, name: str | None, model: Idefics | None) -> None:
         """Writes a result as a JSON line: the picture's name, the answer or the labels, notes, usage and timings."""
@@ -248,13 +247,13 @@ class OutputWriter:
 
 def _token_rows(answer: Answer, model: Idefics) -> Iterator[dict[str, Any]]:
     """For each token of an answer: id, text, log-probability, and the most likely tokens at its position."""
+
+    def row(id: int, logprob: float) -> dict[str, Any]:
+        token_bytes = model.processor.tokenizer.decode_bytes([id], hidden_ids=())
+        return {"id": id, "text": token_bytes.decode(errors="replace"), "logprob": max(logprob, MIN_LOGPROB)}
+
     top_logprobs = answer.top_logprobs or [()] * len(answer.tokens)
     for id, logprob, top in zip(answer.tokens, answer.logprobs or (), top_logprobs, strict=True):
-        top_rows = [_token_row(model, one.token, one.logprob) for one in top]
-        yield _token_row(model, id, logprob) | ({"top": top_rows} if answer.top_logprobs else {})
-
-
-def _token_row(model: Idefics, id: int, logprob: float) -> dict[str, Any]:
-    """The JSON object of a token: id, text and log-probability, which is at least `MIN_LOGPROB`."""
-    token_bytes = model.processor.tokenizer.decode_bytes([id], hidden_ids=())
-    return {"id": id, "text": token_bytes.decode(errors="replace"), "logprob": max(logprob, MIN_LOGPROB)}
+        yield row(id, logprob) | (
+            {"top": [row(one.token, one.logprob) for one in top]} if answer.top_logprobs else {}
+        )
