@@ -57,7 +57,7 @@ def test_names_of_the_published_checkpoints(name):
 def make_meta_model(row):
     """The model of a row on the meta device."""
     if row.package_folder:
-        return build_on_meta_device(read_checkpoint(weights.find(row.name)))
+        return build_on_meta_device(read_checkpoint(weights.find_checkpoint(row.name)))
     raw = RELEASED_BY_NAME[row.name].config
     family = family_for(raw["model_type"])
     with torch.device("meta"):

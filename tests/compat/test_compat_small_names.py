@@ -80,7 +80,7 @@ def test_a_saved_config_does_not_claim_a_version_of_transformers(model, tmp_path
 
 def test_added_tokens_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    folder = weights.find("demo")
+    folder = weights.find_checkpoint("demo")
     mine = compat.AutoTokenizer.from_pretrained(folder)
     wanted = transformers.AutoTokenizer.from_pretrained(folder)
     assert list(mine.added_tokens_decoder) == list(wanted.added_tokens_decoder)

@@ -182,7 +182,7 @@ def test_weights_are_kept_in_sixteen_bits_and_computed_in_float32(model, load_un
 
 
 def test_what_is_stored_in_float32_stays_so(tmp_path, load_unquantized):
-    folder = shutil.copytree(weights.find("demo"), tmp_path / "demo")
+    folder = shutil.copytree(weights.find_checkpoint("demo"), tmp_path / "demo")
     values = load_file(folder / "model.safetensors")
     save_file({name: value.float() for name, value in values.items()}, folder / "model.safetensors")
     vlm = idefics.load(folder, device="cpu")

@@ -71,7 +71,7 @@ def test_scales_of_older_folders_stay_exactly_as_they_are(tmp_path, picture):
 def test_bytes_layers_and_group_are_true(quantized_checkpoint):
     model, kind, written = quantized_checkpoint
     assert written.is_new and written.group_size == (32 if kind == "int4" else None)
-    assert written.bytes_before == (weights.find(model) / "model.safetensors").stat().st_size
+    assert written.bytes_before == (weights.find_checkpoint(model) / "model.safetensors").stat().st_size
     assert written.bytes_after == sum(file.stat().st_size for file in written.folder.glob("*.safetensors"))
     assert written.bytes_after < 0.7 * written.bytes_before
     stored = load_file(written.folder / "model.safetensors")
@@ -155,7 +155,7 @@ def test_an_empty_folder_is_filled(tmp_path):
     "block", [{"quant_method": "awq"}, {"bits": 4}, {"quant_method": "idefics", "bits": "int3"}]
 )
 def test_other_schemes_are_refused(tmp_path, block):
-    folder = shutil.copytree(weights.find("demo"), tmp_path / "demo")
+    folder = shutil.copytree(weights.find_checkpoint("demo"), tmp_path / "demo")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": block}))
     with pytest.raises(UnsupportedModel, match=r"is quantised \((awq|unknown|idefics)\); give"):

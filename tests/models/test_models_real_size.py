@@ -275,7 +275,7 @@ BUILD_SCRIPT = """
 import sys
 from idefics import weights
 from idefics.models import build_on_meta_device, read_checkpoint
-build_on_meta_device(read_checkpoint(weights.find("demo")))
+build_on_meta_device(read_checkpoint(weights.find_checkpoint("demo")))
 assert "torch._dynamo" not in sys.modules
 """
 

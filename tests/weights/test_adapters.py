@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import idefics
 from idefics import BrokenCheckpoint, UnsupportedModel, compat
 from idefics.demo import __path__ as DEMO
-from idefics.weights import find
+from idefics.weights import find_checkpoint
 
 CONFIG = {"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolVLM-500M-Instruct", "r": 8}
 ADAPTER_MESSAGE = (
@@ -79,7 +79,7 @@ def test_an_adapter_on_the_hub_is_not_downloaded(monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         with pytest.raises(UnsupportedModel, match="someone/lora holds an adapter"):
-            find("someone/lora", offline=False)
+            find_checkpoint("someone/lora", offline=False)
         assert not [path for _, path in asked if "resolve" in path]
 
 

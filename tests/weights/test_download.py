@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from idefics.errors import ModelNotFound, UnsupportedModel
-from idefics.weights import find
+from idefics.weights import find_checkpoint
 from weights.fake_hub import run_fake_hub
 
 CONFIG = b'{"model_type": "idefics3"}'
@@ -47,12 +47,12 @@ REPOSITORIES = {
 
 DOWNLOAD_SCRIPT = """
 import json, sys
-from idefics.weights import find, complete_cached_folder
+from idefics.weights import find_checkpoint, complete_cached_folder
 calls = []
-folder = find(sys.argv[1], progress=lambda *call: calls.append(call))
+folder = find_checkpoint(sys.argv[1], progress=lambda *call: calls.append(call))
 assert complete_cached_folder(sys.argv[1]) == folder
 json.dump([sorted(file.name for file in folder.iterdir()), calls], sys.stdout)
-again = find(sys.argv[1], progress=lambda *call: sys.exit("downloaded twice"))
+again = find_checkpoint(sys.argv[1], progress=lambda *call: sys.exit("downloaded twice"))
 assert again == folder
 """
 
@@ -90,11 +90,11 @@ def test_what_is_needed_is_downloaded_once(tmp_path, name, weights):
 
 SETTINGS_FIRST_SCRIPT = """
 import json, sys
-from idefics.weights import find
+from idefics.weights import find_checkpoint
 names = lambda folder: sorted(file.name for file in folder.iterdir())
-small = names(find("acme/whole", needs_weights=False))
-find("acme/whole", needs_weights=False, offline=True)  # not asked for again
-json.dump([small, names(find("acme/whole"))], sys.stdout)
+small = names(find_checkpoint("acme/whole", needs_weights=False))
+find_checkpoint("acme/whole", needs_weights=False, offline=True)  # not asked for again
+json.dump([small, names(find_checkpoint("acme/whole"))], sys.stdout)
 """
 
 
@@ -184,7 +184,7 @@ BROKEN_DOWNLOAD_MESSAGE = (
 def test_every_failure_is_one_line(hub_client, error, where, words):
     setattr(hub_client, where, error)
     with pytest.raises(ModelNotFound) as caught:
-        find("acme/tiny", revision="v9")
+        find_checkpoint("acme/tiny", revision="v9")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is error
@@ -196,7 +196,7 @@ def test_too_small_a_disk_is_told_before_the_download(hub_client):
     with pytest.raises(
         ModelNotFound, match=r"acme/tiny needs 1000000000\.0 GB and .* GB free: make room, or set HF_HOME"
     ):
-        find("acme/tiny")
+        find_checkpoint("acme/tiny")
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,17 @@ def test_too_small_a_disk_is_told_before_the_download(hub_client):
 def test_what_cannot_run_is_refused_before_the_download(hub_client, change, words):
     vars(hub_client).update(change, download=AssertionError("must not be reached"))
     with pytest.raises(UnsupportedModel) as caught:
-        find("acme/tiny")
+        find_checkpoint("acme/tiny")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_the_architecture_may_be_left_out(hub_client, tmp_path):
     calls = []
-    assert find("acme/tiny", progress=lambda *call: calls.append(call)) == tmp_path
+    assert find_checkpoint("acme/tiny", progress=lambda *call: calls.append(call)) == tmp_path
     assert calls == [(0, 54), (54, 54)]
 
 
 def test_online_may_be_asked_for(hub_client, monkeypatch, tmp_path):
     monkeypatch.setenv("IDEFICS_OFFLINE", "1")
-    assert find("acme/tiny", offline=False) == tmp_path
+    assert find_checkpoint("acme/tiny", offline=False) == tmp_path

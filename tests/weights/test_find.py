@@ -9,7 +9,7 @@ import pytest
 
 import idefics
 from idefics.errors import BadSetting, ModelNotFound
-from idefics.weights import complete_cached_folder, find
+from idefics.weights import complete_cached_folder, find_checkpoint
 
 PACKAGE = Path(idefics.__file__).parent
 COMMIT = "0" * 39 + "1"
@@ -50,9 +50,9 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path / "mine" / "tuned")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find(folder) == folder == find(str(folder))
-    assert find("mine/tuned").samefile(folder)  # before a hub id of the same form
-    assert find("~/mine/tuned") == folder
+    assert find_checkpoint(folder) == folder == find_checkpoint(str(folder))
+    assert find_checkpoint("mine/tuned").samefile(folder)  # before a hub id of the same form
+    assert find_checkpoint("~/mine/tuned") == folder
 
 
 def test_a_short_name_wins_over_a_folder_so_called(tmp_path, monkeypatch, hub_cache):
@@ -61,15 +61,15 @@ def test_a_short_name_wins_over_a_folder_so_called(tmp_path, monkeypatch, hub_ca
     folder = add_to_cache(
         hub_cache, "HuggingFaceTB/SmolVLM-500M-Instruct", {**SETTINGS, "model.safetensors": "w"}
     )
-    assert find("smolvlm-500m") == find("SmolVLM-500M") == folder
-    assert find("./smolvlm-500m") == find(Path("smolvlm-500m")) == Path("smolvlm-500m")
+    assert find_checkpoint("smolvlm-500m") == find_checkpoint("SmolVLM-500M") == folder
+    assert find_checkpoint("./smolvlm-500m") == find_checkpoint(Path("smolvlm-500m")) == Path("smolvlm-500m")
 
 
 @pytest.mark.parametrize(("name", "folder"), [("demo", "demo/idefics3"), ("demo-idefics1", "demo/idefics1")])
 def test_the_demo_is_a_row_with_a_folder(name, folder):
     if not (PACKAGE / folder).is_dir():
         pytest.skip("not trained yet")
-    assert find(name, offline=True) == PACKAGE / folder
+    assert find_checkpoint(name, offline=True) == PACKAGE / folder
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_what_is_no_checkpoint_is_told(tmp_path, monkeypatch, model, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelNotFound) as caught:
-        find(model)
+        find_checkpoint(model)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_has_no_revisions(tmp_path):
     with pytest.raises(BadSetting, match="revision is 'v2', but"):
-        find(write_checkpoint(tmp_path / "a"), revision="v2")
+        find_checkpoint(write_checkpoint(tmp_path / "a"), revision="v2")
 
 
 @pytest.mark.parametrize("pictures", ["preprocessor_config.json", "processor_config.json"])
@@ -108,7 +108,7 @@ def test_a_complete_snapshot_needs_no_hub(hub_cache, pictures, weights):
         files["model.safetensors.index.json"] = json.dumps({"weight_map": dict(enumerate(weights))})
     folder = add_to_cache(hub_cache, "acme/tiny", files)
     calls = []
-    assert find("acme/tiny", progress=lambda *call: calls.append(call)) == folder
+    assert find_checkpoint("acme/tiny", progress=lambda *call: calls.append(call)) == folder
     assert calls == []
     assert complete_cached_folder("acme/tiny") == folder
 
@@ -119,8 +119,12 @@ def test_revisions_are_branches_tags_and_commits(hub_cache):
         add_to_cache(hub_cache, "acme/tiny", whole),
         add_to_cache(hub_cache, "acme/tiny", whole, "2" * 40, "v2"),
     )
-    assert find("acme/tiny") == find("acme/tiny", revision=COMMIT) == main
-    assert find("acme/tiny", revision="v2") == find("acme/tiny", revision="2" * 40) == other
+    assert find_checkpoint("acme/tiny") == find_checkpoint("acme/tiny", revision=COMMIT) == main
+    assert (
+        find_checkpoint("acme/tiny", revision="v2")
+        == find_checkpoint("acme/tiny", revision="2" * 40)
+        == other
+    )
     assert complete_cached_folder("acme/tiny", revision="v3") is None
 
 
@@ -134,7 +138,7 @@ def test_an_incomplete_snapshot_is_not_used(hub_cache, lost):
     with pytest.raises(
         ModelNotFound, match=r"only partly in the cache \(without .*\) and offline mode is on"
     ) as caught:
-        find("acme/tiny", offline=True)
+        find_checkpoint("acme/tiny", offline=True)
     assert ("weights" if lost in weights else lost) in str(caught.value)
 
 
@@ -144,7 +148,7 @@ def test_offline_and_not_cached_names_the_ways_out(hub_cache, monkeypatch, switc
     if switch != "argument":
         monkeypatch.setenv(switch, "1")
     with pytest.raises(ModelNotFound) as caught:
-        find("smolvlm-500m", offline=True if switch == "argument" else None)
+        find_checkpoint("smolvlm-500m", offline=True if switch == "argument" else None)
     message = str(caught.value)
     for words in (
         "HuggingFaceTB/SmolVLM-500M-Instruct is not in the cache",

@@ -76,7 +76,7 @@ def _local_folder(row: CatalogEntry) -> Path | None:
     """The folder of a model on this machine; None where it is not downloaded."""
     from idefics import weights
 
-    return weights.complete_cached_folder(row.hub_id) if row.hub_id else weights.find(row.name)
+    return weights.complete_cached_folder(row.hub_id) if row.hub_id else weights.find_checkpoint(row.name)
 
 
 def _format_three_digits(number: float) -> str:

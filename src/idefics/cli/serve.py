@@ -113,7 +113,7 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
             server_url=url,
             has_key=settings.has_key,
             initial_sampling=read_checkpoint_sampling(
-                weights.find(settings.model, revision=settings.revision, offline=True)
+                weights.find_checkpoint(settings.model, revision=settings.revision, offline=True)
             ),
             admission_slot=app.state.service.admission.hold_page_slot,
         ),

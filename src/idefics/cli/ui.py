@@ -57,7 +57,9 @@ def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIMod
         ):  # --debug has configured logging already
             logging.basicConfig(format="%(message)s", level=logging.WARNING)
         vlm = load_model(model)
-        start = read_checkpoint_sampling(weights.find(model.model, revision=model.revision, offline=True))
+        start = read_checkpoint_sampling(
+            weights.find_checkpoint(model.model, revision=model.revision, offline=True)
+        )
         fetcher = Fetcher(policy=model.remote_images, untrusted=True)
         app = create_page_app(vlm, PageSettings(model.model, fetcher, initial_sampling=start))
         start_listening(listener)

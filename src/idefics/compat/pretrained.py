@@ -114,7 +114,7 @@ def resolve_folder_and_settings(
     Raises:
         BadSetting: an argument asks for something that this package does not have, another revision than "main" of a
             folder, or a subfolder on the hub.
-        ModelNotFound: as `idefics.weights.find`.
+        ModelNotFound: as `idefics.weights.find_checkpoint`.
     """
     kwargs = check_and_drop_neutral_kwargs(f"{class_name}.from_pretrained", kwargs, selection.neutral)
     hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
@@ -140,7 +140,7 @@ def resolve_folder_and_settings(
         and any((folder / name).is_file() for name in selection.sufficient_files)
     ):
         return folder, settings
-    found = weights.find(
+    found = weights.find_checkpoint(
         model,
         revision=revision,
         offline=hub_kwargs.get("local_files_only") or None,

@@ -110,7 +110,7 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
         ModelError: the model is not on this machine, or cannot be read.
         OutOfMemory: not even the smallest KV cache fits.
     """
-    folder = weights.find(model, revision=revision, offline=True)
+    folder = weights.find_checkpoint(model, revision=revision, offline=True)
     checkpoint = models.read_checkpoint(folder)
     module: Any = models.build_on_meta_device(checkpoint)
     if checkpoint.quantization is not None:

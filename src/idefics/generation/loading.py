@@ -57,7 +57,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
     placement = resolve_device(settings.device, settings.device_map, settings.max_memory)
     device = placement.main_device if isinstance(placement, DeviceMap) else placement
     quantization = to_quantization_config(settings.quantize)
-    folder = weights.find(
+    folder = weights.find_checkpoint(
         model, revision=settings.revision, offline=settings.offline, progress=settings.progress
     )
     checkpoint = models.read_checkpoint(folder)

@@ -97,7 +97,7 @@ def quantize_checkpoint(
         ModelError: the model is not found or not supported, as for `load`.
         BadSetting: the folder holds something else or cannot be written, or the checkpoint is already quantized.
     """
-    folder = weights.find(model, revision=revision, offline=offline, progress=progress)
+    folder = weights.find_checkpoint(model, revision=revision, offline=offline, progress=progress)
     checkpoint = models.read_checkpoint(folder)
     if checkpoint.quantization is not None:
         raise BadSetting(

@@ -6,7 +6,7 @@ Importing this package does not import torch; `load` does.
 from idefics.weights.files import safetensors_files
 from idefics.weights.hub import ProgressCallback, cache_folder, complete_cached_folder
 from idefics.weights.key_rules import KeyRules
-from idefics.weights.locate import find
+from idefics.weights.locate import find_checkpoint
 from idefics.weights.streaming_loader import DeviceByModule, load
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "ProgressCallback",
     "cache_folder",
     "complete_cached_folder",
-    "find",
+    "find_checkpoint",
     "load",
     "safetensors_files",
 ]

@@ -100,7 +100,7 @@ def find_or_download_snapshot(
     token: str | bool | None,
     cache: Path | None,
 ) -> Path:
-    """The folder of a hub repository in the cache; downloads what it lacks. Arguments as in `find`."""
+    """The folder of a hub repository in the cache; downloads what it lacks. Arguments as in `find_checkpoint`."""
     folder = snapshot_folder(repo_id, revision, cache)
     missing = missing_files_or_weights(folder, needs_weights=needs_weights)
     if folder is not None and not missing:

@@ -20,7 +20,7 @@ PACKAGE_FOLDER = Path(__file__).parents[1]
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
 
-def find(
+def find_checkpoint(
     model: str | os.PathLike[str],
     *,
     revision: str | None = None,
