@@ -37,15 +37,15 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
 
     file_selection = PROCESSOR_FILES
     model_input_names: ClassVar = ["pixel_values", "pixel_attention_mask"]
-    is_fast: ClassVar = False
+    is_fast = False
 
-    do_convert_rgb: bool
-    do_resize: bool
-    do_image_splitting = False
+    do_convert_rgb: bool = True
+    do_resize: bool = True
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    do_image_splitting = False  # a field of the inline families alone
     resample: int
-    do_rescale: bool
-    rescale_factor: float
-    do_normalize: bool
     image_mean: ChannelValue
     image_std: ChannelValue
 

@@ -42,12 +42,7 @@ class IdeficsImageProcessor(ImageProcessor):
     image_std: ChannelValue = None
     image_num_channels: int = 3
     size: int | Mapping[str, int] | None = None
-    do_convert_rgb: bool = True
-    do_resize: bool = True
     resample: int = 3
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
 
     model_input_names: ClassVar = ["pixel_values"]
 

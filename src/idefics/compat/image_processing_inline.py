@@ -38,13 +38,8 @@ class Idefics2ImageProcessor(ImageProcessor):
         do_pad: False returns no mask, and without `return_tensors` frames of different sizes.
     """
 
-    do_convert_rgb: bool = True
-    do_resize: bool = True
     size: Mapping[str, int] = {"shortest_edge": 378, "longest_edge": 980}
     resample: int = 2
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
     image_mean: ChannelValue = [*HALF_PER_CHANNEL]  # noqa: RUF012
     image_std: ChannelValue = [*HALF_PER_CHANNEL]  # noqa: RUF012
     do_pad: bool = True

@@ -16,12 +16,7 @@ from idefics.compat.keyword_arguments import (
     NEUTRAL_PROCESSOR_KWARGS,
     check_and_drop_neutral_kwargs,
 )
-from idefics.compat.processing_chat import (
-    ChatTurn,
-    media_sources,
-    parse_conversations,
-    replace_videos_by_text,
-)
+from idefics.compat.processing_chat import ParsedConversation, parse_conversations
 from idefics.compat.processing_files import ProcessorMixin
 from idefics.compat.processing_kwargs import VIDEO_FIELD_BY_KWARG
 from idefics.compat.tokenization import Conversations
@@ -69,7 +64,7 @@ class BaseProcessor(ProcessorMixin):
         chat_template: str | None = None,
         *,
         tools: Sequence[Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Any] | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = False,
@@ -107,12 +102,12 @@ class BaseProcessor(ProcessorMixin):
         rendered = [
             render_template(
                 template,
-                replace_videos_by_text(turns),
+                one.turns,
                 {**self.tokenizer.special_tokens_map, "tools": tools, "documents": documents, **variables},
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
             )
-            for turns in conversations
+            for one in conversations
         ]
         texts = [one.text for one in rendered]
         if not tokenize:
@@ -134,12 +129,12 @@ class BaseProcessor(ProcessorMixin):
         return batch if return_dict else batch["input_ids"]
 
     def _media_from_messages(
-        self, conversations: Sequence[Sequence[ChatTurn]], options: Mapping[str, Any]
+        self, conversations: Sequence[ParsedConversation], options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The images and videos in the messages, as `images` and `videos` of the call."""
         media: dict[str, Any] = {}
         for name, kind in (("images", "image"), ("videos", "video")):
-            sources = [media_sources(turns, kind) for turns in conversations]
+            sources = [one.media[kind] for one in conversations]
             if any(sources) and name in options:
                 raise BadPrompt(
                     f"there are {name} in the messages and in {name}=...: give them in one of the two"

@@ -6,23 +6,31 @@ Unlike in `processing.chat_prompt`, an image may have no source: it is then give
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from idefics.compat.media_placeholders import VIDEO_TOKEN
 from idefics.compat.tokenization import Conversations
 from idefics.errors import BadPrompt
 from idefics.validation import describe_type
 
-ChatTurn = dict[str, Any]
 SOURCE_KEYS = ("url", "path", "base64")
+VIDEO_PART = {"type": "text", "text": VIDEO_TOKEN}
 
 
-def parse_conversations(
-    conversation: Conversations,
-) -> tuple[list[list[ChatTurn]], bool]:
-    """The turns of a conversation or of each conversation of a batch, and whether it is a batch.
+class ParsedConversation(NamedTuple):
+    """A conversation as chat templates expect it, and the sources of its media, in order, where they are named.
 
-    The content of a turn becomes a list of parts, each with a "type", as the templates expect.
+    Attributes:
+        turns: each with a list of parts, which have a "type"; a video is text, as most templates have no videos.
+        media: the sources under "image" and "video".
+    """
+
+    turns: list[dict[str, Any]]
+    media: dict[str, list[Any]]
+
+
+def parse_conversations(conversation: Conversations) -> tuple[list[ParsedConversation], bool]:
+    """Parses a conversation or each conversation of a batch. Returns them, and whether it is a batch.
 
     Raises:
         BadPrompt: a message is malformed; the error has its number, counted from 1.
@@ -33,27 +41,35 @@ def parse_conversations(
         raise BadPrompt("the conversation is empty: give at least one message")
     is_batch = isinstance(conversation[0], (list, tuple))
     batch: Any = conversation if is_batch else [conversation]
-    return [
-        [_parse_turn(turn, number) for number, turn in enumerate(one, start=1)] for one in batch
-    ], is_batch
+    return [_parse_conversation(messages) for messages in batch], is_batch
 
 
-def _parse_turn(turn: Any, message_number: int) -> ChatTurn:
-    location = f"message {message_number}"
-    if not isinstance(turn, Mapping):
-        raise BadPrompt(f'{location} is {describe_type(turn)}: give a dict with "role" and "content"')
+def _parse_conversation(messages: Sequence[Any]) -> ParsedConversation:
+    parsed = ParsedConversation([], {"image": [], "video": []})
+    for number, message in enumerate(messages, start=1):
+        parts = _parse_content(message, f"message {number}")
+        for part in parts:
+            keys = (part["type"], *SOURCE_KEYS)
+            source = next((part[key] for key in keys if part.get(key) is not None), None)
+            if source is not None and part["type"] in parsed.media:
+                parsed.media[part["type"]].append(source)
+        content = [VIDEO_PART if part["type"] == "video" else part for part in parts]
+        parsed.turns.append({**message, "content": content})
+    return parsed
+
+
+def _parse_content(message: Any, location: str) -> list[dict[str, Any]]:
+    if not isinstance(message, Mapping):
+        raise BadPrompt(f'{location} is {describe_type(message)}: give a dict with "role" and "content"')
     for field in ("role", "content"):
-        if field not in turn:
+        if field not in message:
             raise BadPrompt(f'{location} has no "{field}"')
-    content = [turn["content"]] if isinstance(turn["content"], str) else turn["content"]
+    content = [message["content"]] if isinstance(message["content"], str) else message["content"]
     if not isinstance(content, (list, tuple)):
         raise BadPrompt(f"{location}: content is {describe_type(content)}; give a string or a list of parts")
     if not content:
         raise BadPrompt(f"{location}: content is empty; give some text or a picture")
-    return {
-        **turn,
-        "content": [_parse_part(part, f"{location}: content[{i}]") for i, part in enumerate(content)],
-    }
+    return [_parse_part(part, f"{location}: content[{index}]") for index, part in enumerate(content)]
 
 
 def _parse_part(part: Any, location: str) -> dict[str, Any]:
@@ -71,22 +87,3 @@ def _parse_part(part: Any, location: str) -> dict[str, Any]:
         case {"type": other}:
             raise BadPrompt(f"{location}: type is {other!r}; give one of text, image, video, image_url")
     raise BadPrompt(f'{location} is {describe_type(part)}: give a dict with a "type"')
-
-
-def replace_videos_by_text(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
-    """Turns in which a video is its placeholder as text, as most templates have no videos."""
-    video_placeholder = {"type": "text", "text": VIDEO_TOKEN}
-    return [
-        {
-            **turn,
-            "content": [video_placeholder if part["type"] == "video" else part for part in turn["content"]],
-        }
-        for turn in turns
-    ]
-
-
-def media_sources(turns: Sequence[ChatTurn], part_type: str) -> list[Any]:
-    """The sources of the images ("image") or videos ("video") of a conversation, in order, where they have one."""
-    parts = [part for turn in turns for part in turn["content"] if part["type"] == part_type]
-    named = ([part[key] for key in (part_type, *SOURCE_KEYS) if part.get(key) is not None] for part in parts)
-    return [sources[0] for sources in named if sources]

@@ -52,12 +52,12 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
     image_processor_type: ClassVar[type[ImageProcessor]]
     other_image_processor_types: ClassVar[tuple[type[ImageProcessor], ...]] = ()
     # The arguments of the constructor that `from_pretrained` takes too.
-    constructor_kwarg_names: ClassVar = ("image_seq_len", "chat_template")
+    constructor_kwarg_names = ("image_seq_len", "chat_template")
     attributes: ClassVar = ["image_processor", "tokenizer"]
-    tokenizer_class: ClassVar = "AutoTokenizer"
-    fake_image_token: ClassVar = TokenText(FAKE_IMAGE_TOKEN)
-    image_token: ClassVar = TokenText(IMAGE_TOKEN)
-    end_of_utterance_token: ClassVar = TokenText(END_OF_UTTERANCE)
+    tokenizer_class = "AutoTokenizer"
+    fake_image_token = TokenText(FAKE_IMAGE_TOKEN)
+    image_token = TokenText(IMAGE_TOKEN)
+    end_of_utterance_token = TokenText(END_OF_UTTERANCE)
 
     def __init__(
         self,

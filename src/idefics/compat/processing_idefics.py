@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +38,11 @@ class IdeficsProcessor(BaseProcessor):
         chat_template: Jinja source; None: the dialogue of the instruct checkpoints.
     """
 
-    model_type: ClassVar = "idefics"
-    default_image_seq_len: ClassVar = 1
-    constructor_kwarg_names: ClassVar = ("chat_template", "add_end_of_utterance_token")
-    image_processor_type: ClassVar = IdeficsImageProcessor
-    image_processor_class: ClassVar = "IdeficsImageProcessor"
+    model_type = "idefics"
+    default_image_seq_len = 1
+    constructor_kwarg_names = ("chat_template", "add_end_of_utterance_token")
+    image_processor_type = IdeficsImageProcessor
+    image_processor_class = "IdeficsImageProcessor"
     image_processor: IdeficsImageProcessor
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
@@ -122,32 +122,32 @@ class InlineModelProcessor(BaseProcessor):
 class Idefics2Processor(InlineModelProcessor):
     """The processor of Idefics 2. Arguments as in `ProcessorMixin`."""
 
-    model_type: ClassVar = "idefics2"
-    image_processor_type: ClassVar = Idefics2ImageProcessor
-    image_processor_class: ClassVar = "Idefics2ImageProcessor"
-    default_image_seq_len: ClassVar = 64
+    model_type = "idefics2"
+    image_processor_type = Idefics2ImageProcessor
+    image_processor_class = "Idefics2ImageProcessor"
+    default_image_seq_len = 64
 
 
 class Idefics3Processor(InlineModelProcessor):
     """The processor of Idefics 3. Arguments as in `ProcessorMixin`."""
 
-    model_type: ClassVar = "idefics3"
-    image_processor_type: ClassVar = Idefics3ImageProcessor
-    image_processor_class: ClassVar = "Idefics3ImageProcessor"
-    default_image_seq_len: ClassVar = 169
-    global_image_tag: ClassVar = TokenText("<global-img>")
-    global_image_token: ClassVar = TokenText("<global-img>")
+    model_type = "idefics3"
+    image_processor_type = Idefics3ImageProcessor
+    image_processor_class = "Idefics3ImageProcessor"
+    default_image_seq_len = 169
+    global_image_tag = TokenText("<global-img>")
+    global_image_token = TokenText("<global-img>")
 
 
 class SmolVLMProcessor(Idefics3Processor):
     """The processor of SmolVLM and SmolVLM2. Arguments as in `ProcessorMixin`."""
 
-    model_type: ClassVar = "smolvlm"
-    image_processor_type: ClassVar = SmolVLMImageProcessor
-    image_processor_class: ClassVar = "SmolVLMImageProcessor"
+    model_type = "smolvlm"
+    image_processor_type = SmolVLMImageProcessor
+    image_processor_class = "SmolVLMImageProcessor"
 
-    other_image_processor_types: ClassVar = (Idefics3ImageProcessor,)
-    video_token: ClassVar = TokenText(VIDEO_TOKEN)
+    other_image_processor_types = (Idefics3ImageProcessor,)
+    video_token = TokenText(VIDEO_TOKEN)
 
 
 def _truncate_keeping_images(

@@ -56,7 +56,7 @@ class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
 
     file_selection = PROCESSOR_FILES
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
-    is_fast: ClassVar = True
+    is_fast = True
 
     chat_template: str
 
@@ -120,7 +120,7 @@ class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
         self,
         conversation: Conversations,
         tools: Sequence[Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Any] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
