@@ -80,7 +80,7 @@ class LoadingOptions:
 OPTION_NAMES = [field.name for field in fields(LoadingOptions)]
 
 
-class ModelLoader:
+class ModelFromPretrainedMixin:
     """`from_pretrained` and `from_config`; `_class_for` says which model class is built."""
 
     @classmethod

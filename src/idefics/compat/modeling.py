@@ -10,7 +10,7 @@ from torch import nn
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.gradient_checkpointing import GradientCheckpointingMixin
-from idefics.compat.loading import ModelLoader
+from idefics.compat.loading import ModelFromPretrainedMixin
 from idefics.compat.model_construction import accept_any_config_in_init, should_initialize_weights
 from idefics.compat.modeling_attention import AttentionImplementationMixin
 from idefics.compat.modeling_embeddings import EmbeddingAccessMixin
@@ -24,7 +24,7 @@ from idefics.quant import memory_footprint
 
 class PreTrainedModel(
     TransformersInstanceMixin,
-    ModelLoader,
+    ModelFromPretrainedMixin,
     SavingMixin,
     EmbeddingAccessMixin,
     GradientCheckpointingMixin,

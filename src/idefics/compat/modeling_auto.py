@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.loading import ModelLoader
+from idefics.compat.loading import ModelFromPretrainedMixin
 from idefics.compat.modeling import PreTrainedModel
 from idefics.compat.modeling_heads import ModelWithHead
 from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
@@ -34,7 +34,7 @@ BASE_MODEL_CLASS_BY_TYPE: dict[str, type[PreTrainedModel]] = {
 }
 
 
-class AutoModelLoader(AutoClass, ModelLoader):
+class AutoModelLoader(AutoClass, ModelFromPretrainedMixin):
     """The auto classes of models. `model_class_by_type` maps model_type to model class."""
 
     model_class_by_type: ClassVar[Mapping[str, type[PreTrainedModel]]]

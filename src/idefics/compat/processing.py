@@ -143,8 +143,10 @@ class BaseProcessor(ProcessorMixin):
                 media[name] = sources
         return media
 
-    def _split_call_kwargs(self, keywords: dict[str, Any]) -> tuple[Any, PaddingOptions, dict[str, Any]]:
-        """Of the further arguments of a call: the image processor with their settings, padding, and those of videos."""
+    def _image_processor_padding_and_video_kwargs(
+        self, keywords: dict[str, Any]
+    ) -> tuple[Any, PaddingOptions, dict[str, Any]]:
+        """The image processor with the settings of a call, and the call's arguments for padding and for videos."""
         padding_options = self.tokenizer.pop_padding_options(keywords)
         settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
         video_kwargs = {name: settings.pop(name) for name in VIDEO_FIELD_BY_KWARG.keys() & settings.keys()}

@@ -120,7 +120,7 @@ class IdeficsProcessor(BaseProcessor):
             "max_length": max_length,
             "return_tensors": return_tensors,
         }
-        image_processor, padding_options, _ = self._split_call_kwargs(keywords)
+        image_processor, padding_options, _ = self._image_processor_padding_and_video_kwargs(keywords)
         image_config = image_processor.to_processor_config()
         prompt_processor = self._make_prompt_processor(image_config, adds_special=False)
         if add_end_of_utterance_token is None:

@@ -75,7 +75,9 @@ class InlineModelProcessor(BaseProcessor):
                 `max_length`.
             BadPicture: an image cannot be opened.
         """
-        image_processor, padding_options, video_kwargs = self._split_call_kwargs(keywords)
+        image_processor, padding_options, video_kwargs = self._image_processor_padding_and_video_kwargs(
+            keywords
+        )
         return_tensors = padding_options.return_tensors
         if text is None:
             if images is None:
@@ -104,7 +106,7 @@ class InlineModelProcessor(BaseProcessor):
         ]
         num_opening_tokens = len(self.tokenizer.codec.encode("", add_special_tokens=add_special_tokens))
         kept_positions = [
-            _truncate_keeping_images(one, padding_options, num_opening_tokens) for one in prompts
+            _positions_left_by_truncation(one, padding_options, num_opening_tokens) for one in prompts
         ]
         entries = self._make_text_entries(
             prompts,
@@ -150,7 +152,7 @@ class SmolVLMProcessor(Idefics3Processor):
     video_token = TokenText(VIDEO_TOKEN)
 
 
-def _truncate_keeping_images(
+def _positions_left_by_truncation(
     prompt: Prompt, padding_options: PaddingOptions, num_opening_tokens: int
 ) -> list[int]:
     """The positions that truncation leaves of a prompt. Raises BadPrompt where that would cut an image."""
