@@ -14,7 +14,7 @@ from openai.types.responses import response_create_params
 from openai.types.shared_params import Reasoning
 from pydantic import BaseModel, ValidationError
 
-from idefics.server import chat_messages, request_model, responses, sampling_fields, task_requests
+from idefics.server import chat_messages, request_model, responses, sampling_fields, tasks
 from idefics.server.chat import ChatRequest
 from idefics.server.chat_messages import check_refusal_role
 from idefics.server.completions import CompletionRequest
@@ -459,7 +459,7 @@ TGI_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, task_requests.TaskRequest])
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, tasks.TaskRequest])
 def test_every_field_of_other_servers_is_known(kind):
     names = {
         *VLLM_FIELDS,

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from idefics.messages import Answer, Usage
+from idefics.prompt import Prompt
 
 ResponseFinishReason = Literal["stop", "length"]  # those of `FinishReason` that are sent
 
@@ -66,9 +67,9 @@ def finish_reason(answer: Answer) -> ResponseFinishReason:
     return answer.finish
 
 
-def collect_notes(answers: Iterable[Answer]) -> NotesField:
-    """The notes of all answers, each once."""
-    notes = list(dict.fromkeys(note for answer in answers for note in answer.notes))
+def collect_notes(noted: Iterable[Answer | Prompt]) -> NotesField:
+    """The notes of all answers or prompts, each once."""
+    notes = list(dict.fromkeys(note for one in noted for note in one.notes))
     return {"notes": notes} if notes else {}
 
 

@@ -104,7 +104,7 @@ class RegexFormat(ResponseFormat):
 
 
 def response_format_field_type(schema_format: type[ResponseFormat]) -> Any:
-    """The type annotation of the field for structured output; `schema_format` is the route's class for `json_schema`."""
+    """The type annotation of the field for structured output; `schema_format` is the route's class for schemas."""
     return union_by_type(
         'it has a "type", which is "text", "json_object" or "json_schema"',
         text=TextFormat,

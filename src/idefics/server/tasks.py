@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import Field, create_model
 
-from idefics.messages import Answer, Picture, Usage
+from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot, Usage
+from idefics.server import ignored_field_tables
+from idefics.server.chat_messages import MAX_PICTURES, picture_from_url
+from idefics.server.errors import APIError
 from idefics.server.request_body import FILE_FIELD, JSONBodyRoute, read_json_or_form
 from idefics.server.request_context import RequestContext
+from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import (
     CompletionUsage,
     NotesField,
@@ -21,23 +26,57 @@ from idefics.server.response_fields import (
     finish_reason,
     sum_usage,
 )
-from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, document_responses
+from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, ResponseDocs, document_responses
+from idefics.server.sampling_fields import MAX_NEW_TOKENS, SamplingFields
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
-from idefics.server.task_requests import (
-    ClassificationRequest,
-    PictureRequest,
-    TaskRequest,
-    request_class_for,
-    shot_texts,
-)
 from idefics.tasks import TASKS, classify
 from idefics.tasks.ranking import neutral_picture
 from idefics.tasks.task import Task
 
 if TYPE_CHECKING:
-    from idefics.engine.handle import RequestHandle
+    from idefics import Idefics
+
+MAX_BEAMS = 16
+MAX_LABEL_CHARACTERS = 1024
 
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"], route_class=JSONBodyRoute)
+
+
+class FewShotExample(RequestModel):
+    """A picture with the answer that the model should give about it."""
+
+    image_url: str
+    answer: str
+    question: str = ""
+
+
+class PictureRequest(RequestModel):
+    """A picture with its detail and few-shot examples. In a form, the picture may be the file `image`."""
+
+    ignored_fields = ignored_field_tables.TASK_FIELDS
+
+    image_url: str | None = None
+    detail: Detail | None = None
+    max_tiles: int | None = Field(None, ge=1, le=1024)
+    shots: list[FewShotExample] = Field([], max_length=MAX_PICTURES - 1)
+
+
+class TaskRequest(PictureRequest, SamplingFields):
+    """A picture, and options for the text about it."""
+
+    max_new_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
+    stream: bool | None = None
+
+
+class ClassificationRequest(PictureRequest):
+    """A picture, and the labels to rank by likelihood."""
+
+    labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] = Field(
+        min_length=2, max_length=classify.MAX_LABELS
+    )
+    length_normalized: bool = False
+    calibrated: bool = False
 
 
 class TaskUsage(CompletionUsage):
@@ -88,36 +127,51 @@ class ClassificationResponse(NotesField):
     usage: TaskUsage
 
 
-def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Callable[..., Any]:
-    """The function that FastAPI calls for requests of a task."""
+class PictureContext:
+    """The picture and the few-shot examples of a request, not fetched yet, and the context of the request.
 
-    async def handle_task(request: Request, context: RequestContextDep) -> Response:
-        task_request, file = await read_json_or_form(request, request_class)
-        if isinstance(task_request, ClassificationRequest):
-            return await _rank_labels(context, task_request, file)
-        assert isinstance(task_request, TaskRequest)
-        return await _generate_text(context, task, task_request, file)
+    Args:
+        file: the picture, if it is a file of a form.
 
-    return handle_task
+    Raises:
+        APIError: 400, both a file and a URL are given, or neither.
+    """
+
+    def __init__(self, context: RequestContext, request: PictureRequest, file: bytes | None) -> None:
+        if (file is None) == (request.image_url is None):
+            raise APIError(
+                400,
+                f'give the picture as "image_url" or, in a form, as the file "{FILE_FIELD}": one of the two',
+                param="image_url",
+            )
+        self.context = context
+        self.picture = Picture(file) if file is not None else picture_from_url(request.image_url or "")
+        self.detail = ImageDetail(request.detail or "high", request.max_tiles)
+        self.shots = [
+            Shot(picture_from_url(shot.image_url), shot.answer, shot.question) for shot in request.shots
+        ]
+        self.shot_pictures = [shot.picture for shot in self.shots]
+        self.vlm: Idefics = context.service.vlm.with_shots(self.shots)
+
+    def check_and_count_texts(self, words: str) -> None:
+        """`RequestContext.check_and_count_texts` for the texts of the task and the examples."""
+        shot_texts = [text for shot in self.shots for text in (shot.question, shot.answer)]
+        self.context.check_and_count_texts([words, *shot_texts])
 
 
-async def _generate_text(
-    context: RequestContext, task: Task, request: TaskRequest, file: bytes | None
-) -> Response:
+async def _generate_text(task: Task, source: PictureContext, request: TaskRequest) -> Response:
     """Answers a request of a task that generates text."""
-    picture, shots = request.to_picture(file), request.to_shots()
+    context = source.context
     generation_kwargs = request.sampling_kwargs() | {
-        "max_new_tokens": request.max_new_tokens or task.max_new_tokens
+        "max_new_tokens": request.max_new_tokens or task.max_new_tokens,
+        "num_beams": request.num_beams or 1,
     }
-    if request.num_beams is not None:
-        generation_kwargs["num_beams"] = request.num_beams
     words = request.model_dump().get("words", "").strip()
-    context.check_and_count_texts([words, *shot_texts(shots)])
-    vlm = context.service.vlm.with_shots(shots)
+    source.check_and_count_texts(words)
     await context.submit_prompt(
-        partial(vlm.task_prompt, task, picture, words, request.to_image_detail()),
+        partial(source.vlm.task_prompt, task, source.picture, words, source.detail),
         generation_kwargs,
-        pictures=[picture, *(shot.picture for shot in shots)],
+        pictures=[source.picture, *source.shot_pictures],
         text_prefix=task.answer_start.format(words=words),
     )
     if request.stream:
@@ -135,49 +189,38 @@ async def _generate_text(
 async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
     """Yields the events of a streamed answer: its text, then the fields of the last event."""
     async for _, delta in context.deltas():
-        event: TaskTextEvent = {"text": delta.text}
-        yield format_event(event)
-    final_event: TaskFinalEvent = {"text": "", **_final_fields(context.streams[0].answer)}
-    yield format_event(final_event)
+        yield format_event({"text": delta.text})
+    yield format_event({"text": "", **_final_fields(context.answers[0])})
     yield DONE_EVENT
 
 
-async def _rank_labels(
-    context: RequestContext, request: ClassificationRequest, file: bytes | None
-) -> Response:
+async def _rank_labels(source: PictureContext, request: ClassificationRequest) -> Response:
     """Answers a classification request: scores the labels, and a neutral picture's if `calibrated`."""
-    picture, shots = request.to_picture(file), request.to_shots()
-    vlm = context.service.vlm.with_shots(shots)
     labels = classify.check_and_strip_labels(request.labels)
-    task, words = classify.task_and_label_text(labels, vlm.processor.prompt_format.kind)
-    context.check_and_count_texts([words, *shot_texts(shots)])
-
-    async def score_labels(picture: Picture) -> RequestHandle:
-        make_prompt = partial(vlm.label_scoring_prompt, labels, picture, request.to_image_detail())
-        handle = await context.score_continuations(
-            make_prompt, pictures=[picture, *(shot.picture for shot in shots)]
+    task, words = classify.task_and_label_text(labels, source.vlm.processor.prompt_format.kind)
+    source.check_and_count_texts(words)
+    handles = []
+    for picture in [source.picture, neutral_picture()] if request.calibrated else [source.picture]:
+        handle = await source.context.score_continuations(
+            partial(source.vlm.label_scoring_prompt, labels, picture, source.detail),
+            pictures=[picture, *source.shot_pictures],
         )
-        context.record_prompt_metrics(handle.request.prompt)
-        return handle
-
-    handle = await score_labels(picture)
-    prior_scores = (
-        (await score_labels(neutral_picture())).continuation_logprobs if request.calibrated else None
-    )
+        source.context.record_prompt_metrics(handle.request.prompt)
+        handles.append(handle)
     rows = classify.rank_labels(
-        labels, handle.continuation_logprobs, prior_scores, length_normalized=request.length_normalized
+        labels,
+        *(handle.continuation_logprobs for handle in handles),
+        length_normalized=request.length_normalized,
     )
-    response: ClassificationResponse = {
-        "object": "image.task",
-        "task": task.name,
-        "labels": [
-            {"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows
-        ],
-        "usage": _task_usage(handle.usage),
-    }
-    if notes := list(handle.request.prompt.notes):
-        response["notes"] = notes
-    return JSONResponse(response)
+    return JSONResponse(
+        {
+            "object": "image.task",
+            "task": task.name,
+            "labels": [row._asdict() for row in rows],
+            "usage": _task_usage(handles[0].usage),
+            **collect_notes([handles[0].request.prompt]),
+        }
+    )
 
 
 def _final_fields(answer: Answer) -> TaskFinalFields:
@@ -205,14 +248,46 @@ def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any
     }
 
 
+def _add_route(
+    task: Task,
+    request_class: type[PictureRequest],
+    answer: Callable[[PictureContext, Any], Awaitable[Response]],
+    response_docs: ResponseDocs,
+) -> None:
+    """Adds the route of a task. `answer` answers a request of the class."""
+
+    async def handle_task(request: Request, context: RequestContextDep) -> Response:
+        task_request, file = await read_json_or_form(request, request_class)
+        return await answer(PictureContext(context, task_request, file), task_request)
+
+    router.add_api_route(
+        f"/{task.name}",
+        handle_task,
+        methods=["POST"],
+        name=task.name,
+        summary=task.help,
+        responses=response_docs,
+        openapi_extra={"requestBody": _document_request_body(request_class)},
+    )
+
+
+TaskWords = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+def _make_request_class(task: Task) -> type[TaskRequest]:
+    """The pydantic model of a task's requests; `words` is a field if the task has words."""
+    word_fields: dict[str, Any] = {}
+    if task.words_name:
+        word_fields["words"] = (TaskWords, task.default_words or ...)
+    return create_model(
+        f"{task.name.capitalize()}Request", __base__=TaskRequest, __doc__=task.help, **word_fields
+    )
+
+
 for _task in TASKS.values():
-    _request_class = request_class_for(_task)
-    router.post(
-        f"/{_task.name}",
-        name=_task.name,
-        summary=_task.help,
-        responses=document_responses(ClassificationResponse)
-        if _task is classify.TASK
-        else document_responses(TaskResponse, event_type=TaskTextEvent | TaskFinalEvent),
-        openapi_extra={"requestBody": _document_request_body(_request_class)},
-    )(_make_route_handler(_task, _request_class))
+    if _task is classify.TASK:
+        _docs = document_responses(ClassificationResponse)
+        _add_route(_task, ClassificationRequest, _rank_labels, _docs)
+    else:
+        _docs = document_responses(TaskResponse, event_type=TaskTextEvent | TaskFinalEvent)
+        _add_route(_task, _make_request_class(_task), partial(_generate_text, _task), _docs)
