@@ -39,8 +39,7 @@ from idefics.config import EngineConfig, QuantizationConfig, QuantKind
 from idefics.engine.decode import TorchDecode
 from idefics.engine.engine import Engine
 from idefics.generation.load_settings import choose_engine_config
-from idefics.generation.loaded_model import LoadedModel
-from idefics.generation.loading import collect_stop_ids, create_processor
+from idefics.generation.loading import LoadedModel, collect_stop_ids, create_processor
 from idefics.models import read_checkpoint
 from idefics.processing.fetch import Fetcher
 from idefics.prompt import Prompt

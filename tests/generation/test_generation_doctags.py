@@ -8,7 +8,7 @@ import pytest
 
 import idefics
 from idefics.errors import BadPrompt, BadSetting
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.messages import Picture, assistant, user
 from idefics.processing.fetch import Fetcher
 from models import doctags

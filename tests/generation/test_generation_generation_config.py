@@ -7,7 +7,7 @@ import torch
 
 import idefics
 from idefics.errors import BadSetting, BrokenCheckpoint, UnsupportedModel
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, OUTPUT_FIELDS, SEARCH_FIELDS
 from idefics.processing.checkpoint_generation_config import PARSER_BY_FIELD, CheckpointGenerationConfig
 from models import doctags, tiny

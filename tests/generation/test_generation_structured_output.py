@@ -12,7 +12,7 @@ import pytest
 import idefics
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting, MissingExtra, PromptTooLong
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.messages import user
 from idefics.processing.structured_output import CompiledGrammar
 from idefics.prompt import Prompt
@@ -73,7 +73,7 @@ def test_answers_satisfy_their_constraint(vlm, picture, form):
 def test_a_grammar_is_compiled_once(vlm, picture, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "idefics.generation.loaded_model.CompiledGrammar",
+        "idefics.generation.loading.CompiledGrammar",
         lambda form, token_bytes: made.append(form) or CompiledGrammar(form, token_bytes),
     )
     fresh = idefics.Idefics(LoadedModel(vlm.processor, vlm.engine, vlm.loaded_model.stop_ids))

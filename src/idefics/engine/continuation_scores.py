@@ -28,23 +28,20 @@ class CandidateTrie:
     def __init__(self) -> None:
         self.continuation_indices: list[int] = []
         self._node_by_path: dict[tuple[int, ...], int] = {}
-        self._parents: list[int] = []
 
     def __len__(self) -> int:
         return len(self._node_by_path)
 
-    def count_new_nodes(self, continuation: Continuation) -> int:
-        """How many nodes `add` would create for a continuation."""
-        return sum(tuple(continuation[:end]) not in self._node_by_path for end in range(1, len(continuation)))
+    def find_new_nodes(self, continuation: Continuation) -> list[tuple[int, ...]]:
+        """The nodes that `add` would create for a continuation, as paths: one for every token but the last."""
+        paths = (tuple(continuation[:end]) for end in range(1, len(continuation)))
+        return [path for path in paths if path not in self._node_by_path]
 
     def add(self, index: int, continuation: Continuation) -> None:
-        """Adds the continuation number `index`, with a node for every token but the last."""
+        """Adds the continuation number `index`, with its nodes."""
         self.continuation_indices.append(index)
-        for end in range(1, len(continuation)):
-            path = tuple(continuation[:end])
-            if path not in self._node_by_path:
-                self._parents.append(self._node_by_path[path[:-1]] if end > 1 else -1)
-                self._node_by_path[path] = len(self._node_by_path)
+        for path in self.find_new_nodes(continuation):
+            self._node_by_path[path] = len(self)
 
     def node_index(self, path: Continuation) -> int:
         """The index of the node at the end of a path."""
@@ -64,9 +61,9 @@ class CandidateTrie:
     def ancestor_mask(self) -> Tensor:
         """(N, N) bool: the nodes that each node attends to, its ancestors and itself."""
         mask = torch.eye(len(self), dtype=torch.bool)
-        for node, parent in enumerate(self._parents):
-            if parent >= 0:
-                mask[node] |= mask[parent]
+        for path, node in self._node_by_path.items():
+            if len(path) > 1:
+                mask[node] |= mask[self._node_by_path[path[:-1]]]
         return mask
 
 
@@ -154,7 +151,7 @@ class ContinuationScores:
             if len(continuation) < 2:
                 continue
             trie = self.pending_tries[-1] if self.pending_tries else None
-            num_new_nodes = trie.count_new_nodes(continuation) if trie is not None else 0
+            num_new_nodes = len(trie.find_new_nodes(continuation)) if trie is not None else 0
             if trie is None or (num_new_nodes and len(trie) + num_new_nodes > max_group_tokens):
                 trie = CandidateTrie()
                 self.pending_tries.append(trie)

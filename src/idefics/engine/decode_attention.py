@@ -7,7 +7,7 @@ heads, K head size, M feature rows of a picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 
 import torch
@@ -77,6 +77,11 @@ class PagedDecodeAttn:
         return self.cross_attend(layer, q, self.backend)
 
 
+def concatenate_cross_kvs(cross_kvs: Iterable[CrossKV]) -> list[LayerCrossKV]:
+    """The keys and values of several pictures as those of one batch, for each cross-attention layer."""
+    return [LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*cross_kvs, strict=True)]
+
+
 class BatchedCrossKV:
     """The cross-attention keys and values of the rows that have a picture, concatenated. Rebuilt when rows change.
 
@@ -90,8 +95,7 @@ class BatchedCrossKV:
         self.cross_kvs = cross_kvs
         rows = [row for row, cross_kv in enumerate(cross_kvs) if cross_kv]
         self.image_rows = torch.tensor(rows, dtype=torch.long)
-        layers = zip(*(cross_kvs[row] for row in rows), strict=True)
-        self.layers = [LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in layers]
+        self.layers = concatenate_cross_kvs(cross_kvs[row] for row in rows)
 
     def cross_attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
         """(R, H, K) queries -> (R, H, K), computed for the rows that have a picture."""

@@ -10,9 +10,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from idefics.engine.decode_attention import concatenate_cross_kvs
 from idefics.engine.encoder_cache import encode_frames, first_float_parameter
 from idefics.engine.model_interface import VLM
-from idefics.nn.attention import DenseAttn, LayerCrossKV
+from idefics.nn.attention import DenseAttn
 from idefics.prompt import Prompt
 
 
@@ -34,10 +35,10 @@ class ReferenceModel:
             self.prompt.image_index + self.prompt.image_index[-1:] * len(continuation)
         )
         if self.model.layout.num_cross_attention_layers:
-            cross_kv = self._compute_cross_kv()
+            cross_kvs = (self.model.compute_cross_kv(features[None]) or () for features in self.features)
             attn = DenseAttn(
                 1,
-                cross_kv,
+                concatenate_cross_kvs(cross_kvs),
                 image_index,
                 sliding_window=self.model.layout.sliding_window,
                 backend=self.model.attention_backend,
@@ -49,13 +50,6 @@ class ReferenceModel:
             for positions, features in zip(self.prompt.image_token_positions, self.features, strict=True):
                 x[self._long_tensor(positions)] = features.to(x.device)
         return self.model.forward(x, torch.arange(len(x), device=x.device), attn)
-
-    def _compute_cross_kv(self) -> list[LayerCrossKV]:
-        """(P, M, H, K) keys and values for each cross-attention layer; empty if the prompt has no picture."""
-        cross_kvs = [self.model.compute_cross_kv(features[None]) or () for features in self.features]
-        return [
-            LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*cross_kvs, strict=True)
-        ]
 
     def _long_tensor(self, numbers: tuple[int, ...]) -> Tensor:
         """An int64 tensor on the model's device."""

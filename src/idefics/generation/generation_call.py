@@ -12,7 +12,7 @@ from idefics.config import Sampling
 from idefics.engine.request import Deadline, Request, compute_max_new_tokens
 from idefics.errors import BadSetting, IdeficsError
 from idefics.generation.call_inputs import ErrorPolicy, call_with_deadline, prefetch_map, result_or_error
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import as_string_tuple
 from idefics.generation.streaming import Generation, GenerationResult, Stream
 from idefics.messages import Answer

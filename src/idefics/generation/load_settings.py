@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import get_args
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -150,34 +150,33 @@ def to_quantization_config(quantize: object) -> QuantizationConfig | None:
     return QuantizationConfig(kind=quantize)  # type: ignore[arg-type]  # the constructor checks it
 
 
-def choose_engine_config(
-    device: torch.device,
-    kv_cache: float | str | None = None,
-    batch_rows: int | None = None,
-    *,
-    reference: bool = False,
-) -> EngineConfig:
+def choose_engine_config(device: torch.device, settings: LoadSettings | None = None) -> EngineConfig:
     """Chooses the limits of the engine for a device.
 
     A GPU reads its weights once for a whole batch, so that its batches are larger than a CPU's.
 
     Args:
         device: the main device.
-        kv_cache: size of the KV cache: bytes ("1GB", 10**9) or a share of free memory (0.3); None: the default.
-        batch_rows: the largest number of sequences in a batch; None: 8, on a GPU 64.
-        reference: decode with torch's plain operations.
+        settings: the caller's settings; None: the defaults.
 
     Raises:
         BadSetting: a limit is out of range.
     """
-    config = EngineConfig(reference=reference)
+    settings = settings or LoadSettings()
+    limits: dict[str, Any] = {"reference": settings.is_reference}
     if device.type == "cuda":
-        config = replace(
-            config, batch_rows=64, encode_frames=32, step_tokens=2048, kv_cache=0.6, picture_bytes=4 << 30
-        )
-    if kv_cache is not None:
-        config = replace(config, kv_cache=parse_bytes_or_share("kv_cache", kv_cache))
-    return config if batch_rows is None else replace(config, batch_rows=batch_rows)
+        limits |= {
+            "batch_rows": 64,
+            "encode_frames": 32,
+            "step_tokens": 2048,
+            "kv_cache": 0.6,
+            "picture_bytes": 4 << 30,
+        }
+    if settings.kv_cache is not None:
+        limits["kv_cache"] = parse_bytes_or_share("kv_cache", settings.kv_cache)
+    if settings.batch_rows is not None:
+        limits["batch_rows"] = settings.batch_rows
+    return EngineConfig(**limits)
 
 
 def set_num_threads(num_threads: int) -> None:

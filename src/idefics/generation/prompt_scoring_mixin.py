@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Unpack, overload
 from torch import Tensor
 
 from idefics.errors import IdeficsError
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import make_prompt, require_prompt, score_continuations
 from idefics.messages import Detail, ImageDetail, Picture
 from idefics.options import OnError, ScoringKeywords

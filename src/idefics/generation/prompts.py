@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.generation.call_inputs import ErrorPolicy, call_with_deadline, result_or_error
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.messages import ImageDetail, Message
 from idefics.options import OnError
 from idefics.processing.processor import Processor

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -125,7 +125,9 @@ def quantize_checkpoint(
         is_new=is_new,
         group_size=GROUP_SIZE if quantization.kind == "int4" else None,
         num_layers_by_bits=Counter(
-            _bit_width(layer) for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear))
+            8 if isinstance(layer, Int8Linear) else 4
+            for layer in module.modules()
+            if isinstance(layer, (Int8Linear, Int4Linear))
         ),
         skipped_layers=_unquantized_layer_name_patterns(module),
         bytes_before=_size_of_weight_files(folder),
@@ -166,12 +168,16 @@ def measure_layer_errors(
         for name, layer in quantized_model.named_modules()
         if isinstance(layer, (Int8Linear, Int4Linear))
     }
-    sums_by_layer = {name: _SquaredSums() for name in quantized_layers}
+    output_sums = {name: torch.zeros(2, dtype=torch.float64) for name in quantized_layers}
+
+    def compare_outputs(
+        name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:  # a hook of the original layer
+        output_sums[name] += _squared_sums(quantized_layers[name](*inputs) - output, output)
+
     hooks = [
-        original_model.get_submodule(name).register_forward_hook(
-            partial(_add_output_error, layer, sums_by_layer[name])
-        )
-        for name, layer in quantized_layers.items()
+        original_model.get_submodule(name).register_forward_hook(partial(compare_outputs, name))
+        for name in quantized_layers
     ]
     for picture in pictures()[:2]:
         original.engine.logits(original.processor.encode_raw([picture, CHECK_PROMPT]))
@@ -179,55 +185,25 @@ def measure_layer_errors(
         hook.remove()
     layer_errors = []
     for name, layer in quantized_layers.items():
-        weight_sums = _SquaredSums()
         weight = original_model.get_parameter(f"{name}.weight").float()
-        weight_sums.add(layer.dequantize(torch.float32) - weight, weight)
-        layer_errors.append(
-            LayerError(name, weight_sums.relative_error or 0.0, sums_by_layer[name].relative_error)
-        )
+        weight_error = _relative_error(_squared_sums(layer.dequantize(torch.float32) - weight, weight))
+        layer_errors.append(LayerError(name, weight_error or 0.0, _relative_error(output_sums[name])))
     return sorted(layer_errors, key=lambda row: (row.output_error or 0.0, row.weight_error), reverse=True)
 
 
-@dataclass(slots=True)
-class _SquaredSums:
-    """Sums of squares of the differences and of the original values, from which the relative error is computed."""
-
-    difference: float = 0.0
-    original: float = 0.0
-
-    def add(self, difference: Tensor, original: Tensor) -> None:
-        """Adds the squares of the elements of two tensors to the sums."""
-        self.difference += _sum_of_squares(difference)
-        self.original += _sum_of_squares(original)
-
-    @property
-    def relative_error(self) -> float | None:
-        """RMS of the differences divided by that of the original values; None if all original values are zero."""
-        return (self.difference / self.original) ** 0.5 if self.original else None
+def _squared_sums(difference: Tensor, original: Tensor) -> Tensor:
+    """(2,) float64: the sums of the squares of two tensors' elements."""
+    return torch.stack([x.float().square().sum(dtype=torch.float64) for x in (difference, original)])
 
 
-def _add_output_error(
-    quantized_layer: nn.Module,
-    sums: _SquaredSums,
-    layer: nn.Module,
-    inputs: tuple[Tensor, ...],
-    output: Tensor,
-) -> None:
-    """Forward hook of an original layer: runs the quantized layer on the same inputs."""
-    sums.add(quantized_layer(*inputs) - output, output)
-
-
-def _sum_of_squares(values: Tensor) -> float:
-    return float(values.float().square().sum(dtype=torch.float64))
+def _relative_error(squared_sums: Tensor) -> float | None:
+    """RMS of the differences divided by that of the original values; None if all original values are zero."""
+    difference, original = squared_sums.tolist()
+    return (difference / original) ** 0.5 if original else None
 
 
 def _size_of_weight_files(folder: Path) -> int:
     return sum(file.stat().st_size for file in safetensors_files(folder))
-
-
-def _bit_width(layer: nn.Module) -> int:
-    """Bits per weight of a quantized layer, without its scales."""
-    return 8 if isinstance(layer, Int8Linear) else 4
 
 
 def _unquantized_layer_name_patterns(module: nn.Module) -> tuple[str, ...]:
@@ -258,33 +234,30 @@ def _write_checkpoint(
     module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], out: Path
 ) -> None:
     """Writes a checkpoint into a temporary folder and renames it to `out`, so that `out` is never incomplete."""
-    from huggingface_hub import save_torch_state_dict
-
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary_folder = Path(mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
+            _write_files(module, checkpoint, config, Path(name))
+            Path(name).replace(out)
     except OSError as error:
         raise BadSetting(f"{out} cannot be written ({error.strerror}): give another folder") from None
-    try:
-        for pattern in COPIED_FILES:
-            for file in checkpoint.folder.glob(pattern):
-                if file.is_file() and not file.name.endswith(".safetensors.index.json"):
-                    shutil.copyfile(file, temporary_folder / file.name)
-        (temporary_folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        first_name_by_id = {id(weight): name for name, weight in module.named_parameters()}
-        named_parameters = module.named_parameters(remove_duplicate=False)
-        tied_names = [name for name, weight in named_parameters if first_name_by_id[id(weight)] != name]
-        save_torch_state_dict(
-            module.state_dict(),
-            temporary_folder,
-            max_shard_size=MAX_SHARD_SIZE,
-            shared_tensors_to_discard=tied_names,
-        )
-        temporary_folder.chmod(0o755)  # temporary files are readable by their owner only
-        for file in temporary_folder.iterdir():
-            file.chmod(0o644)
-        temporary_folder.replace(out)
-    except OSError as error:
-        raise BadSetting(f"{out} cannot be written ({error.strerror}): give another folder") from None
-    finally:
-        shutil.rmtree(temporary_folder, ignore_errors=True)
+
+
+def _write_files(module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], folder: Path) -> None:
+    """Writes the files of a checkpoint into a temporary folder, and makes them readable for everyone."""
+    from huggingface_hub import save_torch_state_dict
+
+    for pattern in COPIED_FILES:
+        for file in checkpoint.folder.glob(pattern):
+            if file.is_file() and not file.name.endswith(".safetensors.index.json"):
+                shutil.copyfile(file, folder / file.name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    first_name_by_id = {id(weight): name for name, weight in module.named_parameters()}
+    named_parameters = module.named_parameters(remove_duplicate=False)
+    tied_names = [name for name, weight in named_parameters if first_name_by_id[id(weight)] != name]
+    save_torch_state_dict(
+        module.state_dict(), folder, max_shard_size=MAX_SHARD_SIZE, shared_tensors_to_discard=tied_names
+    )
+    folder.chmod(0o755)  # temporary files are readable by their owner only
+    for file in folder.iterdir():
+        file.chmod(0o644)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from idefics.errors import IdeficsError
 from idefics.generation.generation_call import GenerationCall
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import EXAMPLE_START, parse_prompts_argument, require_prompt
 from idefics.generation.streaming import GenerationResult, Stream
 from idefics.messages import Answer, Message

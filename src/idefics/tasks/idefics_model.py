@@ -14,8 +14,7 @@ from idefics.config import KernelMode, QuantizationConfig, QuantKind
 from idefics.engine.engine import Engine
 from idefics.errors import BadPrompt, BadSetting
 from idefics.generation.load_settings import LoadSettings
-from idefics.generation.loaded_model import LoadedModel
-from idefics.generation.loading import load_model
+from idefics.generation.loading import LoadedModel, load_model
 from idefics.generation.prompt_scoring_mixin import PromptScoringMixin
 from idefics.generation.text_generation_mixin import TextGenerationMixin
 from idefics.messages import Shot

@@ -13,7 +13,7 @@ from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Deadline, Request
 from idefics.errors import IdeficsError
 from idefics.generation.call_inputs import prefetch_map
-from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import make_scoring_prompt
 from idefics.messages import Detail, ImageDetail, Picture, PictureOrVideo, Ranking, Shot, Timings
 from idefics.options import ClassifyKeywords, OnError
