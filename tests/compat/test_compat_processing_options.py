@@ -17,7 +17,7 @@ from compat.processors_tiny import (
     make_idefics_processor,
 )
 from idefics.compat import AutoProcessor, Idefics2Processor, IdeficsProcessor
-from idefics.compat.processing_kwargs import override_video_config
+from idefics.compat.keyword_arguments import override_video_config
 from idefics.config import VideoProcessorConfig
 from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
 from models.checkpoint_folders import write_hub_layout

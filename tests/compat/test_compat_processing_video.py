@@ -15,7 +15,7 @@ from compat.processors_tiny import (
 )
 from idefics import Video
 from idefics.compat.image_processing_inline import Idefics3ImageProcessor
-from idefics.compat.media_placeholders import VIDEO_TOKEN
+from idefics.compat.media_inputs import VIDEO_TOKEN
 from idefics.compat.processing_inline import SmolVLMProcessor
 from idefics.errors import BadPicture, BadPrompt, BadSetting
 from processing.tokenizers_tiny import END_OF_UTTERANCE, FAKE_IMAGE_TOKEN, IMAGE_TOKEN

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from idefics.compat.media_placeholders import VIDEO_TOKEN, as_text_list
+from idefics.compat.media_inputs import VIDEO_TOKEN, as_text_list
 from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.errors import BadSetting
 from idefics.processing.chat_prompt import IMAGE_TOKEN

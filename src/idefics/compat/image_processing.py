@@ -16,9 +16,9 @@ import numpy as np
 import PIL.Image
 
 from idefics.compat.batch_feature import Array, BatchFeature
-from idefics.compat.image_inputs import as_picture, is_float_array
 from idefics.compat.image_utils import load_image
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
+from idefics.compat.media_inputs import as_picture, is_float_array
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import AnnotatedFields, StrPath, write_json
 from idefics.config import ImageProcessorConfig

@@ -10,13 +10,13 @@ import PIL.Image
 import torch
 
 from idefics.compat.batch_feature import Array, to_tensor_type
-from idefics.compat.image_inputs import group_by_sample
 from idefics.compat.image_processing import (
     ChannelValue,
     ImageProcessor,
     get_edge,
     pad_and_stack,
 )
+from idefics.compat.media_inputs import group_by_sample
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
 from idefics.models.idefics1_config import CLIP_MEAN, CLIP_STD

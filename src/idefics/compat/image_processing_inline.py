@@ -8,13 +8,13 @@ from typing import Any
 import PIL.Image
 
 from idefics.compat.batch_feature import BatchFeature
-from idefics.compat.image_inputs import group_by_sample
 from idefics.compat.image_processing import (
     ChannelValue,
     ImageProcessor,
     get_edge,
     stack_pixel_values,
 )
+from idefics.compat.media_inputs import group_by_sample
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
 from idefics.models.family import HALF_PER_CHANNEL

@@ -6,7 +6,7 @@ import os
 
 import PIL.Image
 
-from idefics.compat.image_inputs import as_picture, make_fetcher_from_environment
+from idefics.compat.media_inputs import as_picture, make_fetcher_from_environment
 from idefics.messages import Picture
 from idefics.processing.image_processor import open_picture
 

@@ -1,14 +1,17 @@
 """Keyword arguments of transformers that change nothing here, and those that this package does not have.
 
 Ignored arguments are dropped, whatever their value. Neutral arguments are accepted at the values that ask for nothing;
-any other value is refused, with the reason.
+any other value is refused, with the reason. Calls of processors also take arguments in groups, and settings of videos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import wraps
+from typing import Any, TypeVar, cast
 
+from idefics.config import VideoProcessorConfig
 from idefics.errors import BadSetting, UnknownArgument
 
 NeutralKwargs = Mapping[str, tuple[tuple[Any, ...], str]]  # name -> accepted values, why others are refused
@@ -131,6 +134,18 @@ IGNORED_SAVE_KWARGS = frozenset(
         "variant",
     )
 )
+# Dicts of keyword arguments; later groups have priority.
+KWARG_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
+# Argument -> field of `VideoProcessorConfig`.
+VIDEO_FIELD_BY_KWARG = {
+    "fps": "fps",
+    "target_fps": "fps",
+    "max_frames": "max_frames",
+    "num_frames": "max_frames",
+    "skip_secs": "skip_seconds",
+}
+
+CallT = TypeVar("CallT", bound=Callable[..., Any])
 
 
 def check_and_drop_neutral_kwargs(
@@ -162,3 +177,43 @@ def check_save_kwargs(kwargs: Mapping[str, Any]) -> None:
         raise UnknownArgument("save_pretrained", unknown, sorted(IGNORED_SAVE_KWARGS))
     if kwargs.get("push_to_hub"):
         raise BadSetting("push_to_hub is True; nothing is uploaded: call `hf upload` with the folder")
+
+
+def accept_kwarg_groups(function: CallT) -> CallT:
+    """Decorates the call of a processor: keyword arguments may come in groups, such as `images_kwargs={"size": ...}`.
+
+    Arguments that the tokenizer was loaded with (`max_length=...`) are defaults. The call raises BadSetting for an
+    argument that is given alone and in a group.
+    """
+
+    @wraps(function)
+    def call_with_flat_kwargs(self: Any, *args: Any, **keywords: Any) -> Any:
+        grouped: dict[str, Any] = {}
+        for group_name in KWARG_GROUPS:
+            for name, value in (keywords.pop(group_name, None) or {}).items():
+                if name in keywords:
+                    raise BadSetting(f"{name} is given alone and in {group_name}: give it once")
+                grouped[name] = value
+        return function(self, *args, **{**self.tokenizer.init_kwargs, **grouped, **keywords})
+
+    return cast(CallT, call_with_flat_kwargs)
+
+
+def override_video_config(
+    config: VideoProcessorConfig | None, video_kwargs: Mapping[str, Any]
+) -> VideoProcessorConfig | None:
+    """The config of videos with a caller's arguments (keys of `VIDEO_FIELD_BY_KWARG`); None leaves a field as it is.
+
+    Without a config there is nothing to change: the checkpoint was not trained with video, and refuses one.
+
+    Raises:
+        BadSetting: a number is too small.
+    """
+    for name, value in video_kwargs.items():
+        minimum = 0 if name == "skip_secs" else 1 if VIDEO_FIELD_BY_KWARG[name] == "max_frames" else 1e-6
+        if value is not None and not value >= minimum:
+            raise BadSetting(f"{name} is {value!r}; give {'0 or more' if not minimum else 'more than 0'}")
+    overrides = {
+        VIDEO_FIELD_BY_KWARG[name]: value for name, value in video_kwargs.items() if value is not None
+    }
+    return None if config is None else replace(config, **overrides)

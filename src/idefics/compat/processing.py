@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
-from idefics.compat.image_inputs import make_fetcher_from_environment
 from idefics.compat.keyword_arguments import (
     NEUTRAL_PROCESSOR_KWARGS,
+    VIDEO_FIELD_BY_KWARG,
     check_and_drop_neutral_kwargs,
 )
+from idefics.compat.media_inputs import make_fetcher_from_environment
 from idefics.compat.processing_chat import ParsedConversation, parse_conversations
 from idefics.compat.processing_files import ProcessorMixin
-from idefics.compat.processing_kwargs import VIDEO_FIELD_BY_KWARG
 from idefics.compat.tokenization import Conversations
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from idefics.compat.media_placeholders import VIDEO_TOKEN
+from idefics.compat.media_inputs import VIDEO_TOKEN
 from idefics.compat.tokenization import Conversations
 from idefics.errors import BadPrompt
 from idefics.validation import describe_type

@@ -10,11 +10,16 @@ import numpy as np
 
 from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
-from idefics.compat.image_inputs import group_by_sample, is_nested
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
-from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, interleave_text_and_media
+from idefics.compat.keyword_arguments import accept_kwarg_groups
+from idefics.compat.media_inputs import (
+    as_text_list,
+    group_by_sample,
+    group_pictures_by_text,
+    interleave_text_and_media,
+    is_nested,
+)
 from idefics.compat.processing import BaseProcessor
-from idefics.compat.processing_kwargs import accept_kwarg_groups
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture
@@ -217,12 +222,13 @@ def _normalize_prompts(prompts: Any) -> list[list[Any]]:
         raise BadPrompt(
             f"prompt {is_list.index(False) + 1} is not a list, but others are: give each as a list of items"
         )
-    return [[_normalize_item(item) for item in prompt] for prompt in (prompts if any(is_list) else [prompts])]
-
-
-def _normalize_item(item: Any) -> Any:
-    is_address = isinstance(item, str) and is_url(item.strip(" "))
-    return Picture(item.strip(" ")) if is_address else item
+    return [
+        [
+            Picture(item.strip(" ")) if isinstance(item, str) and is_url(item.strip(" ")) else item
+            for item in prompt
+        ]
+        for prompt in (prompts if any(is_list) else [prompts])
+    ]
 
 
 def _interleave_text_and_images(text: Any, images: Any) -> list[list[Any]]:

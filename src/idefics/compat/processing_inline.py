@@ -14,7 +14,8 @@ from idefics.compat.image_processing_inline import (
     Idefics3ImageProcessor,
     SmolVLMImageProcessor,
 )
-from idefics.compat.media_placeholders import (
+from idefics.compat.keyword_arguments import accept_kwarg_groups, override_video_config
+from idefics.compat.media_inputs import (
     VIDEO_TOKEN,
     as_text_list,
     group_pictures_by_text,
@@ -23,7 +24,6 @@ from idefics.compat.media_placeholders import (
 )
 from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_files import TokenText
-from idefics.compat.processing_kwargs import accept_kwarg_groups, override_video_config
 from idefics.errors import BadPrompt
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.prompt import Prompt

@@ -241,7 +241,7 @@ class VocabularyMixin:
         for name, value in special_tokens_dict.items():
             tokens += value if name in SPECIAL_TOKEN_LIST_NAMES else [value]
             if name in SPECIAL_TOKEN_NAMES:
-                setattr(self, name, str(value) if isinstance(value, str) else value.content)
+                setattr(self, name, str(value))
         return self.add_tokens(tokens, special_tokens=True)
 
     @property
