@@ -121,8 +121,8 @@ def test_pixels_are_copied_out_of_a_picture_of_any_height():
 
 def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
     monkeypatch.setattr(library, "load_library", lambda: None)
-    monkeypatch.setattr(module, "get_resize_and_normalize", module.get_resize_and_normalize.__wrapped__)
-    assert module.get_resize_and_normalize() == (resize_with_pillow, normalize_with_numpy)
+    monkeypatch.setattr(module, "get_native_resizer", module.get_native_resizer.__wrapped__)
+    assert module.get_native_resizer() is None
     assert module.resize(random_pixels(9, 8, 3), (4, 5), "bilinear").shape == (5, 4, 3)
 
 

@@ -28,18 +28,6 @@ CONTINUATION_MARKER, GENERATION_START_MARKER, GENERATION_END_MARKER = (
 )
 
 
-# Errors that a template's expressions may raise, apart from jinja2's own.
-TEMPLATE_ERRORS = (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    MemoryError,
-    RecursionError,
-)
-
-
 class RenderedTemplate(NamedTuple):
     """The output of a chat template.
 
@@ -77,8 +65,6 @@ def render_template(
         BadPrompt: the template refuses the messages, or the last message has no text to continue.
         UnsupportedModel: there is no template, or it is broken.
     """
-    import jinja2
-
     if not template:
         raise UnsupportedModel(
             "this checkpoint has no chat template: give it a raw prompt (generate), "
@@ -102,7 +88,7 @@ def render_template(
         )
     except TemplateRefusal as refusal:
         raise BadPrompt(f"this checkpoint's chat template refuses the conversation: {refusal}") from None
-    except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
+    except Exception as error:  # jinja2's own, and whatever the template's expressions raise
         reason = str(error) or type(error).__name__
         raise UnsupportedModel(f"this checkpoint's chat template is broken: {reason}") from None
     return _extract_generation_spans(_cut_at_continuation_marker(text) if continue_final_message else text)

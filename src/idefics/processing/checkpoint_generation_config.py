@@ -115,7 +115,7 @@ class CheckpointGenerationConfig:
             "forced_eos_token_id",
         )
         words = ("bad_words_ids",) if any(len(word) > 1 for word in self.bad_words_ids) else ()
-        return (*(name for name in names if getattr(self, name) not in (None, 0, (), frozenset())), *words)
+        return (*(name for name in names if getattr(self, name)), *words)
 
 
 def _parse_count_or_id(name: str, value: Any) -> int:

@@ -6,7 +6,7 @@ Both release the GIL while they work, so that several threads can resize at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from idefics.processing.tile_plan import Size
 
     Pixels = NDArray[np.uint8]
-    ResizeFunction = Callable[[Pixels, Size, ResampleFilter], Pixels]
-    NormalizeFunction = Callable[[Pixels, NDArray[np.float32], NDArray[np.float32]], None]
 
 ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once; a strip fits the CPU cache
 
@@ -45,7 +43,9 @@ def iterate_strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Imag
 
 def resize(pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
     """Resizes pixels (h, w, 3) to (size[1], size[0], 3): `size` is (width, height), as in Pillow."""
-    return get_resize_and_normalize()[0](pixels, size, resample)
+    native = get_native_resizer()
+    resize_pixels = resize_with_pillow if native is None else native.resize
+    return resize_pixels(pixels, size, resample)
 
 
 def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.float32]) -> None:
@@ -54,17 +54,16 @@ def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.floa
     Args:
         pixels: (h, w, 3) of uint8; may be a view of a larger array.
     """
-    get_resize_and_normalize()[1](pixels, _normalization_table(config), out)
+    native = get_native_resizer()
+    normalize_pixels = normalize_with_numpy if native is None else native.normalize
+    normalize_pixels(pixels, _normalization_table(config), out)
 
 
 @lru_cache(maxsize=1)
-def get_resize_and_normalize() -> tuple[ResizeFunction, NormalizeFunction]:
-    """The resize and normalize functions of this process: the C kernel's, or those of Pillow and NumPy."""
+def get_native_resizer() -> NativeResizer | None:
+    """The C kernel of this process; None where the package was built without a compiler."""
     instruction_set = library.best_instruction_set("resizing")
-    if instruction_set is None:
-        return resize_with_pillow, normalize_with_numpy
-    kernel = NativeResizer(instruction_set)
-    return kernel.resize, kernel.normalize
+    return None if instruction_set is None else NativeResizer(instruction_set)
 
 
 def resize_with_pillow(pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
@@ -92,7 +91,7 @@ class NativeResizer:
 
     def __init__(self, instruction_set: InstructionSet) -> None:
         kernels = library.load_library()
-        assert kernels is not None, "see get_resize_and_normalize"
+        assert kernels is not None, "see get_native_resizer"
         self.instruction_set = instruction_set
         self._resize, self._normalize = kernels.idefics_resize, kernels.idefics_normalize
 

@@ -155,9 +155,6 @@ def size_with_longest_edge(width: int, height: int, target_edge: int) -> Size:
 
 def size_rounded_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
     """The size rounded up to multiples of `tile_size`; the shorter edge is first scaled with the longer one."""
-    aspect = width / height
-    if width >= height:
-        width = math.ceil(width / tile_size) * tile_size
-        return width, math.ceil(int(width / aspect) / tile_size) * tile_size
-    height = math.ceil(height / tile_size) * tile_size
-    return math.ceil(int(height * aspect) / tile_size) * tile_size, height
+    longest_edge = math.ceil(max(width, height) / tile_size) * tile_size
+    width, height = _scale_longest_edge(width, height, longest_edge)
+    return math.ceil(width / tile_size) * tile_size, math.ceil(height / tile_size) * tile_size

@@ -133,16 +133,14 @@ def image_from_array(array: NumberArray, max_pixels: int) -> PIL.Image.Image:
 def _to_channels_last(array: NumberArray) -> NumberArray:
     """(H, W), (H, W, C) or (C, H, W) -> (H, W) or (H, W, C); raises BadPicture for other shapes."""
     shape = array.shape
-    if array.ndim == 2 and array.size:
+    if array.size and (array.ndim == 2 or (array.ndim == 3 and shape[2] in CHANNEL_COUNTS)):
         return array
-    if array.ndim == 3 and array.size and shape[2] in CHANNEL_COUNTS:
-        return array
-    if not (array.ndim == 3 and array.size and shape[0] in CHANNEL_COUNTS):
-        raise BadPicture(
-            f"a picture array has the shape {shape}; give (height, width), (height, width, channels) or (channels, "
-            "height, width) with 1, 3 or 4 channels; several pictures are a list"
-        )
-    return array.transpose(1, 2, 0)
+    if array.size and array.ndim == 3 and shape[0] in CHANNEL_COUNTS:
+        return array.transpose(1, 2, 0)
+    raise BadPicture(
+        f"a picture array has the shape {shape}; give (height, width), (height, width, channels) or (channels, "
+        "height, width) with 1, 3 or 4 channels; several pictures are a list"
+    )
 
 
 def _to_uint8(array: NumberArray) -> NDArray[np.uint8]:

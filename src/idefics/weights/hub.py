@@ -227,22 +227,24 @@ def _to_model_not_found(
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo_id}"
-    if isinstance(error, errors.GatedRepoError):
-        text = f"{repo_id} is gated: accept its terms at {page}, then run `hf auth login`"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        text = f"{repo_id} has no revision {revision!r}: its branches and tags are at {page}/tree/main"
-    elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
-        text = (
-            f"{repo_id!r} is neither a folder nor a model on the hub: check the spelling, "
-            "or run `hf auth login` if it is private"
-        )
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    no_such_model = (
+        f"{repo_id!r} is neither a folder nor a model on the hub: check the spelling, "
+        "or run `hf auth login` if it is private"
+    )
+    text_by_type = {
+        errors.GatedRepoError: f"{repo_id} is gated: accept its terms at {page}, then run `hf auth login`",
+        errors.RevisionNotFoundError: (
+            f"{repo_id} has no revision {revision!r}: its branches and tags are at {page}/tree/main"
+        ),
+        errors.RepositoryNotFoundError: no_such_model,
+        errors.HFValidationError: no_such_model,
+    }
+    text = default_message.format(hub=repo_id, reason=f"{type(error).__name__}: {error}".splitlines()[0])
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         text = (
             f"the disk is full: make room in {cache_folder()} for {repo_id}, or set HF_HOME to a larger disk"
         )
-    else:
-        text = default_message.format(hub=repo_id, reason=f"{type(error).__name__}: {error}".splitlines()[0])
-    return ModelNotFound(text)
+    return ModelNotFound(next((one for kind, one in text_by_type.items() if isinstance(error, kind)), text))
 
 
 class _DownloadProgress:

@@ -249,8 +249,7 @@ def _concatenated_or_mismatched_shape(
     """The shape of all parts concatenated along dimension 0; if they do not fit, a shape other than `expected`."""
     if len(parts) == 1:
         return parts[0].shape
-    tails = [part.shape[1:] for part in parts]
-    tail = next((tail for tail in tails if tail != expected[1:]), expected[1:])
+    tail = max((part.shape[1:] for part in parts), key=lambda tail: tail != expected[1:])
     return (sum(math.prod(part.shape[:1]) for part in parts), *tail)
 
 
