@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from idefics.config import Sampling
 from idefics.engine.request import Deadline, Request, compute_max_new_tokens
@@ -29,9 +29,11 @@ from idefics.structured import OutputConstraint
 from idefics.validation import validate_bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationCall:
-    """The options of one call, resolved for a model: generates the answers to the prompts of the call.
+    """The options of one call, checked and combined with the checkpoint's generation config: generates the answers.
+
+    Args:
+        options: the keyword options of the call, without those about pictures.
 
     Attributes:
         model: generates the answers.
@@ -44,75 +46,43 @@ class GenerationCall:
         is_continuation: an answer continues a text, so that the space at its beginning is kept.
         start_time: when the call began, by `time.perf_counter`.
         deadline: when the call fails with RequestTimeout; None: never.
+
+    Raises:
+        BadSetting: an option is wrong, or cannot be combined with the checkpoint's generation config.
     """
 
-    model: LoadedModel
-    sampling: Sampling
-    stop_ids: frozenset[int]
-    stop_strings: tuple[str, ...]
-    compiled_constraint: CompiledGrammar | BannedStrings | None
-    hidden_ids: frozenset[int]
-    text_prefix: str
-    is_continuation: bool
-    start_time: float
-    deadline: Deadline | None
-
-    @classmethod
-    def from_options(
-        cls,
+    def __init__(
+        self,
         model: LoadedModel,
         options: GenerationOptions,
         *,
-        start_time: float,
         text_prefix: str = "",
         is_continuation: bool = False,
-    ) -> Self:
-        """Checks the options of a call and combines them with the checkpoint's generation config.
-
-        Args:
-            model: generates the answers.
-            options: the keyword options of the call, without those about pictures.
-            start_time: when the call began, by `time.perf_counter`.
-            text_prefix: see the attribute.
-            is_continuation: see the attribute.
-
-        Raises:
-            BadSetting: an option is wrong, or cannot be combined with the checkpoint's generation config.
-        """
+    ) -> None:
+        self.start_time = time.perf_counter()
+        self.model, self.text_prefix, self.is_continuation = model, text_prefix, is_continuation
         remaining_options: dict[str, Any] = dict(options)
         skip_special_tokens = remaining_options.pop("skip_special_tokens", None)
         if skip_special_tokens is not None:
             validate_bool("skip_special_tokens", skip_special_tokens)
-        deadline = Deadline.from_timeout(remaining_options.pop("timeout", None))
+        self.deadline = Deadline.from_timeout(remaining_options.pop("timeout", None))
         stop_strings = as_string_tuple("stop", remaining_options.pop("stop", ()))
         banned_strings = as_string_tuple("banned", remaining_options.pop("banned", ()))
         output_constraint = OutputConstraint.from_options(
             *(remaining_options.pop(name, None) for name in ("regex", "choices", "schema"))
         )
-        generation_config = model.generation_config
-        sampling = Sampling(
+        generation_config, tokenizer = model.generation_config, model.processor.tokenizer
+        self.sampling = Sampling(
             **{"repetition_penalty": generation_config.repetition_penalty, **remaining_options}
         )
-        _check_output_constraint(model, output_constraint)
-        stop_strings = (*stop_strings, *generation_config.stop_strings)
-        tokenizer = model.processor.tokenizer
-        hidden_ids = tokenizer.special_ids_by_kind.hidden_ids(skip_special_tokens)
-        # A hidden token has no text in which a stop string could be found, so that it stops by its id.
-        hidden_stop_ids = hidden_ids.intersection(map(tokenizer.token_to_id, stop_strings))
-        return cls(
-            model=model,
-            sampling=sampling,
-            stop_ids=model.stop_ids | hidden_stop_ids,
-            stop_strings=stop_strings,
-            compiled_constraint=_compile_constraint(
-                model, output_constraint, banned_strings, skip_special_tokens
-            ),
-            hidden_ids=hidden_ids,
-            text_prefix=text_prefix,
-            is_continuation=is_continuation,
-            start_time=start_time,
-            deadline=deadline,
+        self.compiled_constraint = _compile_constraint(
+            model, output_constraint, banned_strings, skip_special_tokens
         )
+        self.stop_strings = (*stop_strings, *generation_config.stop_strings)
+        self.hidden_ids = tokenizer.special_ids_by_kind.hidden_ids(skip_special_tokens)
+        # A hidden token has no text in which a stop string could be found, so that it stops by its id.
+        hidden_stop_ids = self.hidden_ids.intersection(map(tokenizer.token_to_id, self.stop_strings))
+        self.stop_ids = model.stop_ids | hidden_stop_ids
 
     def answer(
         self,
@@ -239,25 +209,25 @@ def _compile_constraint(
     banned_strings: tuple[str, ...],
     skip_special_tokens: bool | None,
 ) -> CompiledGrammar | BannedStrings | None:
-    """Compiles the output constraint or the banned strings; None if there are neither, BadSetting if there are both."""
+    """Compiles the output constraint or the banned strings; None if there are neither.
+
+    Raises:
+        BadSetting: both are given, or the checkpoint's generation config has rules that depend on the step, and an
+            output constraint is given.
+    """
     if output_constraint is None:
         return (
             BannedStrings(banned_strings, model.token_bytes(skip_special_tokens)) if banned_strings else None
         )
-    if banned_strings:
-        raise BadSetting(
-            f"banned and {output_constraint.kind} are both given: leave one of the two out, as "
-            f"{output_constraint.kind} already says what an answer may contain"
-        )
-    return model.compile_grammar(output_constraint, skip_special_tokens)
-
-
-def _check_output_constraint(model: LoadedModel, output_constraint: OutputConstraint | None) -> None:
-    """Refuses structured output if the checkpoint's generation config has rules that depend on the step."""
-    fields = model.generation_config.step_dependent_fields
-    if fields and output_constraint is not None:
-        kind = output_constraint.kind
+    kind = output_constraint.kind
+    if fields := model.generation_config.step_dependent_fields:
         raise BadSetting(
             f"{kind} is given, but {GENERATION_CONFIG_FILE} of this checkpoint sets {', '.join(fields)}, which may "
             f"exclude every text that satisfies it: leave {kind} out, or remove these fields from the file"
         )
+    if banned_strings:
+        raise BadSetting(
+            f"banned and {kind} are both given: leave one of the two out, as {kind} already says what an answer may "
+            "contain"
+        )
+    return model.compile_grammar(output_constraint, skip_special_tokens)

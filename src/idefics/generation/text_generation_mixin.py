@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -105,14 +104,13 @@ class TextGenerationMixin:
         Examples:
             >>> vlm.generate(["photo.jpg", "This is an image of"], max_new_tokens=20).text
         """
-        start_time = time.perf_counter()
+        image_detail, call = pop_image_detail(options), GenerationCall(self.loaded_model, options)
         prompts, error_policy = parse_prompts_argument(
             "items", items, "a list of text and pictures", "prompt", on_error, stream
         )
         if add_end_of_utterance_token is not None:
             validate_bool("add_end_of_utterance_token", add_end_of_utterance_token)
-        processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
-        call = GenerationCall.from_options(self.loaded_model, options, start_time=start_time)
+        processor = self.loaded_model.processor.with_image_detail(image_detail)
 
         def encode(prompt_items: PromptItems) -> Prompt:
             return processor.encode_raw(prompt_items, add_end_of_utterance_token=add_end_of_utterance_token)
@@ -199,17 +197,15 @@ class TextGenerationMixin:
         Examples:
             >>> vlm.chat([idefics.user(idefics.Picture("photo.jpg"), "What is this?")]).text
         """
-        start_time = time.perf_counter()
         conversations, error_policy = parse_prompts_argument(
             "messages", messages, "a list of messages, also for one", "conversation", on_error, stream
         )
         validate_text("answer_start", answer_start, EXAMPLE_START, allow_blank=True)
         validate_bool("continue_final_message", continue_final_message)
         processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
-        call = GenerationCall.from_options(
+        call = GenerationCall(
             self.loaded_model,
             options,
-            start_time=start_time,
             is_continuation=bool(answer_start) or continue_final_message,
         )
 
@@ -249,10 +245,9 @@ class TextGenerationMixin:
         """
         validate_bool("continues", continues)
         validate_text("start", start, EXAMPLE_START, allow_blank=True)
-        call = GenerationCall.from_options(
+        call = GenerationCall(
             self.loaded_model,
             options,
-            start_time=time.perf_counter(),
             text_prefix=start,
             is_continuation=continues,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Unpack, overload
 
@@ -58,16 +57,10 @@ class TextTaskMixin:
             on_error: see `ask`.
             **options: see `Options`.
         """
-        start_time = time.perf_counter()
         options.setdefault("max_new_tokens", task.max_new_tokens)
         image_detail = pop_image_detail(options)
+        call = GenerationCall(self.loaded_model, options, text_prefix=task.answer_start.format(words=words))
         pictures, error_policy = parse_image_argument(image, on_error, stream)
-        call = GenerationCall.from_options(
-            self.loaded_model,
-            options,
-            start_time=start_time,
-            text_prefix=task.answer_start.format(words=words),
-        )
         encode = partial(self.task_prompt, task, words=words, image_detail=image_detail)
         return call.answer(encode, pictures, error_policy)
 
