@@ -8,7 +8,7 @@ from cli_fakes import FakeIdefics, run_command
 
 from idefics.cli import main
 from idefics.cli.main import run
-from idefics.cli.tasks import make_command
+from idefics.cli.tasks import make_task_command
 from idefics.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("photo_folder")
@@ -44,7 +44,7 @@ def test_the_record_of_a_task_gives_its_command(monkeypatch, capsys, words_name,
         words_name=words_name,
         chat_prompt="Tag it.",
     )
-    commands = (*main.COMMANDS, make_command(task))
+    commands = (*main.COMMANDS, make_task_command(task))
     monkeypatch.setattr(main, "COMMANDS", commands)
     main._root_command.cache_clear()
     try:

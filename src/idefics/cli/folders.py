@@ -63,7 +63,7 @@ class PictureSearch:
         files = (
             self._expand_pattern(argument) if is_pattern else self._files_in(path, recursive=self.recursive)
         )
-        if paths := sorted(self._filter_pictures(files, suffix)):
+        if paths := sorted(self._filter_pictures_and_count_skipped(files, suffix)):
             return paths
         skipped = f"; skipped: {describe_skipped(self.skipped)}" if self.skipped else ""
         if not is_pattern:
@@ -118,7 +118,9 @@ class PictureSearch:
                 else:
                     self.skipped[SUBFOLDER] += 1
 
-    def _filter_pictures(self, files: Iterator[Path], accepted_suffix: str) -> Iterator[Path]:
+    def _filter_pictures_and_count_skipped(
+        self, files: Iterator[Path], accepted_suffix: str
+    ) -> Iterator[Path]:
         """Yields the files that are pictures by their names, each once, and counts the others in `skipped`.
 
         Args:

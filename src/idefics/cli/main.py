@@ -34,16 +34,16 @@ from idefics.cli.output import (
     ClosedOutput,
     EscapingStdout,
     OutputWriteError,
-    print_error_line,
+    print_to_stderr,
     redirect_to_devnull,
 )
 from idefics.cli.quantize import quantize
 from idefics.cli.serve import serve
-from idefics.cli.tasks import make_command
+from idefics.cli.tasks import make_task_command
 from idefics.cli.ui import ui
 from idefics.tasks import TASKS
 
-COMMANDS = (*map(make_command, TASKS.values()), chat, generate, serve, ui, models, info, quantize, demo)
+COMMANDS = (*map(make_task_command, TASKS.values()), chat, generate, serve, ui, models, info, quantize, demo)
 
 OUTPUT_ERROR = 1
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
@@ -132,7 +132,7 @@ def _run_to_exit_code(argv: Sequence[str], loader: ModelLoader, *, debug: bool) 
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print_error_line(error_line(error, argv, _root_command()))
+        print_to_stderr(error_line(error, argv, _root_command()))
         if not isinstance(error, OutputWriteError):
             return 2
         _discard_stdout()

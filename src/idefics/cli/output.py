@@ -86,7 +86,7 @@ def _convert_os_errors() -> Iterator[None]:
         raise OutputWriteError(reason) from error
 
 
-def print_error_line(text: str) -> None:
+def print_to_stderr(text: str) -> None:
     """Prints one line on standard error; does nothing where standard error cannot be written."""
     try:
         print(one_line(text), file=sys.stderr, flush=True)
@@ -157,7 +157,7 @@ class OutputWriter:
     def print_status(self, text: str) -> None:
         """Prints one line on standard error, above the progress display."""
         with self.progress.paused():
-            print_error_line(text)
+            print_to_stderr(text)
 
     def write_result(
         self, result: Answer | Ranking, name: str | None = None, model: Idefics | None = None

@@ -76,7 +76,7 @@ class PictureBatches:
         """Yields the pictures that can be read, and reports an error for each other one."""
         return fetch_readable_pictures(named_pictures, self.fetcher, self.writer)
 
-    def results(
+    def answer_in_batches(
         self, answer_batch: Callable[[Idefics, tuple[PictureOrVideo, ...]], list[Result | IdeficsError]]
     ) -> Iterator[tuple[Result, str]]:
         """Yields each result with its picture's name, batch by batch; reports an error for each picture without one.

@@ -73,7 +73,7 @@ class LabelFlags:
         return check_and_strip_labels(labels)
 
 
-def make_command(task: Task) -> Command:
+def make_task_command(task: Task) -> Command:
     """Makes the command of a task from its record."""
     name = task.words_name
     if task is classify.TASK:
@@ -109,7 +109,7 @@ def _run_task(
     sampling: SamplingFlags,
 ) -> None:
     """Runs a task on all pictures and writes the answers; a single picture's is streamed on a terminal."""
-    names, words = _split_words(task, pictures.arguments, prompt.prompt)
+    names, words = _split_pictures_and_words(task, pictures.arguments, prompt.prompt)
     options = sampling.options(as_json=writer.as_json)
     batches = PictureBatches(writer, load_model, model, shots, names, recursive=pictures.recursive)
     if writer.is_interactive and not writer.shows_picture_names:
@@ -117,7 +117,7 @@ def _run_task(
             stream = batches.vlm.run(task, named.picture, words, stream=True, **options)
             writer.write_stream(cast("Stream", stream))
     else:
-        answers = batches.results(
+        answers = batches.answer_in_batches(
             lambda vlm, several: cast(
                 "list[Answer | IdeficsError]", vlm.run(task, several, words, on_error="return", **options)
             )
@@ -126,7 +126,7 @@ def _run_task(
             writer.write_result(answer, name, batches.vlm)
 
 
-def _split_words(task: Task, arguments: list[str], prompt: str | None) -> tuple[list[str], str]:
+def _split_pictures_and_words(task: Task, arguments: list[str], prompt: str | None) -> tuple[list[str], str]:
     """Splits positional arguments into names of pictures and the text that the task takes, "" if it takes none."""
     if not task.words_name:
         _refuse_words(arguments, f"{task.name} takes no text: for a question use `idefics ask`")
@@ -156,7 +156,7 @@ def _classify(
     batches = PictureBatches(
         writer, load_model, model, shots, pictures.arguments, recursive=pictures.recursive
     )
-    rankings = batches.results(
+    rankings = batches.answer_in_batches(
         lambda vlm, several: vlm.classify(
             several,
             label_list,
