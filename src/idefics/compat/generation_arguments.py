@@ -54,18 +54,15 @@ def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[s
         BadSetting: an argument asks for something that this package does not have.
     """
     settings = {name: value for name, value in kwargs.items() if name in ACCEPTED_FIELD_NAMES}
+    dropped_names = ACCEPTED_FIELD_NAMES | IGNORED_GENERATE_KWARGS.keys()
     inputs = {
-        name: value
-        for name, value in kwargs.items()
-        if name not in ACCEPTED_FIELD_NAMES and name not in IGNORED_GENERATE_KWARGS
+        name: value for name, value in kwargs.items() if value is not None and name not in dropped_names
     }
     inputs = check_and_drop_neutral_kwargs("generate", inputs, NEUTRAL_GENERATE_KWARGS)
-    known_names = sorted(
-        forward_parameter_names(model) - {*FIELD_NAMES, *IGNORED_GENERATE_KWARGS, *NEUTRAL_GENERATE_KWARGS}
-    )
-    if unknown := [name for name, value in inputs.items() if name not in known_names and value is not None]:
+    known_names = sorted(forward_parameter_names(model) - dropped_names - NEUTRAL_GENERATE_KWARGS.keys())
+    if unknown := [name for name in inputs if name not in known_names]:
         raise UnknownArgument("generate", unknown, [*known_names, *GENERATE_ARGUMENTS, *FIELD_NAMES])
-    return settings, {name: value for name, value in inputs.items() if value is not None}
+    return settings, inputs
 
 
 def forward_parameter_names(model: Any) -> set[str]:

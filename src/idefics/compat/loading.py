@@ -19,7 +19,7 @@ from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.configuration_auto import as_config
 from idefics.compat.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
 from idefics.compat.loading_state_dict import load_checked_state_dict, split_in_memory_kwargs
-from idefics.compat.model_construction import own_modules_on_meta_device
+from idefics.compat.model_construction import building_models
 from idefics.compat.modeling_adapters import adapter_base_model
 from idefics.compat.pretrained import HUB_KWARGS, MODEL_FILES, resolve_folder_and_settings
 from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, as_quantization_config
@@ -144,7 +144,7 @@ class ModelFromPretrainedMixin:
                 f"{cls.__name__}.from_pretrained", unknown, [*OPTION_NAMES, *HUB_KWARGS, *known_names]
             )
         config = as_config(config, **settings)
-        with own_modules_on_meta_device():
+        with building_models("load"):
             model = model_class(config)
         _fill(model, checkpoint, options)
         model.set_attn_implementation(options.attn_implementation or config._attn_implementation or "sdpa")

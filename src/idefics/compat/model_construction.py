@@ -6,50 +6,45 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 from idefics.compat.configuration_auto import as_config
 from idefics.models import meta_device_without_init
 
-_is_loading_checkpoint = ContextVar("_is_loading_checkpoint", default=False)
-_initializes_weights = ContextVar("_initializes_weights", default=True)
+# A model is built to be used, as a part of another one, or to be filled with the weights of a checkpoint.
+Purpose = Literal["use", "part", "load"]
+_purpose: ContextVar[Purpose] = ContextVar("_purpose", default="use")
 
 
 @contextmanager
-def own_modules_on_meta_device() -> Iterator[None]:
-    """In this context, modules of this package are built on the meta device; those that subclasses add are not."""
-    token = _is_loading_checkpoint.set(True)
+def building_models(purpose: Purpose) -> Iterator[None]:
+    """The purpose of models that are built in this context.
+
+    "part": the model around it initialises the weights of both. "load": modules of this package are built on the meta
+    device; those that subclasses add are not.
+    """
+    token = _purpose.set(purpose)
     try:
         yield
     finally:
-        _is_loading_checkpoint.reset(token)
-
-
-@contextmanager
-def without_weight_init() -> Iterator[None]:
-    """In this context, a model is built as a part of another, which initialises the weights of both."""
-    token = _initializes_weights.set(False)
-    try:
-        yield
-    finally:
-        _initializes_weights.reset(token)
+        _purpose.reset(token)
 
 
 def should_initialize_weights() -> bool:
     """Whether the model that is being built initialises its weights."""
-    return _initializes_weights.get() and not _is_loading_checkpoint.get()
+    return _purpose.get() == "use"
 
 
 def accept_any_config_in_init(init: Callable[..., None]) -> Callable[..., None]:
     """Decorates the `__init__` of a model class: its config may be anything that `as_config` takes.
 
-    In the context of `own_modules_on_meta_device`, the model is built on the meta device.
+    In a context of `building_models("load")`, the model is built on the meta device.
     """
 
     @wraps(init)
     def init_model(self: Any, config: Any, *arguments: Any, **keywords: Any) -> None:
         with ExitStack() as stack:
-            if _is_loading_checkpoint.get():
+            if _purpose.get() == "load":
                 stack.enter_context(meta_device_without_init())
             init(self, as_config(config), *arguments, **keywords)
 

@@ -103,20 +103,12 @@ class PreTrainedModel(
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """The number of parameters, tied ones counted once."""
-        embeddings = (
-            {
-                id(w)
-                for m in self.modules()
-                if isinstance(m, nn.Embedding)
-                for w in m.parameters(recurse=False)
-            }
-            if exclude_embeddings
-            else set()
-        )
+        embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
         return sum(
             weight.numel()
             for weight in self.parameters()
-            if id(weight) not in embeddings and (weight.requires_grad or not only_trainable)
+            if not (exclude_embeddings and id(weight) in embeddings)
+            and (weight.requires_grad or not only_trainable)
         )
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:

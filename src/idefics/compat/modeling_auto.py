@@ -9,14 +9,11 @@ from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.loading import ModelFromPretrainedMixin
 from idefics.compat.modeling import PreTrainedModel
 from idefics.compat.modeling_heads import ModelWithHead
-from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
+from idefics.compat.modeling_idefics import IdeficsForVisionText2Text
 from idefics.compat.modeling_inline import (
     Idefics2ForConditionalGeneration,
-    Idefics2Model,
     Idefics3ForConditionalGeneration,
-    Idefics3Model,
     SmolVLMForConditionalGeneration,
-    SmolVLMModel,
 )
 from idefics.compat.pretrained import AutoClass
 
@@ -27,10 +24,7 @@ MODEL_CLASS_BY_TYPE: dict[str, type[ModelWithHead]] = {
     "smolvlm": SmolVLMForConditionalGeneration,
 }
 BASE_MODEL_CLASS_BY_TYPE: dict[str, type[PreTrainedModel]] = {
-    "idefics": IdeficsModel,
-    "idefics2": Idefics2Model,
-    "idefics3": Idefics3Model,
-    "smolvlm": SmolVLMModel,
+    model_type: model_class.base_class for model_type, model_class in MODEL_CLASS_BY_TYPE.items()
 }
 
 

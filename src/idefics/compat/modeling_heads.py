@@ -15,7 +15,7 @@ from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.decoder_forward import DecoderInputs, ForwardOptions, record_outputs
 from idefics.compat.generation import GenerationMixin
 from idefics.compat.kv_cache import KeyValueCache
-from idefics.compat.model_construction import accept_any_config_in_init, without_weight_init
+from idefics.compat.model_construction import accept_any_config_in_init, building_models
 from idefics.compat.modeling import PreTrainedModel
 from idefics.compat.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from idefics.compat.padded_attention import CrossAttentionInputs, PaddedAttn, make_attention_mask
@@ -133,7 +133,7 @@ class ModelWithHead(PreTrainedModel, GenerationMixin, VisionLanguageModel):
 
     @accept_any_config_in_init
     def __init__(self, config: Any) -> None:
-        with without_weight_init():
+        with building_models("part"):
             base_model = self.base_class(config)
         self.architecture_class.__init__(self, config.to_model_config(), base_model)
         self._set_config(config)
@@ -155,11 +155,11 @@ class ModelWithHead(PreTrainedModel, GenerationMixin, VisionLanguageModel):
     def _compute_logits_and_loss(
         self,
         base_inputs: dict[str, Any],
-        labels: Tensor | None,
-        logits_to_keep: int | Tensor,
-        num_items_in_batch: Tensor | int | None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Runs the base model on its inputs, and the head on its output."""
+        """Runs the base model on its inputs, and the head on its output; the other arguments are those of `forward`."""
         if labels is not None and (isinstance(logits_to_keep, Tensor) or logits_to_keep):
             raise BadSetting(
                 f"logits_to_keep is {logits_to_keep}, but labels need the logits of all tokens: give 0"
@@ -201,19 +201,14 @@ def forward_with_head(base_forward: Callable[..., Any]) -> Callable[..., Any]:
         Raises:
             BadPrompt: arguments contradict each other, or there are more or fewer image tokens than features.
         """
-        base_inputs = signature.bind(self, *args, **kwargs).arguments
-        del base_inputs["self"]
-        head_inputs = {name: base_inputs.pop(name, default) for name, default in HEAD_ARGUMENTS.items()}
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        del arguments["self"]
+        base_inputs = {name: value for name, value in arguments.items() if name in base_parameters}
+        head_inputs = {name: value for name, value in arguments.items() if name not in base_parameters}
         return self._compute_logits_and_loss(base_inputs, **head_inputs)
 
-    head_parameters = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-        for name, default in HEAD_ARGUMENTS.items()
-    ]
-    signature = inspect.signature(base_forward)
-    signature = signature.replace(parameters=[*signature.parameters.values(), *head_parameters])
+    base_parameters = inspect.signature(base_forward).parameters
+    _, _, *head_parameters = inspect.signature(ModelWithHead._compute_logits_and_loss).parameters.values()
+    signature = inspect.Signature([*base_parameters.values(), *head_parameters])
     forward.__signature__ = signature  # type: ignore[attr-defined]  # read by trainers and by `generate`
     return forward
-
-
-HEAD_ARGUMENTS = {"labels": None, "logits_to_keep": 0, "num_items_in_batch": None}  # name -> default

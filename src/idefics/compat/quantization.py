@@ -145,9 +145,8 @@ def as_quantization_config(config: object) -> AnyQuantizationConfig | None:
         )
     method = content.get("quant_method", "bitsandbytes")
     method = str(method.value) if isinstance(method, Enum) else str(method)
-    config_class = next(
-        (kind for kind in (BitsAndBytesConfig, QuantoConfig) if kind.quant_method == method), None
-    )
+    config_classes: tuple[type[AnyQuantizationConfig], ...] = (BitsAndBytesConfig, QuantoConfig)
+    config_class = {kind.quant_method: kind for kind in config_classes}.get(method)
     if config_class is None:
         raise BadSetting(
             f"quantization_config asks for {method}; give a BitsAndBytesConfig or a QuantoConfig"

@@ -94,6 +94,6 @@ def next_token_loss(
         targets = targets.masked_fill(~is_token, IGNORE_INDEX)
     scores, ids = logits[:, :-1].float().flatten(0, 1), targets.flatten()
     if num_items_in_batch is None:
-        return cross_entropy(scores, ids, ignore_index=IGNORE_INDEX)
-    total = cross_entropy(scores, ids, ignore_index=IGNORE_INDEX, reduction="sum")
+        return cross_entropy(scores, ids)
+    total = cross_entropy(scores, ids, reduction="sum")
     return total / torch.as_tensor(num_items_in_batch, device=total.device)
