@@ -5,7 +5,7 @@ import torch
 
 from engine.fakes import make_engine, make_mixed_prompts, make_prompt, make_request, wait_until_idle
 from idefics.engine.decode import TorchDecode
-from idefics.engine.output_processor import async_host_copy_reader
+from idefics.engine.output_processor import start_async_copy_to_host
 from idefics.engine.page_pool import PAGE_SIZE
 
 
@@ -177,6 +177,6 @@ def test_steps_in_vain_do_not_spoil_the_prefix_cache():
 @pytest.mark.gpu
 def test_async_copies_arrive_from_a_gpu():
     numbers = torch.arange(5, device="cuda")
-    received = async_host_copy_reader(numbers)
+    received = start_async_copy_to_host(numbers)
     numbers.zero_()
     assert received() == [0, 1, 2, 3, 4]

@@ -49,7 +49,7 @@ class OutputProcessor:
 
     def __init__(self, model: VLM, *, is_async: bool) -> None:
         self.model = model
-        self._copy_to_host = async_host_copy_reader if is_async else host_copy_reader
+        self._copy_to_host = start_async_copy_to_host if is_async else copy_to_host
         self._sequences: list[SequenceState] = []
         self._sampler: Sampler | None = None
 
@@ -173,13 +173,13 @@ def _make_sampled_tokens(
     return tokens
 
 
-def host_copy_reader(values: Tensor) -> Callable[[], list[Any]]:
-    """Copies values to the host at once; returns a function that returns them, as `async_host_copy_reader` does."""
+def copy_to_host(values: Tensor) -> Callable[[], list[Any]]:
+    """Copies values to the host at once; returns a function that returns them, as `start_async_copy_to_host` does."""
     host_values = values.tolist()
     return lambda: host_values
 
 
-def async_host_copy_reader(values: Tensor) -> Callable[[], list[Any]]:
+def start_async_copy_to_host(values: Tensor) -> Callable[[], list[Any]]:
     """Starts a copy from a CUDA device; returns a function that waits for this copy alone and returns the values."""
     host_values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
     copy_done = torch.cuda.Event()

@@ -47,13 +47,13 @@ class Detokenizer:
 
     def push(self, id: int) -> str:
         """Takes the next token and returns the new text that can no longer change, which may be empty."""
-        return self._advance(
+        return self._append_text(
             self._utf8_decoder.decode(self._tokenizer.decode_bytes([id], hidden_ids=self._hidden_ids))
         )
 
     def finish(self) -> str:
         """Returns the rest of the text after the last token."""
-        text = self._advance(self._utf8_decoder.decode(b"", final=True))
+        text = self._append_text(self._utf8_decoder.decode(b"", final=True))
         if self.is_stopped:
             return text
         rest, self._pending_text = self._pending_text, ""
@@ -64,7 +64,7 @@ class Detokenizer:
         """Cuts the text to its first `length` characters and ends it there."""
         self.text, self._pending_text, self.is_stopped = self.text[:length], "", True
 
-    def _advance(self, text: str) -> str:
+    def _append_text(self, text: str) -> str:
         """Appends decoded text and returns the new text that can no longer change."""
         if self.is_stopped or not text:
             return ""

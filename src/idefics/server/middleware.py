@@ -142,7 +142,7 @@ class RequestHandler:
                 raise ConnectionAbortedError from None
             await api_error.to_response()(self.scope, self._receive, self.send)
         finally:
-            self._log_request()
+            self._count_and_log_request()
 
     async def _check_headers_and_run_app(self) -> None:
         """Checks the headers and runs the app. POST requests of the API get a `RequestContext`."""
@@ -222,7 +222,7 @@ class RequestHandler:
             self.client_disconnected.set()
             raise asyncio.CancelledError from None
 
-    def _log_request(self) -> None:
+    def _count_and_log_request(self) -> None:
         """Counts the request in the metrics and writes a line to the access log."""
         route = self.scope.get("route")
         path = (
