@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from typing import TYPE_CHECKING
 
 import PIL.Image
 
@@ -10,10 +10,11 @@ from idefics.compat.media_inputs import as_picture, make_fetcher_from_environmen
 from idefics.messages import Picture
 from idefics.processing.image_processor import open_picture
 
+if TYPE_CHECKING:
+    from idefics.messages import PictureSource
 
-def load_image(
-    image: str | os.PathLike[str] | bytes | PIL.Image.Image | Picture, timeout: float | None = None
-) -> PIL.Image.Image:
+
+def load_image(image: PictureSource | Picture, timeout: float | None = None) -> PIL.Image.Image:
     """Opens an image as RGB, upright by its EXIF tag.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the processors of all families share: chat templates, and prompts as padded batches.
+"""What the processors of all families share: chat templates, prompts as padded batches, masks of the assistant's words.
 
 Each prompt is written by `processing.Processor`.
 """
@@ -16,15 +16,20 @@ from idefics.compat.keyword_arguments import (
     VIDEO_FIELD_BY_KWARG,
     check_and_drop_neutral_kwargs,
 )
-from idefics.compat.media_inputs import make_fetcher_from_environment
-from idefics.compat.processing_chat import ParsedConversation, parse_conversations
+from idefics.compat.media_inputs import VIDEO_TOKEN, as_text_list, make_fetcher_from_environment
+from idefics.compat.processing_chat import parse_conversations
 from idefics.compat.processing_files import ProcessorMixin
 from idefics.compat.tokenization import Conversations
+from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.config import ImageProcessorConfig
-from idefics.errors import BadPrompt
+from idefics.errors import BadPrompt, BadSetting
+from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.chat_template import render_template
+from idefics.processing.picture_expansion import FAKE_IMAGE_TOKEN, image_placeholder_text
 from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
+
+TextSpans = Sequence[tuple[int, int]]  # (start, end) in characters of a text
 
 
 class BaseProcessor(ProcessorMixin):
@@ -117,31 +122,22 @@ class BaseProcessor(ProcessorMixin):
                     f"{name!r} is no variable of the chat template: give tokenize=True if it is an argument of the call"
                 )
             return texts if is_batch else texts[0]
-        options |= self._media_from_messages(conversations, options)
-        bos_token = self.tokenizer.bos_token
-        if self._prompt_format.add_special_tokens and bos_token and texts[0].startswith(bos_token):
-            options.setdefault(
-                "add_special_tokens", False
-            )  # the template wrote what tokenizer.json would add
-        if return_assistant_tokens_mask:
-            options["generated"] = [one.generation_spans for one in rendered]
-        batch = self(text=texts, return_tensors=return_tensors, **options)
-        return batch if return_dict else batch["input_ids"]
-
-    def _media_from_messages(
-        self, conversations: Sequence[ParsedConversation], options: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The images and videos in the messages, as `images` and `videos` of the call."""
-        media: dict[str, Any] = {}
-        for name, kind in (("images", "image"), ("videos", "video")):
-            sources = [one.media[kind] for one in conversations]
+        for name in ("images", "videos"):
+            sources = [one.media[name] for one in conversations]
             if any(sources) and name in options:
                 raise BadPrompt(
                     f"there are {name} in the messages and in {name}=...: give them in one of the two"
                 )
-            if any(sources) or (kind == "image" and name not in options):
-                media[name] = sources
-        return media
+            if any(sources) or (name == "images" and name not in options):
+                options[name] = sources
+        bos_token = self.tokenizer.bos_token
+        if self._prompt_format.add_special_tokens and bos_token and texts[0].startswith(bos_token):
+            # The template wrote what tokenizer.json would add.
+            options.setdefault("add_special_tokens", False)
+        if return_assistant_tokens_mask:
+            options["generated"] = [one.generation_spans for one in rendered]
+        batch = self(text=texts, return_tensors=return_tensors, **options)
+        return batch if return_dict else batch["input_ids"]
 
     def _image_processor_padding_and_video_kwargs(
         self, keywords: dict[str, Any]
@@ -177,3 +173,69 @@ class BaseProcessor(ProcessorMixin):
         if assistant_masks is not None:
             columns["assistant_masks"] = truncate(assistant_masks)
         return self.tokenizer.pad_columns(columns, padding_options)
+
+
+def make_assistant_masks(
+    processor: Processor, text: Any, prompts: Sequence[Prompt], spans: Sequence[TextSpans] | None
+) -> list[list[int]] | None:
+    """`make_assistant_mask` of each text, and its prompt, in a batch; None where `spans` are not given."""
+    if not spans:
+        return None
+    return [
+        make_assistant_mask(processor, *one) for one in zip(as_text_list(text), prompts, spans, strict=True)
+    ]
+
+
+def make_assistant_mask(processor: Processor, text: str, prompt: Prompt, spans: TextSpans) -> list[int]:
+    """1 for each token of `prompt` that shares characters with a span of its text, else 0.
+
+    The text is written as `processor` writes it, with image tokens in place of `<image>`, and spans are mapped to it.
+
+    Args:
+        processor: the processor that wrote the prompt.
+        text: with `<image>` where the images of the prompt stand.
+        spans: (start, end) in characters of `text`.
+
+    Raises:
+        BadSetting: the text has a video, or its tokens cannot be mapped to characters.
+    """
+    if VIDEO_TOKEN in text:
+        raise BadSetting("return_assistant_tokens_mask is not done for texts with videos: leave it out")
+    prompt_format = processor.prompt_format
+    written_text = prompt_format.prompt_prefix
+    written_offsets: list[int] = []  # in `written_text`, of each character of `text`
+    pictures = iter(prompt.pictures)
+    for part in re.split(f"({IMAGE_TOKEN})", text):
+        start, num_leading_spaces = len(written_text), 0
+        written_part = part
+        if part == IMAGE_TOKEN:
+            picture = next(pictures)
+            written_part = image_placeholder_text(
+                prompt_format,
+                processor.image_config.tokens_per_frame,
+                picture.rows,
+                picture.columns,
+                follows_picture=False,
+            )
+            # Neighbouring images of Idefics and Idefics 2 share the token between them.
+            if written_text.endswith(FAKE_IMAGE_TOKEN) and prompt_format.image_tokens != "inline_tiles":
+                written_part = written_part.removeprefix(FAKE_IMAGE_TOKEN)
+        elif prompt_format.strips_text:
+            written_part = part.strip(" ")
+            num_leading_spaces = len(part) - len(part.lstrip(" "))
+        written_text += written_part
+        written_offsets += [
+            start + min(max(at - num_leading_spaces, 0), len(written_part)) for at in range(len(part))
+        ]
+    written_offsets.append(len(written_text))
+    encoding = processor.tokenizer.encode_with_offsets(
+        written_text, add_special_tokens=prompt_format.add_special_tokens
+    )
+    if tuple(encoding.ids) != prompt.ids:
+        raise BadSetting(
+            "return_assistant_tokens_mask is not done for this text: tokens cannot be told apart"
+        )
+    return span_overlap_mask(
+        encoding.offsets,
+        [(written_offsets[first], written_offsets[last]) for first, last in spans],
+    )

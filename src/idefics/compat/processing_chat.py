@@ -22,7 +22,7 @@ class ParsedConversation(NamedTuple):
 
     Attributes:
         turns: each with a list of parts, which have a "type"; a video is text, as most templates have no videos.
-        media: the sources under "image" and "video".
+        media: the sources under "images" and "videos".
     """
 
     turns: list[dict[str, Any]]
@@ -45,14 +45,14 @@ def parse_conversations(conversation: Conversations) -> tuple[list[ParsedConvers
 
 
 def _parse_conversation(messages: Sequence[Any]) -> ParsedConversation:
-    parsed = ParsedConversation([], {"image": [], "video": []})
+    parsed = ParsedConversation([], {"images": [], "videos": []})
     for number, message in enumerate(messages, start=1):
         parts = _parse_content(message, f"message {number}")
         for part in parts:
             keys = (part["type"], *SOURCE_KEYS)
             source = next((part[key] for key in keys if part.get(key) is not None), None)
-            if source is not None and part["type"] in parsed.media:
-                parsed.media[part["type"]].append(source)
+            if source is not None and part["type"] != "text":
+                parsed.media[f"{part['type']}s"].append(source)
         content = [VIDEO_PART if part["type"] == "video" else part for part in parts]
         parsed.turns.append({**message, "content": content})
     return parsed

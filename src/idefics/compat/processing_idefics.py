@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
 from idefics.compat.keyword_arguments import accept_kwarg_groups
@@ -19,7 +18,7 @@ from idefics.compat.media_inputs import (
     interleave_text_and_media,
     is_nested,
 )
-from idefics.compat.processing import BaseProcessor
+from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture

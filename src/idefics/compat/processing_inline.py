@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_processing import stack_pixel_values
 from idefics.compat.image_processing_inline import (
@@ -22,7 +21,7 @@ from idefics.compat.media_inputs import (
     group_videos_by_text,
     interleave_text_and_media,
 )
-from idefics.compat.processing import BaseProcessor
+from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks
 from idefics.compat.processing_files import TokenText
 from idefics.errors import BadPrompt
 from idefics.processing.chat_prompt import IMAGE_TOKEN

@@ -112,7 +112,9 @@ class EncodingMixin(VocabularyMixin):
         """
         keywords["padding"] = padding
         padding_options = self._parse_padding_options(keywords)
-        inputs = encoded_inputs if isinstance(encoded_inputs, Mapping) else rows_to_columns(encoded_inputs)
+        inputs = encoded_inputs
+        if not isinstance(inputs, Mapping):
+            inputs = {name: [row[name] for row in inputs] for name in next(iter(inputs), ())}
         if "input_ids" not in inputs:
             raise BadPrompt(f"there are no input_ids among {', '.join(inputs) or 'no entries'}")
         columns = {
@@ -214,8 +216,3 @@ def span_overlap_mask(offsets: Iterable[Sequence[int]], spans: Sequence[tuple[in
     return [
         int(any(start < last and first < end for first, last in spans)) for start, end in map(tuple, offsets)
     ]
-
-
-def rows_to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Turns a list of dicts, one for each row, into a dict of lists, one for each column."""
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}

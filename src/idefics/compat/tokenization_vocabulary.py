@@ -247,8 +247,7 @@ class VocabularyMixin:
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """The special tokens that are set, by the names of their roles."""
-        roles = {name: vars(self)[name] for name in SPECIAL_TOKEN_NAMES}
-        return {name: token for name, token in roles.items() if token is not None}
+        return {name: token for name in SPECIAL_TOKEN_NAMES if (token := vars(self)[name]) is not None}
 
     @property
     def all_special_ids(self) -> list[int]:
