@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
 
 from idefics import __version__
-from idefics.server import chat, completions, errors, responses, status, tasks
+from idefics.server import chat, completions, responses, status, tasks
 from idefics.server.docs_page import SECURITY_HEADERS, render_docs_page
+from idefics.server.errors import handle_error
 from idefics.server.middleware import AccessMiddleware
-from idefics.server.routing import move_schema_definitions
+from idefics.server.routing import document_errors, move_schema_definitions
 from idefics.server.server_state import ServerState
 from idefics.server.settings import Settings
 
@@ -39,10 +42,10 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
         title="idefics",
         version=__version__,
         summary="Questions about pictures.",
+        exception_handlers=dict.fromkeys((HTTPException, RequestValidationError), handle_error),
         openapi_url=None,  # also turns off FastAPI's pages, which load scripts from another host
     )
     app.state.service = service
-    errors.install_error_handlers(app)
     for path, serve_description in (("/docs", _serve_docs_page), ("/openapi.json", _serve_openapi)):
         app.add_api_route(path, serve_description, methods=["GET", "HEAD"], include_in_schema=False)
     for route_module in (chat, completions, responses, tasks, status):
@@ -76,10 +79,12 @@ async def _serve_openapi(request: Request) -> JSONResponse:
 def _build_openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's OpenAPI description, without status 422 (invalid requests get 400) and with the header x-request-id."""
     document = app.openapi()
-    for route in document["paths"].values():
-        for method in route.values():
-            method["responses"].pop("422", None)
-            for response in method["responses"].values():
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"].pop("422", None)
+            if path != "/health":
+                document_errors(operation["responses"], method)
+            for response in operation["responses"].values():
                 response["headers"] = {"x-request-id": REQUEST_ID_HEADER_DOC}
     move_schema_definitions(document["paths"], document["components"]["schemas"])
     for name in ("HTTPValidationError", "ValidationError"):

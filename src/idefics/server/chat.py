@@ -26,7 +26,7 @@ from idefics.server.response_fields import (
 )
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.sampling_fields import MAX_NEW_TOKENS, ChoicesRequest, ConversationRequest
+from idefics.server.sampling_fields import ChoicesRequest, ConversationRequest, TokenLimit
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
@@ -49,18 +49,17 @@ class ChatRequest(ChoicesRequest, ConversationRequest):
     ignored_fields = ignored_field_tables.CHAT_FIELDS
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
     response_format: response_format_field_type(ChatJsonSchemaFormat) | None = None  # type: ignore[valid-type]
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
-    @property
-    def continues_last_message(self) -> bool:
-        """Whether the answer continues the last message instead of adding one.
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The given fields as keyword arguments of `Idefics.submit`.
 
         Raises:
-            APIError: 400, `continue_final_message` and `add_generation_prompt` contradict each other.
+            APIError: 400, fields contradict each other.
         """
         continues_last_message = bool(self.continue_final_message)
         if self.add_generation_prompt is continues_last_message:
@@ -71,23 +70,16 @@ class ChatRequest(ChoicesRequest, ConversationRequest):
                 "continue_final_message to go on with its last message"
             )
             raise APIError(400, message, param="add_generation_prompt")
-        return continues_last_message
-
-    def generation_kwargs(self) -> dict[str, Any]:
-        """The given fields as keyword arguments of `Idefics.submit`.
-
-        Raises:
-            APIError: 400, fields contradict each other.
-        """
         max_tokens, max_completion_tokens = self.max_tokens, self.max_completion_tokens
         if max_tokens and max_completion_tokens and max_tokens != max_completion_tokens:
             message = (
                 f"max_tokens is {max_tokens} and max_completion_tokens {max_completion_tokens}: give one"
             )
             raise APIError(400, message, param="max_tokens")
-        return self.conversation_kwargs(
+        kwargs = self.conversation_kwargs(
             max_completion_tokens or max_tokens, bool(self.logprobs), self.response_format
         )
+        return kwargs | {"continues": continues_last_message}
 
 
 class ChatLogprobs(ResponseFields):
@@ -147,19 +139,13 @@ class ChatCompletionChunk(ChoicesFields, StreamUsageField):
 
 @router.post(
     "/v1/chat/completions",
-    responses=document_responses(ChatCompletionResponse, event_type=ChatCompletionChunk),
+    responses=document_responses(ChatCompletionResponse, ChatCompletionChunk),
 )
 async def chat(request: ChatRequest, service: ServerStateDep, context: RequestContextDep) -> Response:
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     messages = [message.to_message() for message in request.messages]
-    await submit_conversation(
-        context,
-        messages,
-        request.generation_kwargs(),
-        num_choices=request.n or 1,
-        continues_last_message=request.continues_last_message,
-    )
+    await submit_conversation(context, messages, request.generation_kwargs(), num_choices=request.n or 1)
     common_fields = {
         "id": f"chatcmpl-{uuid4().hex}",
         "created": int(time.time()),

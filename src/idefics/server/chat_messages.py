@@ -27,6 +27,8 @@ MAX_CONTENT_PARTS = 64
 MAX_URL_CHARACTERS = 2048
 MAX_DATA_URI_HEADER_CHARACTERS = 256  # of a data URI, before its comma
 
+MaxTiles = Annotated[int, Field(ge=1, le=1024)]
+
 
 class ImageURL(RequestModel):
     """Where a picture is: a data URI, or an http(s) address if the server fetches pictures."""
@@ -38,7 +40,7 @@ class ImageURL(RequestModel):
 
     url: str
     detail: Detail | None = None
-    max_tiles: int | None = Field(None, ge=1, le=1024)
+    max_tiles: MaxTiles | None = None
 
 
 def _wrap_plain_url(value: object) -> object:
@@ -169,7 +171,6 @@ async def submit_conversation(
     generation_kwargs: Mapping[str, Any],
     *,
     num_choices: int = 1,
-    continues_last_message: bool = False,
 ) -> None:
     """Submits a conversation to the engine; the arguments are those of `RequestContext.submit_prompt`.
 
@@ -186,9 +187,12 @@ async def submit_conversation(
             param="messages",
         )
     await context.submit_prompt(
-        partial(context.service.vlm.prompt, messages, continue_final_message=continues_last_message),
+        partial(
+            context.service.vlm.prompt,
+            messages,
+            continue_final_message=generation_kwargs.get("continues", False),
+        ),
         generation_kwargs,
         num_choices=num_choices,
         pictures=pictures,
-        continues_text=continues_last_message,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastapi.responses import JSONResponse, Response
@@ -17,26 +18,22 @@ from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 ChoiceFields = Mapping[str, Any]  # fields of a choice between its `index` and its `finish_reason`
 
 
+@dataclass
 class ChoicesResponseBuilder(ABC):
     """Builds the response to one request, as one object or as a stream of chunks.
 
     Attributes:
+        common_fields: the fields that all chunks have.
+        empty_answers: the choices, if no tokens are generated.
         last_chunk_fields: the fields of the last chunk of each choice.
     """
 
-    last_chunk_fields: ClassVar[ChoiceFields]
+    context: RequestContext
+    request: ChoicesRequest
+    common_fields: Mapping[str, object]
+    empty_answers: Sequence[Answer] = ()
 
-    def __init__(
-        self,
-        context: RequestContext,
-        request: ChoicesRequest,
-        common_fields: Mapping[str, object],
-        empty_answers: Sequence[Answer] = (),
-    ) -> None:
-        """`common_fields` are those of each chunk; `empty_answers` are the choices if no tokens are generated."""
-        self.context, self.request, self.common_fields = context, request, common_fields
-        self.empty_answers = empty_answers
-        self.num_choices = len(empty_answers or context.streams)
+    last_chunk_fields: ClassVar[ChoiceFields]
 
     @abstractmethod
     def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
@@ -66,7 +63,7 @@ class ChoicesResponseBuilder(ABC):
 
     async def _stream_events(self) -> AsyncGenerator[bytes]:
         """The formatted events: first chunks, then those of the text, then last chunks, then the usage."""
-        for index in range(self.num_choices):
+        for index in range(len(self.empty_answers or self.context.streams)):
             if fields := self.first_chunk_fields(index):
                 yield self._format_chunk(index, fields)
         async for index, delta in self.context.deltas():

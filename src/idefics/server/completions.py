@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import uuid4
@@ -23,7 +25,6 @@ from idefics.server.logprobs import (
     concatenate_logprobs,
 )
 from idefics.server.request_body import JSONBodyRoute
-from idefics.server.request_context import RequestContext
 from idefics.server.request_model import text_or_list
 from idefics.server.response_fields import (
     ChoicesFields,
@@ -74,8 +75,12 @@ class CompletionRequest(ChoicesRequest):
 
     def generation_kwargs(self) -> dict[str, Any]:
         """The given fields as keyword arguments of `Idefics.submit`."""
-        kwargs = self.sampling_kwargs() | {"max_new_tokens": self.max_tokens or DEFAULT_MAX_TOKENS}
-        return kwargs | {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0}
+        return self.sampling_kwargs() | {
+            "max_new_tokens": self.max_tokens or DEFAULT_MAX_TOKENS,
+            "logprobs": self.logprobs is not None,
+            "top_logprobs": self.logprobs or 0,
+            "continues": True,
+        }
 
 
 class CompletionFields(ChoicesFields):
@@ -115,7 +120,7 @@ class CompletionChunk(CompletionFields, StreamUsageField):
     choices: list[CompletionChunkChoice]
 
 
-@router.post("/v1/completions", responses=document_responses(CompletionResponse, event_type=CompletionChunk))
+@router.post("/v1/completions", responses=document_responses(CompletionResponse, CompletionChunk))
 async def complete(
     request: CompletionRequest, service: ServerStateDep, context: RequestContextDep
 ) -> Response:
@@ -138,40 +143,34 @@ async def complete(
             answer = Answer("", (), "length", Usage(len(prompt), 0, 0, 0), Timings(0, 0, 0), logprobs)
             empty_answers += [answer] * num_choices
         else:
-            await context.submit_prompt(
-                make_prompt, request.generation_kwargs(), num_choices=num_choices, continues_text=True
-            )
+            await context.submit_prompt(make_prompt, request.generation_kwargs(), num_choices=num_choices)
         prefixes += [prefix] * num_choices
-    return await _CompletionResponseBuilder(context, request, prefixes, empty_answers).build_response()
+    common_fields = {
+        "id": f"cmpl-{uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": service.settings.served_model_name,
+    }
+    builder = _CompletionResponseBuilder(context, request, common_fields, empty_answers, prefixes)
+    return await builder.build_response()
 
 
+@dataclass
 class _CompletionResponseBuilder(ChoicesResponseBuilder):
     """Builds the response to one completion request.
 
-    Args:
+    Attributes:
         prefixes: what the text of each choice begins with: its prompt with `echo`, otherwise None.
     """
 
+    prefixes: Sequence[Delta | None] = ()
+
     last_chunk_fields: ClassVar[ChoiceFields] = {"text": "", "logprobs": None}
 
-    def __init__(
-        self,
-        context: RequestContext,
-        request: CompletionRequest,
-        prefixes: list[Delta | None],
-        empty_answers: list[Answer],
-    ) -> None:
-        common_fields = {
-            "id": f"cmpl-{uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": context.service.settings.served_model_name,
-        }
-        super().__init__(context, request, common_fields, empty_answers)
-        self.prefixes = prefixes
-        self.token_texts = [TokenTextDecoder(context.service.tokenizer) for _ in prefixes]
+    def __post_init__(self) -> None:
+        self.token_texts = [TokenTextDecoder(self.context.service.tokenizer) for _ in self.prefixes]
         # Where the next text of each choice begins.
-        self.text_offsets = [len(prefix.text) if prefix else 0 for prefix in prefixes]
+        self.text_offsets = [len(prefix.text) if prefix else 0 for prefix in self.prefixes]
 
     def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
         prefix, completion = self.first_chunk_fields(index), self.chunk_fields(index, answer)

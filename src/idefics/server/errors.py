@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -240,11 +240,6 @@ def _rephrase_pydantic_message(text: str) -> str:
     return text if text[:2].isupper() else f"{text[:1].lower()}{text[1:]}"
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Makes the app answer expected exceptions with an `APIError`; `AccessMiddleware` answers unexpected ones."""
-
-    async def handle_error(_: Request, error: Exception) -> Response:
-        return to_api_error(error).to_response()
-
-    for error_class in (APIError, IdeficsError, HTTPException, RequestValidationError):
-        app.add_exception_handler(error_class, handle_error)
+async def handle_error(_: Request, error: Exception) -> Response:
+    """Answers an exception that FastAPI would answer in another format; `AccessMiddleware` answers all others."""
+    return to_api_error(error).to_response()

@@ -12,6 +12,7 @@ from idefics.server.request_model import IgnoredFields, make_field_table
 TOOLS_HINT = (
     "this server does not support tools; for structured output give {schema} with a JSON schema, or regex"
 )
+CHAT_TOOLS_HINT = TOOLS_HINT.format(schema="response_format")
 REASONING_HINT = "this model answers without reasoning"
 NOT_STORED_HINT = "the server stores nothing: send the whole conversation with each request"
 SCHEMA_HINT = "give response_format with a JSON schema"
@@ -256,12 +257,12 @@ MESSAGE_FIELDS = make_field_table(
         "refusal": ('put it into content, as text or {"type": "refusal", ...}', ""),
         "reasoning": (REASONING_HINT, ""),
         "reasoning_content": (REASONING_HINT, ""),
-        "tool_calls": (TOOLS_HINT.format(schema="response_format"), []),
+        "tool_calls": (CHAT_TOOLS_HINT, []),
         "images": ('put pictures into content, as {"type": "image_url", ...}', []),
     },
     null_or_hint={
-        "function_call": TOOLS_HINT.format(schema="response_format"),
-        "tool_call_id": TOOLS_HINT.format(schema="response_format"),
+        "function_call": CHAT_TOOLS_HINT,
+        "tool_call_id": CHAT_TOOLS_HINT,
         "audio": AUDIO_HINT,
     },
 )
@@ -285,7 +286,5 @@ HINT_BY_UNSUPPORTED_ITEM: Mapping[str, str] = {
     "compaction_trigger": "send a shorter conversation",
     "reasoning": REASONING_HINT,
 }
-HINT_BY_UNSUPPORTED_ROLE: Mapping[str, str] = dict.fromkeys(
-    ("tool", "function"), TOOLS_HINT.format(schema="response_format")
-)
+HINT_BY_UNSUPPORTED_ROLE: Mapping[str, str] = dict.fromkeys(("tool", "function"), CHAT_TOOLS_HINT)
 UNKNOWN_ITEM_HINT = f"send messages; {TOOLS_HINT.format(schema='text.format')}"

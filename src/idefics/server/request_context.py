@@ -65,8 +65,6 @@ class RequestContext:
         *,
         num_choices: int = 1,
         pictures: Sequence[PictureOrVideo] = (),
-        text_prefix: str = "",
-        continues_text: bool = False,
     ) -> None:
         """Makes a prompt and submits its choices to the engine; adds them to `streams`, and does not wait for them.
 
@@ -75,7 +73,6 @@ class RequestContext:
             generation_kwargs: keyword arguments of `Idefics.submit`; choice i is sampled with `seed` + i.
             num_choices: number of answers.
             pictures: the pictures of the prompt.
-            text_prefix, continues_text: `start` and `continues` of `Idefics.submit`.
 
         Raises:
             APIError: 429, a limit is exceeded; 503, the server is shutting down.
@@ -91,7 +88,6 @@ class RequestContext:
         )
         self.preparation_time = time.monotonic() - self.slot.start_time
         self.record_prompt_metrics(prompt)
-        generation_kwargs = {**generation_kwargs, "start": text_prefix, "continues": continues_text}
         await self.service.run_in_worker(lambda: self._submit_choices(prompt, generation_kwargs, num_choices))
 
     async def score_continuations(

@@ -13,6 +13,7 @@ from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import (
     MAX_MESSAGES,
     ConversationMessage,
+    MaxTiles,
     RefusalPart,
     content_field_type,
     picture_from_url,
@@ -26,11 +27,10 @@ from idefics.server.request_model import (
     union_by_type,
     unsupported_error,
 )
-from idefics.server.response_builder import ResponseBuilder
+from idefics.server.response_builder import ResponseBuilder, ResponseObject, ResponseStreamEvent
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
-from idefics.server.response_objects import ResponseObject, ResponseStreamEvent
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.sampling_fields import MAX_NEW_TOKENS, ConversationRequest
+from idefics.server.sampling_fields import ConversationRequest, TokenLimit
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
@@ -56,7 +56,7 @@ class ResponseImagePart(RequestModel):
     type: Literal["input_image"]
     image_url: str
     detail: Detail | None = None
-    max_tiles: int | None = Field(None, ge=1, le=1024)
+    max_tiles: MaxTiles | None = None
 
     def to_content_part(self) -> ContentPart:
         """The part for `idefics.messages.Message`: the picture, not fetched yet."""
@@ -155,7 +155,7 @@ class ResponseRequest(ConversationRequest):
 
     input: text_or_list(str, InputItems)  # type: ignore[valid-type]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_output_tokens: TokenLimit | None = None
     text: ResponseTextConfig | None = None
     include: list[IncludeOption] | None = Field(None, max_length=16)
     truncation: Literal["disabled"] | None = None
@@ -178,7 +178,7 @@ class ResponseRequest(ConversationRequest):
         return self.conversation_kwargs(self.max_output_tokens, wants_logprobs, text_format)
 
 
-@router.post("/v1/responses", responses=document_responses(ResponseObject, event_type=ResponseStreamEvent))
+@router.post("/v1/responses", responses=document_responses(ResponseObject, ResponseStreamEvent))
 async def respond(request: ResponseRequest, service: ServerStateDep, context: RequestContextDep) -> Response:
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)

@@ -30,23 +30,29 @@ ERROR_DESCRIPTIONS = {
     500: "Internal server error.",
     503: "Server shutting down.",
 }
-COMMON_ERROR_STATUSES = (401, 403, 421, 431, 500)  # of every route, also of those without a body
+GET_ERROR_STATUSES = (401, 403, 421, 431, 500)  # of routes without a body
+ERROR_CONTENT = {
+    "application/json": {"schema": {"$ref": SCHEMA_REF_TEMPLATE.format(model=ErrorBody.__name__)}}
+}
 
 
-def document_responses(response_type: Any, *error_statuses: int, event_type: Any = None) -> ResponseDocs:
-    """Describes the responses of a route for OpenAPI.
+def document_responses(response_type: Any, event_type: Any = None) -> ResponseDocs:
+    """Describes the responses of a route for OpenAPI; `document_errors` adds those of its errors.
 
     Args:
         response_type: the `TypedDict` of the JSON answer.
-        error_statuses: statuses of errors other than the common ones; all statuses if none is given.
         event_type: the `TypedDict` of an event's data, or a union of them, if the route can stream.
     """
-    error_docs = {
-        status: {"model": ErrorBody, "description": ERROR_DESCRIPTIONS[status]}
-        for status in sorted({*COMMON_ERROR_STATUSES, *(error_statuses or ERROR_DESCRIPTIONS)})
-    }
     stream_docs = {} if event_type is None else {"content": _document_event_stream(event_type)}
-    return {200: {"model": response_type, "description": response_type.__doc__, **stream_docs}, **error_docs}
+    return {200: {"model": response_type, "description": response_type.__doc__, **stream_docs}}
+
+
+def document_errors(responses: dict[str, Any], method: str) -> None:
+    """Adds the errors of a method of a route to its responses in an OpenAPI description."""
+    for status in ERROR_DESCRIPTIONS if method == "post" else GET_ERROR_STATUSES:
+        responses.setdefault(
+            str(status), {"description": ERROR_DESCRIPTIONS[status], "content": ERROR_CONTENT}
+        )
 
 
 def _document_event_stream(event_type: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def _check_choices_size(choices: list[str]) -> list[str]:
     return choices
 
 
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 LogitBiasValue = Annotated[float, Field(ge=-100, le=100)]
@@ -124,7 +125,7 @@ class ChoicesRequest(OpenAIRequest):
     """Fields that chat completions and completions share."""
 
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_tokens: TokenLimit | None = None
 
     @field_validator("stream_options")
     @classmethod

@@ -9,25 +9,13 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from idefics.server.errors import ErrorBody
 from idefics.server.response_fields import ResponseFields
-from idefics.server.routing import (
-    COMMON_ERROR_STATUSES,
-    ERROR_DESCRIPTIONS,
-    ResponseDocs,
-    ServerStateDep,
-    document_responses,
-)
+from idefics.server.routing import ERROR_DESCRIPTIONS, ServerStateDep, document_responses
 
 START_TIME = int(time.time())
 
 router = APIRouter(tags=["Status"])
-
-# `/metrics` answers with text, but its errors are JSON.
-ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-TEXT_ROUTE_ERRORS: ResponseDocs = {
-    status: {"description": ERROR_DESCRIPTIONS[status], "content": ERROR_CONTENT}
-    for status in COMMON_ERROR_STATUSES
-}
 
 
 class HealthResponse(ResponseFields):
@@ -67,7 +55,7 @@ async def health() -> HealthResponse:
 
 @router.get(
     "/ready",
-    responses=document_responses(ReadyResponse, 503)
+    responses=document_responses(ReadyResponse)
     | {503: {"model": ReadyResponse, "description": "Server busy."}},
 )
 @router.head("/ready", include_in_schema=False)
@@ -78,19 +66,23 @@ async def ready(service: ServerStateDep) -> Response:
     return JSONResponse(response, 200 if has_capacity else 503)
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=TEXT_ROUTE_ERRORS)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServerStateDep) -> Response:
     """Counts and times in Prometheus' format, without any content of requests."""
     return Response(service.metrics.to_prometheus_text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/v1/models", responses=document_responses(ModelList, 401))
+@router.get("/v1/models", responses=document_responses(ModelList))
 async def models(service: ServerStateDep) -> ModelList:
     """Lists the one model that is served."""
     return {"object": "list", "data": [_model_card(service.settings.served_model_name)]}
 
 
-@router.get("/v1/models/{name:path}", responses=document_responses(ModelCard, 404))
+@router.get(
+    "/v1/models/{name:path}",
+    responses=document_responses(ModelCard)
+    | {404: {"model": ErrorBody, "description": ERROR_DESCRIPTIONS[404]}},
+)
 async def model(name: str, service: ServerStateDep) -> ModelCard:
     """Describes the model of that name."""
     service.check_model(name)

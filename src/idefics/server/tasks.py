@@ -12,7 +12,7 @@ from pydantic import Field, create_model
 
 from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot, Usage
 from idefics.server import ignored_field_tables
-from idefics.server.chat_messages import MAX_PICTURES, picture_from_url
+from idefics.server.chat_messages import MAX_PICTURES, MaxTiles, picture_from_url
 from idefics.server.errors import APIError
 from idefics.server.request_body import FILE_FIELD, JSONBodyRoute, read_json_or_form
 from idefics.server.request_context import RequestContext
@@ -27,7 +27,7 @@ from idefics.server.response_fields import (
     sum_usage,
 )
 from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, ResponseDocs, document_responses
-from idefics.server.sampling_fields import MAX_NEW_TOKENS, SamplingFields
+from idefics.server.sampling_fields import SamplingFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 from idefics.tasks import TASKS, classify
 from idefics.tasks.ranking import neutral_picture
@@ -57,14 +57,14 @@ class PictureRequest(RequestModel):
 
     image_url: str | None = None
     detail: Detail | None = None
-    max_tiles: int | None = Field(None, ge=1, le=1024)
+    max_tiles: MaxTiles | None = None
     shots: list[FewShotExample] = Field([], max_length=MAX_PICTURES - 1)
 
 
 class TaskRequest(PictureRequest, SamplingFields):
     """A picture, and options for the text about it."""
 
-    max_new_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_new_tokens: TokenLimit | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
     stream: bool | None = None
 
@@ -162,17 +162,17 @@ class PictureContext:
 async def _generate_text(task: Task, source: PictureContext, request: TaskRequest) -> Response:
     """Answers a request of a task that generates text."""
     context = source.context
+    words = request.model_dump().get("words", "").strip()
     generation_kwargs = request.sampling_kwargs() | {
         "max_new_tokens": request.max_new_tokens or task.max_new_tokens,
         "num_beams": request.num_beams or 1,
+        "start": task.answer_start.format(words=words),
     }
-    words = request.model_dump().get("words", "").strip()
     source.check_and_count_texts(words)
     await context.submit_prompt(
         partial(source.vlm.task_prompt, task, source.picture, words, source.detail),
         generation_kwargs,
         pictures=[source.picture, *source.shot_pictures],
-        text_prefix=task.answer_start.format(words=words),
     )
     if request.stream:
         return EventStreamResponse(_stream_events(context))
@@ -289,5 +289,5 @@ for _task in TASKS.values():
         _docs = document_responses(ClassificationResponse)
         _add_route(_task, ClassificationRequest, _rank_labels, _docs)
     else:
-        _docs = document_responses(TaskResponse, event_type=TaskTextEvent | TaskFinalEvent)
+        _docs = document_responses(TaskResponse, TaskTextEvent | TaskFinalEvent)
         _add_route(_task, _make_request_class(_task), partial(_generate_text, _task), _docs)
