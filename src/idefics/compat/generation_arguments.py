@@ -122,13 +122,13 @@ def pop_prompt_ids(inputs: Tensor | None, model_inputs: dict[str, Any], config: 
         raise BadPrompt("inputs and input_ids are two names for the same: give one of them")
     ids = inputs if ids is None else ids
     if ids is None:
-        tensors = [value for value in model_inputs.values() if isinstance(value, Tensor)]
-        rows, device = (len(tensors[0]), tensors[0].device) if tensors else (1, None)
+        tensors = (value for value in model_inputs.values() if isinstance(value, Tensor))
+        first = next(tensors, torch.empty(1))  # which has a row for each prompt
         if "inputs_embeds" in model_inputs:
-            return torch.empty(rows, 0, dtype=torch.long, device=device)
+            return first.new_empty((len(first), 0), dtype=torch.long)
         if config.bos_token_id is None:
             raise BadPrompt("there is no prompt: give input_ids, or bos_token_id to begin from nothing")
-        return torch.full((rows, 1), config.bos_token_id, device=device)
+        return first.new_full((len(first), 1), config.bos_token_id, dtype=torch.long)
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
         description = (
             f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
@@ -149,13 +149,11 @@ def pop_or_make_attention_mask(ids: Tensor, model_inputs: dict[str, Any], config
     """
     mask: Tensor | None = model_inputs.pop("attention_mask", None)
     if mask is None:
-        positions = model_inputs["inputs_embeds"][..., 0] if "inputs_embeds" in model_inputs else ids
-        mask = torch.ones_like(positions, dtype=torch.long)
-        if (
-            positions is ids
-            and config.pad_token_id is not None
-            and config.pad_token_id not in config.stop_ids
-        ):
+        if "inputs_embeds" in model_inputs:
+            mask = torch.ones_like(model_inputs["inputs_embeds"][..., 0], dtype=torch.long)
+        elif config.pad_token_id is None or config.pad_token_id in config.stop_ids:
+            mask = torch.ones_like(ids)
+        else:
             mask = ids.ne(config.pad_token_id).long()
     if mask.dim() != 2:
         raise BadPrompt(f"attention_mask has shape {tuple(mask.shape)}; give (prompts, length)")

@@ -66,13 +66,10 @@ class GradientCheckpointingMixin(nn.Module):
     # The names of transformers 5.23.
 
     def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: dict[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
         """`gradient_checkpointing_enable` by its name in transformers 5.23."""
-        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     activation_checkpointing_disable = gradient_checkpointing_disable
     is_activation_checkpointing = is_gradient_checkpointing

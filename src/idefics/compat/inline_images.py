@@ -5,7 +5,6 @@ B rows, P frames of a row, M features of a frame, D width of the decoder.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -45,19 +44,18 @@ def encode_frames(
     is_real = (pixels != 0).flatten(2).any(dim=2)  # (B, P)
     frames = pixels[is_real]  # (frames, 3, h, w)
     is_pixel = torch.ones_like(frames[:, 0]) if mask is None else mask[is_real]
-    indices_by_size: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    sizes = zip(is_pixel.any(2).sum(1).tolist(), is_pixel.any(1).sum(1).tolist(), strict=True)
-    for index, (height, width) in enumerate(sizes):
+    sizes = torch.stack((is_pixel.any(2).sum(1), is_pixel.any(1).sum(1)), dim=1)  # (frames, 2)
+    features = None
+    for size in sizes.unique(dim=0):
+        height, width = size.tolist()
         if requires_squares and height != width:
             raise BadPrompt(f"a frame is {height} x {width} pixels, and this model reads squares: resize it")
-        indices_by_size[height, width].append(index)
-    features: dict[int, Tensor] = {}
-    for (height, width), indices in indices_by_size.items():
-        features.update(
-            zip(indices, encode(frames[indices, :, :height, :width].to(device, dtype)), strict=True)
-        )
-    in_order = [features[index] for index in range(len(frames))]
-    return torch.stack(in_order) if in_order else None, is_real.sum(1).tolist()
+        indices = (sizes == size).all(1).nonzero()[:, 0]
+        encoded = encode(frames[indices, :, :height, :width].to(device, dtype))
+        if features is None:
+            features = encoded.new_empty(len(frames), *encoded.shape[1:])
+        features = features.index_copy(0, indices.to(device), encoded)
+    return features, is_real.sum(1).tolist()
 
 
 def merge_image_features(

@@ -117,35 +117,29 @@ def resolve_folder_and_settings(
         ModelNotFound: as `idefics.weights.find_checkpoint`.
     """
     kwargs = check_and_drop_neutral_kwargs(f"{class_name}.from_pretrained", kwargs, selection.neutral)
-    hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
     settings = {
         name: value
         for name, value in kwargs.items()
         if name not in HUB_KWARGS and name not in selection.ignored
     }
-    folder, subfolder = Path(model).expanduser(), hub_kwargs.get("subfolder", "")
-    revision, cache = hub_kwargs.get("revision"), hub_kwargs.get("cache_dir")
-    is_folder = folder.is_dir() and find_entry(str(model)) is None
-    if subfolder and not is_folder:
+    folder, revision = Path(model).expanduser(), kwargs.get("revision")
+    subfolder, cache, token = kwargs.get("subfolder"), kwargs.get("cache_dir"), kwargs.get("token")
+    if folder.is_dir() and find_entry(str(model)) is None:
+        model = folder = folder / (subfolder or "")
+        revision = None if revision == "main" else revision
+        if revision is None and any((folder / name).is_file() for name in selection.sufficient_files):
+            return folder, settings
+    elif subfolder:
         raise BadSetting(
             f"subfolder is {subfolder!r}, but {model} is not a folder: download it with `hf download {model}`, "
             "and give the folder"
         )
-    if is_folder:
-        revision = None if revision == "main" else revision
-        model = folder = folder / subfolder
-    if (
-        is_folder
-        and revision is None
-        and any((folder / name).is_file() for name in selection.sufficient_files)
-    ):
-        return folder, settings
     found = weights.find_checkpoint(
         model,
         revision=revision,
-        offline=hub_kwargs.get("local_files_only") or None,
+        offline=kwargs.get("local_files_only") or None,
         needs_weights=selection.needs_weights,
-        token=hub_kwargs.get("token", hub_kwargs.get("use_auth_token")),
+        token=kwargs.get("use_auth_token") if token is None else token,
         cache=None if cache is None else Path(cache).expanduser(),
     )
     return found, settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -83,11 +84,9 @@ class StopStringCriteria(StoppingCriteria):
     def _ends_with_stop_string(self, row: Tensor) -> bool:
         """Whether a stop string ends in the characters that the last id adds."""
         ids = row[-self.max_checked_ids :].tolist()
-        text, previous_text = self._decode(ids), self._decode(ids[:-1])
-        pairs = zip(text, previous_text, strict=False)  # an incomplete character is decoded as another one
-        num_previous_characters = next(
-            (place for place, (one, other) in enumerate(pairs) if one != other), len(previous_text)
-        )
+        text = self._decode(ids)
+        # An incomplete character is decoded as another one.
+        num_previous_characters = len(commonprefix((text, self._decode(ids[:-1]))))  # noqa: RUF071 (of texts)
         stop_ends = (text.rfind(stop) + len(stop) for stop in self.stop_strings if stop in text)
         return any(end > num_previous_characters for end in stop_ends)
 
