@@ -26,10 +26,7 @@ Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embeddings.
-
-    The fields after `theta` are Llama 3.1's frequency scaling ("rope_type": "llama3"); factor 1 is none.
-    """
+    """Rotary position embeddings. The fields after `theta` are Llama 3.1's frequency scaling; factor 1 is none."""
 
     theta: float = 10000.0
     factor: float = 1.0
@@ -295,12 +292,12 @@ class Sampling:
             raise BadSetting(f"top_logprobs is {self.top_logprobs} without logprobs: give logprobs=True too")
         if self.seed is not None:
             validate_range("seed", self.seed, 0, 2**63 - 1)
-        if self.num_beams > 1 and self.temperature > 0:
-            raise BadSetting(
-                f"beam search cannot sample (num_beams is {self.num_beams}, temperature {self.temperature}): "
-                "use temperature=0 or num_beams=1"
-            )
         if self.num_beams > 1:
+            if self.temperature > 0:
+                raise BadSetting(
+                    f"beam search cannot sample (num_beams is {self.num_beams}, temperature {self.temperature}): "
+                    "use temperature=0 or num_beams=1"
+                )
             for name in ("presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs"):
                 if value := getattr(self, name):
                     raise BadSetting(
@@ -354,8 +351,7 @@ class QuantizationConfig:
         return 8 if self.kind_of(name) in ("int8", "fp8") else 4
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or self.kind not in get_args(QuantKind):
-            raise BadSetting(f"quantize is {self.kind!r}; give {', '.join(get_args(QuantKind))}")
+        validate_choice("quantize", self.kind, get_args(QuantKind))
         if self.skip is not None:
             skip = validate_list("skip", self.skip, "a list of names of modules", allow_set=True)
             object.__setattr__(self, "skip", tuple(skip))

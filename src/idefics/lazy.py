@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Generic, Self, TypeVar, overload
-
-T = TypeVar("T")
+from typing import TYPE_CHECKING, Any
 
 LAZY_MODULES = (
     "av",
@@ -32,25 +30,18 @@ if sys.platform != "win32":
     os.register_at_fork(before=_wait_for_lazy_imports_before_fork)
 
 
-class cached_property(Generic[T]):  # named as in functools
-    """`functools.cached_property` without the lock that it has before Python 3.12.
+if TYPE_CHECKING:
+    cached_property = functools.cached_property
+else:
 
-    All instances share that lock: a process forked while another thread computes any of them would deadlock.
-    Threads that read an attribute at the same time may each compute it; all get the value that is stored first.
-    """
+    class cached_property(functools.cached_property):
+        """`functools.cached_property` without the lock that it has before Python 3.12.
 
-    def __init__(self, compute: Callable[[Any], T]) -> None:
-        self._compute, self.__doc__ = compute, compute.__doc__
+        All instances share that lock: a process forked while another thread computes any of them would deadlock.
+        Threads that read an attribute at the same time may each compute it; all get the value that is stored first.
+        """
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> T: ...
-    def __get__(self, instance: object | None, owner: type) -> Self | T:
-        if instance is None:
-            return self
-        value: T = vars(instance).setdefault(self._name, self._compute(instance))
-        return value
+        def __get__(self, instance: Any, owner: Any = None) -> Any:
+            if instance is None:
+                return self
+            return vars(instance).setdefault(self.attrname, self.func(instance))

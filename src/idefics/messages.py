@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from idefics.errors import BadSetting
 from idefics.media_sources import BinaryFile, convert_in_memory_source
-from idefics.validation import reject_unknown_fields, validate_text
+from idefics.validation import reject_unknown_fields, validate_choice, validate_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +45,7 @@ class ImageDetail:
     max_tiles: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.detail, str) or self.detail not in get_args(Detail):
-            raise BadSetting(f"detail is {self.detail!r}; give one of {', '.join(get_args(Detail))}")
+        validate_choice("detail", self.detail, get_args(Detail))
         most = self.max_tiles
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise BadSetting(

@@ -259,7 +259,7 @@ def test_a_device_map_without_gpus_is_the_cpu(picture, load_unquantized):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "int3"}, "quantize is 'int3'; give int8, int4, fp8, nf4, fp4"),
+        ({"quantize": "int3"}, "quantize is 'int3'; give int8, int4, fp8, nf4 or fp4"),
         ({"attn_implementation": "paged"}, "attn_implementation is 'paged'; give sdpa, eager"),
         ({"device": "cpu", "attn_implementation": "flash_attention_2"}, '"sdpa"'),
         ({"device": "cpu", "device_map": "auto"}, "give one of the two"),

@@ -94,7 +94,7 @@ def vlm():
         (lambda v: v.caption(PIXELS, regex="\ud800"), BadPrompt, "regex has half of a character"),
         (lambda v: v.caption(PIXELS, banned=["\ud800"]), BadPrompt, "banned has half of a character"),
         (lambda v: v.caption(PIXELS, choices=3), BadSetting, "choices is 3; give a list of texts"),
-        (lambda v: v.caption(PIXELS, detail=[]), BadSetting, "detail is []; give one of low, high, auto"),
+        (lambda v: v.caption(PIXELS, detail=[]), BadSetting, "detail is []; give low, high or auto"),
         (lambda v: idefics.load(3), BadSetting, "model is 3; give a short name, a folder or a hub id"),
         (lambda v: idefics.load("demo", offline="yes"), BadSetting, "offline is 'yes'; give True or False"),
         (lambda v: idefics.load("demo", quantize=3), BadSetting, "quantize is 3; give int8"),

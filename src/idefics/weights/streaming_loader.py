@@ -92,14 +92,19 @@ def load(
             model, sources, mapped_tensors, dtype, dtype_by_name or {}, quantizers_by_name or {}
         )
         missing_names = loader.load_all(device_by_module, optional_names)
+    _move_computed_buffers(model, device_by_module)
+    return missing_names
+
+
+def _move_computed_buffers(model: nn.Module, device_by_module: DeviceByModule) -> None:
+    """Moves the non-persistent buffers, which the model computed itself; raises RuntimeError if it left a tensor out."""
     named_tensors = chain(model.named_parameters(), model.named_buffers())
     if meta_names := [name for name, tensor in named_tensors if tensor.is_meta]:
         raise RuntimeError(
             f"the model must compute these buffers itself, off the meta device: {', '.join(meta_names)}"
         )
-    for name, buffer in model.named_buffers():  # non-persistent buffers, which the model computed itself
+    for name, buffer in model.named_buffers():
         _set_tensor(model, name, buffer.to(device_of(name, device_by_module)))
-    return missing_names
 
 
 @dataclass(frozen=True, slots=True)
