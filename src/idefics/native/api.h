@@ -11,10 +11,10 @@
 
 #define API __attribute__((visibility("default"))) /* everything else is compiled with -fvisibility=hidden */
 
-enum { STRUCT_VERSION = 3 }; /* counts changes of the structs and functions in this file */
+enum { STRUCT_VERSION = 4 }; /* counts changes of the structs and functions in this file */
 
 /* On x86-64 each one includes those before it. */
-enum { PORTABLE, AVX2, AVX512, AVX512_VNNI, NEON_DOTPROD };
+enum { PORTABLE, AVX2, AVX512, AVX512_VNNI, AVX512_BF16, NEON_DOTPROD };
 
 API int idefics_struct_version(void);
 API int idefics_has_instruction_set(int instruction_set); /* whether this processor has it */
@@ -161,5 +161,18 @@ API void idefics_dequantize_int4(const DequantizeInt4Args *args, int threads, Pa
 API void idefics_quantize_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel); /* before the product */
 API void idefics_scale_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel);    /* after it */
 API void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *parallel);     /* needs AVX512_VNNI */
+
+/* --- linear layers of many rows: matmul.h --- */
+
+typedef struct {
+    const float *x; /* (rows, inputs) */
+    Linear linear;  /* BFLOAT16 or INT8 */
+    const float *bias; /* (outputs,) or NULL */
+    float *out;        /* (rows, outputs) */
+    int64_t rows;
+} MatmulArgs;
+
+/* 0: out of memory, or this processor has no instructions for the kind of weight; then nothing is written. */
+API int idefics_matmul(const MatmulArgs *args, int threads, Parallel *parallel);
 
 #endif

@@ -19,6 +19,13 @@ static int has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
            && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+static int has_avx512_vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+static int has_bf16(void) { /* as has_f16c */
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 5);
+}
 #endif
 
 int idefics_has_instruction_set(int instruction_set) {
@@ -27,7 +34,8 @@ int idefics_has_instruction_set(int instruction_set) {
 #if defined(__x86_64__)
     case AVX2: return has_avx2();
     case AVX512: return has_avx512();
-    case AVX512_VNNI: return has_avx512() && __builtin_cpu_supports("avx512vnni");
+    case AVX512_VNNI: return has_avx512_vnni();
+    case AVX512_BF16: return has_avx512_vnni() && has_bf16();
 #elif defined(__aarch64__) && defined(__linux__)
     case NEON_DOTPROD: return (getauxval(AT_HWCAP) & (1 << 20)) != 0; /* HWCAP_ASIMDDP */
 #elif defined(__aarch64__)

@@ -17,6 +17,7 @@ from idefics.native.structures import (
     AttentionArgs,
     DequantizeInt4Args,
     Int4MatmulArgs,
+    MatmulArgs,
     ModelStruct,
     QuantizeRowsArgs,
     StepStruct,
@@ -24,7 +25,7 @@ from idefics.native.structures import (
 
 LIBRARY_PATH = Path(__file__).with_name("_kernels.so")
 
-Kernel = Literal["decode step", "attention", "resizing", "int8 and int4", "int4 products"]
+Kernel = Literal["decode step", "attention", "resizing", "int8 and int4", "int4 products", "bfloat16 products", "int8 products"]
 
 
 class InstructionSet(IntEnum):
@@ -34,7 +35,8 @@ class InstructionSet(IntEnum):
     AVX2 = 1  # with FMA and F16C
     AVX512 = 2  # F, BW, DQ and VL
     AVX512_VNNI = 3  # with dot products of bytes
-    NEON_DOTPROD = 4  # Armv8.2's dot products of bytes
+    AVX512_BF16 = 4  # with dot products of bfloat16
+    NEON_DOTPROD = 5  # Armv8.2's dot products of bytes
 
     @property
     def label(self) -> str:
@@ -54,6 +56,8 @@ VARIANTS: dict[Kernel, tuple[InstructionSet, ...]] = {
     "resizing": (InstructionSet.AVX512, InstructionSet.AVX2, InstructionSet.PORTABLE),
     "int8 and int4": (InstructionSet.AVX512, InstructionSet.AVX2, InstructionSet.PORTABLE),
     "int4 products": (InstructionSet.AVX512_VNNI,),
+    "bfloat16 products": (InstructionSet.AVX512_BF16,),
+    "int8 products": (InstructionSet.AVX512_VNNI,),
 }
 
 # Result and arguments of each function of `api.h`.
@@ -70,6 +74,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "idefics_quantize_rows": (None, (POINTER(QuantizeRowsArgs), c_int, c_void_p)),
     "idefics_scale_rows": (None, (POINTER(QuantizeRowsArgs), c_int, c_void_p)),
     "idefics_int4_matmul": (None, (POINTER(Int4MatmulArgs), c_int, c_void_p)),
+    "idefics_matmul": (c_int, (POINTER(MatmulArgs), c_int, c_void_p)),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 
-STRUCT_VERSION = 3
+STRUCT_VERSION = 4
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 ACTIVATION_NAMES = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
 MAX_ROWS = 16  # rows of one call of the decode step
@@ -157,4 +157,16 @@ class Int4MatmulArgs(Structure):
         *((name, c_void_p) for name in ("levels", "scales", "bias", "out")),
         *((name, c_int64) for name in ("rows", "outputs", "inputs")),
         ("bfloat16", c_int),
+    )
+
+
+class MatmulArgs(Structure):
+    """Arguments of `idefics_matmul`: inputs, a weight in bfloat16 or int8, its bias, and the output."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("linear", LinearStruct),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("rows", c_int64),
     )

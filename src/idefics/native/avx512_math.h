@@ -1,0 +1,68 @@
+/* Functions of vectors of 16 floats, for files that define TARGET as their instruction set. */
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+/* e^x for x <= 0, accurate to one or two ulp: 2^n times a polynomial, n the nearest whole number to x / ln 2. */
+INLINE __m512 exp_negative(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f)); /* e^-87 is nothing next to 1 */
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
+    x = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x); /* ln 2 in two parts (Cody and Waite) */
+    x = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), x);
+    __m512 y = _mm512_fmadd_ps(x, _mm512_set1_ps(1.0f / 720), _mm512_set1_ps(1.0f / 120));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.0f / 24));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.0f / 6));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(0.5f));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.0f));
+    y = _mm512_fmadd_ps(y, x, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, n);
+}
+
+INLINE __m512 negative_abs(__m512 x) {
+    return _mm512_or_ps(x, _mm512_set1_ps(-0.0f));
+}
+
+/* 1 / (1 + e^-x) = t / (1 + t) for x < 0 and 1 / (1 + t) else, t = e^-|x|. */
+INLINE __m512 sigmoid(__m512 x) {
+    __m512 t = exp_negative(negative_abs(x)), one = _mm512_set1_ps(1.0f);
+    __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_div_ps(_mm512_mask_mov_ps(one, negative, t), _mm512_add_ps(one, t));
+}
+
+/* The distribution function of the normal distribution, to 1e-7 (Abramowitz and Stegun 7.1.26). */
+INLINE __m512 normal_cdf(__m512 x) {
+    __m512 z = _mm512_mul_ps(negative_abs(x), _mm512_set1_ps(-0.70710678f)), one = _mm512_set1_ps(1.0f);
+    __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+    __m512 y = _mm512_fmadd_ps(t, _mm512_set1_ps(1.061405429f), _mm512_set1_ps(-1.453152027f));
+    y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(1.421413741f));
+    y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(-0.284496736f));
+    y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(0.254829592f));
+    __m512 tail = _mm512_mul_ps(_mm512_mul_ps(y, t), exp_negative(_mm512_mul_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), z))));
+    tail = _mm512_mul_ps(tail, _mm512_set1_ps(0.5f)); /* the part beyond |x| */
+    __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), negative, tail);
+}
+
+/* An activation function by its number in `api.h`; others leave x as it is. */
+INLINE __m512 activate(__m512 x, int activation) {
+    switch (activation) {
+    case SILU: return _mm512_mul_ps(x, sigmoid(x));
+    case GELU: return _mm512_mul_ps(x, normal_cdf(x));
+    case GELU_TANH: { /* x (1 + tanh(u)) / 2 = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+        __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.0713548163f), _mm512_set1_ps(1.59576912f));
+        return _mm512_mul_ps(x, sigmoid(_mm512_mul_ps(x, cubic)));
+    }
+    case RELU: return _mm512_max_ps(x, _mm512_setzero_ps());
+    default: return x;
+    }
+}
+
+/* To the nearest bfloat16, ties to even; NaN stays NaN. */
+INLINE __m256i round_to_bfloat16(__m512 x) {
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    bits = _mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+}
