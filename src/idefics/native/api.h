@@ -175,4 +175,27 @@ typedef struct {
 /* 0: out of memory, or this processor has no instructions for the kind of weight; then nothing is written. */
 API int idefics_matmul(const MatmulArgs *args, int threads, Parallel *parallel);
 
+/* --- vision encoder: vision.c --- */
+
+typedef struct { /* a linear layer, BFLOAT16 or INT8, with its bias (O,) */
+    Linear linear;
+    const float *bias;
+} BiasedLinear;
+
+typedef struct {
+    const float *norm1, *norm1_bias, *norm2, *norm2_bias; /* (D,) */
+    BiasedLinear q, k, v, o, fc1, fc2;
+} VisionLayer;
+
+typedef struct {
+    float *x; /* (frames, patches, D): embedded patches, replaced by the output of the last layer */
+    const VisionLayer *layers;
+    int64_t frames, patches;
+    int32_t layer_count, width, heads, intermediate_size, activation;
+    float epsilon;
+} VisionArgs;
+
+/* 0: out of memory, or this processor has no instructions for the weights; then nothing is written. */
+API int idefics_vision_encode(const VisionArgs *args, int threads, Parallel *parallel);
+
 #endif

@@ -21,6 +21,7 @@ from idefics.native.structures import (
     ModelStruct,
     QuantizeRowsArgs,
     StepStruct,
+    VisionArgs,
 )
 
 LIBRARY_PATH = Path(__file__).with_name("_kernels.so")
@@ -75,6 +76,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "idefics_scale_rows": (None, (POINTER(QuantizeRowsArgs), c_int, c_void_p)),
     "idefics_int4_matmul": (None, (POINTER(Int4MatmulArgs), c_int, c_void_p)),
     "idefics_matmul": (c_int, (POINTER(MatmulArgs), c_int, c_void_p)),
+    "idefics_vision_encode": (c_int, (POINTER(VisionArgs), c_int, c_void_p)),
 }
 
 

@@ -170,3 +170,33 @@ class MatmulArgs(Structure):
         ("out", c_void_p),
         ("rows", c_int64),
     )
+
+
+class BiasedLinearStruct(Structure):
+    """A linear layer with a bias: (O,) float32."""
+
+    _fields_ = (("linear", LinearStruct), ("bias", c_void_p))
+
+
+class VisionLayerStruct(Structure):
+    """A layer of a vision transformer: its norms and linear layers."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("norm1", "norm1_bias", "norm2", "norm2_bias")),
+        *((name, BiasedLinearStruct) for name in ("q", "k", "v", "o", "fc1", "fc2")),
+    )
+
+
+class VisionArgs(Structure):
+    """Arguments of `idefics_vision_encode`: patches, which it replaces, the layers and their sizes."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("layers", POINTER(VisionLayerStruct)),
+        *((name, c_int64) for name in ("frames", "patches")),
+        *(
+            (name, c_int32)
+            for name in ("layer_count", "width", "heads", "intermediate_size", "activation")
+        ),
+        ("epsilon", c_float),
+    )
