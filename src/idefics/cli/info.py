@@ -92,8 +92,8 @@ def _describe_matmuls(kernel_choice: Mapping[str, Any]) -> str:
     """Which matrix multiplications kernels="auto" chooses for a model that is not small."""
     float32_library = "oneDNN" if kernel_choice["onednn"] else "torch"
     int8_arithmetic = "integers" if kernel_choice["integers"] else "float32"
-    half_types = "".join(f", {name} without conversion" for name in kernel_choice["halves"])
-    return f"float32 by {float32_library}, int8 weights in {int8_arithmetic}{half_types}"
+    bfloat16_arithmetic = "bfloat16" if kernel_choice["bfloat16"] else "float32"
+    return f"float32 by {float32_library}, bfloat16 weights in {bfloat16_arithmetic}, int8 weights in {int8_arithmetic}"
 
 
 def _model_lines(model_report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

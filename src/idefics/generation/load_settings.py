@@ -99,7 +99,7 @@ def plan_computation(
         if device.type == "cpu" or settings.is_reference
         else KernelChoice()
     )
-    dtype, storage = resolve_dtypes(settings.dtype, device, checkpoint_dtype, kernel_choice or KernelChoice())
+    dtype, storage = resolve_dtypes(settings.dtype, device, checkpoint_dtype)
     attention_backend = get_attention_backend(settings.attn_implementation, dtype, device)
     if settings.is_reference and attention_backend is native_or_sdpa_attention:
         attention_backend = sdpa_attention
@@ -107,19 +107,18 @@ def plan_computation(
 
 
 def resolve_dtypes(
-    dtype: str | torch.dtype, device: torch.device, checkpoint_dtype: str | None, kernel_choice: KernelChoice
+    dtype: str | torch.dtype, device: torch.device, checkpoint_dtype: str | None
 ) -> tuple[torch.dtype, WeightStorage]:
     """Chooses the dtype of activations and how matrices are stored.
 
-    "auto" is the checkpoint's dtype on a GPU. On a CPU it is float32, with weights stored as in the checkpoint: float32
-    arithmetic with half the memory. A 16-bit dtype given by name is the storage dtype on a CPU; it is also the dtype of
-    activations if this CPU is faster with it than with float32.
+    "auto" is the checkpoint's dtype on a GPU. On a CPU it is float32, with weights stored as in the checkpoint; a
+    16-bit dtype given by name is the storage dtype there. Activations between layers are float32 on a CPU; whether
+    products round their inputs to bfloat16 depends on the kernels (`KernelChoice.bfloat16`).
 
     Args:
         dtype: the caller's setting: "auto", a name or a torch dtype.
         device: the main device.
         checkpoint_dtype: the name of the dtype in which the checkpoint stores its weights.
-        kernel_choice: its `halves` are the 16-bit dtypes in which this CPU is faster than in float32.
 
     Returns:
         The dtype of activations, and the weight storage (see `ComputePlan.storage`).
@@ -134,7 +133,7 @@ def resolve_dtypes(
         return DTYPE_BY_NAME.get(checkpoint_dtype or "", torch.bfloat16), None
     if name not in DTYPE_BY_NAME:
         raise BadSetting(f"dtype is {name!r}; give auto, {', '.join(DTYPE_BY_NAME)}")
-    if device.type == "cpu" and name not in ("float32", *kernel_choice.halves):
+    if device.type == "cpu" and name != "float32":
         return torch.float32, DTYPE_BY_NAME[name]
     return DTYPE_BY_NAME[name], None
 

@@ -26,7 +26,15 @@ from idefics.native.structures import (
 
 LIBRARY_PATH = Path(__file__).with_name("_kernels.so")
 
-Kernel = Literal["decode step", "attention", "resizing", "int8 and int4", "int4 products", "bfloat16 products", "int8 products"]
+Kernel = Literal[
+    "decode step",
+    "attention",
+    "resizing",
+    "int8 and int4",
+    "int4 products",
+    "bfloat16 products",
+    "int8 products",
+]
 
 
 class InstructionSet(IntEnum):

@@ -194,9 +194,6 @@ class VisionArgs(Structure):
         ("x", c_void_p),
         ("layers", POINTER(VisionLayerStruct)),
         *((name, c_int64) for name in ("frames", "patches")),
-        *(
-            (name, c_int32)
-            for name in ("layer_count", "width", "heads", "intermediate_size", "activation")
-        ),
+        *((name, c_int32) for name in ("layer_count", "width", "heads", "intermediate_size", "activation")),
         ("epsilon", c_float),
     )

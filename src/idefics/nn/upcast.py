@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from idefics.nn.native_linear import (
+    NativeLinear,
+    NativeWeight,
+    can_use_native_inputs,
+    can_use_native_weight,
+    native_linear,
+)
 
 # Input (..., I), weight (O, I), bias (O,) or None -> (..., O).
 LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -17,17 +26,27 @@ class TokenEmbedding(nn.Embedding):
     """A token embedding whose weight may be stored in 16 bits; the model's `embed` upcasts the looked-up rows."""
 
 
-class UpcastLinear(nn.Linear):
+class UpcastLinear(NativeLinear):
     """A linear layer whose weight may be stored in 16 bits; bias and outputs have the inputs' dtype.
 
     Attributes:
         linear_function: computes the product with the upcast weight.
+        multiplies_bfloat16: whether inputs are rounded to bfloat16 for a weight in bfloat16, instead of upcasting the
+            weight, where C kernels support it: sums, bias and outputs stay float32.
     """
 
     linear_function: LinearFunction = staticmethod(functional.linear)
+    multiplies_bfloat16 = False
+
+    def native_weight(self) -> NativeWeight | None:
+        """The weight for the C kernels, if the layer multiplies in bfloat16 and they support it."""
+        is_native = self.multiplies_bfloat16 and self.weight.dtype == torch.bfloat16
+        return NativeWeight(self.weight) if is_native and can_use_native_weight(self.weight) else None
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
+        if can_use_native_inputs(input) and (weight := self.native_weight()):
+            return native_linear(input, weight, self.bias)
         return upcast_linear(input, self.weight, self.bias, self.linear_function)
 
 

@@ -12,6 +12,8 @@ from torch.nn.functional import interpolate
 from idefics.config import VisionConfig
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.attention_backends import HasAttentionBackend
+from idefics.nn.native_linear import can_use_native_inputs
+from idefics.nn.native_vision import find_native_layers, native_vision_encode
 
 CPU_CHUNK_PATCHES = 1024  # patches of one batch on a CPU: 12 MiB of hidden units in an MLP
 
@@ -73,11 +75,13 @@ class VisionLayer(nn.Module):
 class VisionEncoder(nn.Module):
     """The layers of a vision transformer.
 
-    On a CPU a few frames pass through all layers before the next ones, so that activations stay in its cache.
+    On a CPU a few frames pass through all layers before the next ones, so that activations stay in its cache. Where
+    they can be used, C kernels compute all layers at once.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.config = config
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,6 +91,8 @@ class VisionEncoder(nn.Module):
         )  # after the convolution D is before S in memory, which each layer would have to transpose
         if x.device.type != "cpu":
             return self._forward_layers(x)
+        if can_use_native_inputs(x) and (native_layers := find_native_layers(self.config, self.layers)):
+            return native_vision_encode(self.config, native_layers, x)
         frames_per_chunk = max(1, CPU_CHUNK_PATCHES // x.shape[1])
         return torch.cat([self._forward_layers(chunk) for chunk in x.split(frames_per_chunk)])
 

@@ -107,13 +107,16 @@ def memory_footprint(model: nn.Module, include_buffers: bool = True) -> int:
 
 
 def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
-    """Sets the fastest matrix products in the float32, int8, int4 and fp8 layers of a model.
+    """Sets the fastest matrix products in the float32, bfloat16, int8, int4 and fp8 layers of a model.
 
-    Those in `kernel_choice` on a CPU; on a GPU int8 and fp8 products wherever a weight supports them.
+    Those in `kernel_choice` on a CPU; on a GPU int8 and fp8 products wherever a weight supports them. LM heads multiply
+    in float32 if they are not quantised: an error in a logit changes a token, one in a hidden state rarely does.
     """
     if kernel_choice.onednn:
         enable_16bit_weight_storage(model)
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if isinstance(module, UpcastLinear) and not name.startswith("lm_head"):
+            module.multiplies_bfloat16 = kernel_choice.bfloat16
         if kernel_choice.onednn and isinstance(module, UpcastLinear):
             module.linear_function = onednn_linear
         if kernel_choice.onednn and isinstance(module, Int4Linear):

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from time import perf_counter_ns
@@ -24,6 +23,8 @@ from torch import nn
 from torch.nn import functional
 
 from idefics.config import KernelMode
+from idefics.native import library
+from idefics.nn.native_linear import NativeWeight, can_use_native_weight, native_linear
 from idefics.quant.int8_matmul import onednn_linear, w8a8_matmul
 
 MIN_TUNED_WEIGHTS = 2**25  # number of weights; for a smaller model timing takes longer than it saves
@@ -31,7 +32,7 @@ TIMED_ROWS, MAX_TIMED_OUTPUTS = 128, 4096  # sizes of a product that is timed: r
 MAX_TIMED_CALLS = 12  # of each product
 GIVE_UP_RATIO = 8  # a product that takes this many times as long as the fastest is not timed further
 MAX_TIME_RATIO = 0.9  # a product replaces torch's float32 product if it takes less than this part of its time
-CACHE_VERSION = 2  # counts changes of the products that are timed: older cached results are not used
+CACHE_VERSION = 3  # counts changes of the products that are timed: older cached results are not used
 
 LayerShape = tuple[int, int]  # outputs, inputs of a layer
 
@@ -43,12 +44,12 @@ class KernelChoice:
     Attributes:
         onednn: whether oneDNN's float32 kernel is faster (`onednn_linear`).
         integers: whether int8 kernels are faster, quantising the inputs included (`w8a8_matmul`).
-        halves: the 16-bit dtypes ("bfloat16", "float16") whose kernels are faster.
+        bfloat16: whether the C kernel for bfloat16 weights is faster, rounding the inputs included (`native_linear`).
     """
 
     onednn: bool = False
     integers: bool = False
-    halves: tuple[str, ...] = ()
+    bfloat16: bool = False
 
 
 def choose_kernels(model: nn.Module, kernels: KernelMode) -> KernelChoice | None:
@@ -72,11 +73,10 @@ def kernel_choice_by_processor() -> KernelChoice:
     torch's float32 products use Intel's MKL, which is several times slower than oneDNN on AMD processors. Products of
     int8 and bfloat16 are fast on processors with instructions for them.
     """
-    has_amx_fp16 = torch.cpu._is_amx_fp16_supported()
     return KernelChoice(
         onednn=torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available() and _is_amd(),
         integers=torch.cpu._is_vnni_supported(),
-        halves=("bfloat16",) * torch.cpu._is_avx512_bf16_supported() + ("float16",) * has_amx_fp16,
+        bfloat16=library.best_instruction_set("bfloat16 products") is not None,
     )
 
 
@@ -116,9 +116,7 @@ def time_kernels(shapes: Sequence[LayerShape]) -> KernelChoice:
     return KernelChoice(
         onednn=nanoseconds["onednn"] < MAX_TIME_RATIO * nanoseconds["float32"],
         integers=nanoseconds["integers"] < MAX_TIME_RATIO * best_float32,
-        halves=tuple(
-            name for name in ("bfloat16", "float16") if nanoseconds[name] < MAX_TIME_RATIO * best_float32
-        ),
+        bfloat16="bfloat16" in nanoseconds and nanoseconds["bfloat16"] < MAX_TIME_RATIO * best_float32,
     )
 
 
@@ -155,9 +153,8 @@ def _candidate_matmuls(rows: int, outputs: int, inputs: int) -> dict[str, Callab
     }
     if torch.backends.mkldnn.is_available():
         matmuls["onednn"] = lambda: onednn_linear(x, weight, None)
-    for dtype in (torch.bfloat16, torch.float16):
-        name = str(dtype).removeprefix("torch.")
-        matmuls[name] = partial(functional.linear, x.to(dtype), weight.to(dtype))
+    if can_use_native_weight(half := weight.bfloat16()):
+        matmuls["bfloat16"] = lambda: native_linear(x, NativeWeight(half), None)
     return matmuls
 
 
@@ -184,8 +181,8 @@ def _processor_key() -> str:
 def _parse_kernel_choice(raw: Any) -> KernelChoice | None:
     """A `KernelChoice` from its JSON form; None if `raw` is anything else."""
     match raw:
-        case {"onednn": bool(one), "integers": bool(whole), "halves": [*halves]}:
-            return KernelChoice(one, whole, tuple(str(half) for half in halves))
+        case {"onednn": bool(onednn), "integers": bool(integers), "bfloat16": bool(bfloat16)}:
+            return KernelChoice(onednn, integers, bfloat16)
     return None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from idefics.native import library
 from idefics.native.library import InstructionSet
 from idefics.native.structures import GROUP_SIZE, DequantizeInt4Args, Int4MatmulArgs, QuantizeRowsArgs
+from idefics.nn.native_linear import thread_args
 
 SCALE_DTYPES = torch.float32, torch.bfloat16
 
@@ -54,7 +55,7 @@ def dequantize_int4(
             _given_or_fastest_instruction_set(instruction_set),
         ),
     )
-    _loaded_kernels().idefics_dequantize_int4(args, *_thread_args())
+    _loaded_kernels().idefics_dequantize_int4(args, *thread_args())
     return out
 
 
@@ -90,7 +91,7 @@ def w4a8_matmul(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | Non
         *(None if float_bias is None else float_bias.data_ptr(), out.data_ptr()),
         *(len(rows), outputs, inputs, scale.dtype == torch.bfloat16),
     )
-    _loaded_kernels().idefics_int4_matmul(args, *_thread_args())
+    _loaded_kernels().idefics_int4_matmul(args, *thread_args())
     return out.view(*input.shape[:-1], outputs).to(input.dtype)
 
 
@@ -132,10 +133,10 @@ def w8a8_matmul_native(
         None if float_bias is None else float_bias.data_ptr(),
         *(*rows.shape, len(weight), _given_or_fastest_instruction_set(instruction_set)),
     )
-    kernels, thread_args = _loaded_kernels(), _thread_args()
-    kernels.idefics_quantize_rows(args, *thread_args)
+    kernels, threads = _loaded_kernels(), thread_args()
+    kernels.idefics_quantize_rows(args, *threads)
     torch._int_mm(row_levels, weight.t(), out=sums)
-    kernels.idefics_scale_rows(args, *thread_args)
+    kernels.idefics_scale_rows(args, *threads)
 
 
 def _loaded_kernels() -> CDLL:
@@ -150,9 +151,3 @@ def _given_or_fastest_instruction_set(instruction_set: InstructionSet | None) ->
     return (
         library.available_instruction_sets("int8 and int4")[0] if instruction_set is None else instruction_set
     )
-
-
-def _thread_args() -> tuple[int, int | None]:
-    """The last arguments of each kernel: the number of threads, and the address of the function that starts them."""
-    parallel = library.gomp_parallel_address()
-    return torch.get_num_threads() if parallel else 1, parallel

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from idefics.nn.native_linear import (
+    NativeWeight,
+    can_use_native_inputs,
+    can_use_native_weight,
+    native_linear,
+)
 from idefics.quant.int4_kernels import can_use_native_w8a8_matmul, w8a8_matmul_native
 
 MAX_PADDED_ROWS, NUM_PADDED_ROWS = (
@@ -29,6 +35,8 @@ def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | Non
 
     See `QuantizedMatmul`. Sums are exact.
     """
+    if can_use_native_inputs(input) and can_use_native_weight(weight, scale):
+        return native_linear(input, NativeWeight(weight, scale), bias)
     rows = input.reshape(-1, input.shape[-1])
     out = rows.new_empty(len(rows), len(weight))
     multiply = w8a8_matmul_native if can_use_native_w8a8_matmul(rows) else w8a8_matmul_torch

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idefics.native.structures import GROUP_SIZE
+from idefics.nn.native_linear import NativeWeight, can_use_native_weight
 from idefics.nn.upcast import LinearFunction, linear_by_blocks
 from idefics.quant.int4_kernels import can_dequantize_int4, dequantize_int4
+from idefics.quant.int8_matmul import w8a8_matmul
 from idefics.quant.quantized_linear import QuantizedLinear, QuantizedMatmul
 
 MAX_WEIGHTS_AT_ONCE = 2**19  # weights whose scales are searched together: each takes some bytes meanwhile
@@ -77,6 +79,11 @@ class Int8Linear(QuantizedLinear):
         outputs, inputs = layer.weight.shape
         levels = torch.empty(outputs, inputs, dtype=torch.int8, device="meta")
         return cls.from_quantized(layer, levels, torch.empty(outputs, device="meta"))
+
+    def native_weight(self) -> NativeWeight | None:
+        """The weight for the C kernels, if inputs are rounded to int8 too and they support it."""
+        is_native = self.matmul is w8a8_matmul and can_use_native_weight(self.levels, self.scale)
+        return NativeWeight(self.levels, self.scale) if is_native else None
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The (O, I) weights that the layer computes with."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics.errors import BadRequest
+from idefics.nn.native_linear import NativeLinear
 
 # Input (..., I), levels, scales, bias (O,) or None -> (..., O).
 QuantizedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -59,7 +60,7 @@ class GuardedLevels(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(NativeLinear):
     """A linear layer of O outputs and I inputs that stores levels and scales in place of its weight.
 
     Attributes:
