@@ -13,7 +13,8 @@ from idefics.demo import pictures
 from idefics.engine.cuda_graphs import CudaGraphDecode
 from idefics.engine.decode import TorchDecode
 from idefics.errors import BadSetting, OutOfMemory
-from idefics.native.library import available_instruction_sets
+from idefics.native import library
+from idefics.native.library import InstructionSet, available_instruction_sets
 from idefics.nn.attention_backends import HasAttentionBackend, native_or_sdpa_attention, sdpa_attention
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
@@ -40,20 +41,21 @@ def forbid_timing(monkeypatch):
     monkeypatch.setattr(autotune, "_fastest_call_times", timed)
 
 
-def fake_processor(monkeypatch, *, vendor, vnni=False, bfloat16=False, float16=False):
+def fake_processor(monkeypatch, *, vendor, vnni=False, bfloat16=False):
     monkeypatch.setattr(autotune, "read_cpuinfo", lambda what: vendor if what == "vendor_id" else "")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: float16)
+    monkeypatch.setattr(
+        library, "best_instruction_set", lambda kernel: InstructionSet.AVX512_BF16 if bfloat16 else None
+    )
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
 
 
 def test_auto_depends_on_the_processor_only(monkeypatch):
     fake_processor(monkeypatch, vendor="AuthenticAMD", vnni=True, bfloat16=True)
-    assert kernel_choice_by_processor() == KernelChoice(onednn=True, integers=True, halves=("bfloat16",))
+    assert kernel_choice_by_processor() == KernelChoice(onednn=True, integers=True, bfloat16=True)
     assert choose_kernels(WideModel(), "auto") == kernel_choice_by_processor()
-    fake_processor(monkeypatch, vendor="GenuineIntel", float16=True)
-    assert choose_kernels(WideModel(), "auto") == KernelChoice(halves=("float16",))
+    fake_processor(monkeypatch, vendor="GenuineIntel", vnni=True)
+    assert choose_kernels(WideModel(), "auto") == KernelChoice(integers=True)
     fake_processor(monkeypatch, vendor="")
     assert kernel_choice_by_processor() == KernelChoice()
 

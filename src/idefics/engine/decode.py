@@ -15,7 +15,7 @@ from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.native import NativeDecode, unsupported_reason
-from idefics.nn.attention_backends import native_or_sdpa_attention, sdpa_attention
+from idefics.nn.attention_backends import SDPA_BACKENDS
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def choose_decode_step(model: VLM, cache: PagedKVCache, *, reference: bool = Fal
     if reference:
         return TorchDecode(model, cache)
     parts, reason = model.decoder_parts(), unsupported_reason(model, cache)
-    if reason is None and model.attention_backend not in (native_or_sdpa_attention, sdpa_attention):
+    if reason is None and model.attention_backend not in SDPA_BACKENDS:
         reason = "another attn_implementation was chosen"
     if parts is not None and reason is None:
         return NativeDecode(parts, cache)

@@ -102,8 +102,10 @@ class ChunkAttention:
         pages = torch.tensor(chunk.sequence.pages[first_page : -(-end // PAGE_SIZE)])[None]
         self.gather_index = page_gather_index(pages, cache.layout.num_kv_heads)
         key_positions = torch.arange(first_page * PAGE_SIZE, end)
+        self.mask: Tensor | None = None  # causal: all positions up to the token's own
         if chunk.trie is None:
-            self.mask = causal_window_mask(torch.arange(start, end), key_positions, window)  # (n, L)
+            if window is not None:
+                self.mask = causal_window_mask(torch.arange(start, end), key_positions, window)  # (n, L)
             return
         depths, tree_mask = chunk.trie.depths, chunk.trie.ancestor_mask
         if window is not None:
@@ -132,7 +134,10 @@ class ChunkAttention:
         if self.is_trie:
             all_keys = torch.cat((all_keys, k.transpose(0, 1)), dim=1)
             all_values = torch.cat((all_values, v.transpose(0, 1)), dim=1)
-        out = backend(q.transpose(0, 1)[None], all_keys[None], all_values[None], mask=self.mask.to(q.device))
+        mask = None if self.mask is None else self.mask.to(q.device)
+        out = backend(
+            q.transpose(0, 1)[None], all_keys[None], all_values[None], mask=mask, causal=mask is None
+        )
         return out[0].transpose(0, 1)
 
 

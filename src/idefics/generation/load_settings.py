@@ -16,6 +16,7 @@ from idefics.host_memory import parse_bytes_or_share
 from idefics.models import WeightStorage
 from idefics.nn.attention_backends import (
     AttentionBackend,
+    bfloat16_or_sdpa_attention,
     get_attention_backend,
     native_or_sdpa_attention,
     sdpa_attention,
@@ -101,8 +102,11 @@ def plan_computation(
     )
     dtype, storage = resolve_dtypes(settings.dtype, device, checkpoint_dtype)
     attention_backend = get_attention_backend(settings.attn_implementation, dtype, device)
-    if settings.is_reference and attention_backend is native_or_sdpa_attention:
-        attention_backend = sdpa_attention
+    if attention_backend is native_or_sdpa_attention:
+        if settings.is_reference:
+            attention_backend = sdpa_attention
+        elif kernel_choice is not None and kernel_choice.bfloat16 and storage is not None:
+            attention_backend = bfloat16_or_sdpa_attention
     return ComputePlan(dtype, storage, kernel_choice, attention_backend)
 
 

@@ -96,7 +96,7 @@ API struct Engine *idefics_decode_new(const Model *model, int instruction_set, i
 API int idefics_decode_step(struct Engine *engine, const Step *step);
 API void idefics_decode_free(struct Engine *engine);
 
-/* --- vision attention --- */
+/* --- attention --- */
 
 typedef struct { /* strides count floats, not bytes; the floats of a head are contiguous */
     const float *q, *k, *v;
@@ -105,10 +105,13 @@ typedef struct { /* strides count floats, not bytes; the floats of a head are co
     int64_t value_frame, value_head, value_row, out_frame, out_head, out_row;
     int frames, heads, key_heads, queries, keys, size;
     float scale;
+    int causal; /* whether query i attends to keys up to keys - queries + i only; needs AVX512_BF16 */
 } AttentionArgs;
 
 /* Needs AVX512. -> 0 without memory, else 1. */
 API int idefics_attention(const AttentionArgs *args, int threads, Parallel *parallel);
+/* The same with queries, keys, values and attention weights rounded to bfloat16; an even size. Needs AVX512_BF16. */
+API int idefics_attention_bfloat16(const AttentionArgs *args, int threads, Parallel *parallel);
 
 /* --- pictures --- */
 

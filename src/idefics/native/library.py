@@ -77,6 +77,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "idefics_decode_step": (c_int, (c_void_p, POINTER(StepStruct))),
     "idefics_decode_free": (None, (c_void_p,)),
     "idefics_attention": (c_int, (POINTER(AttentionArgs), c_int, c_void_p)),
+    "idefics_attention_bfloat16": (c_int, (POINTER(AttentionArgs), c_int, c_void_p)),
     "idefics_resize": (c_int, (c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_int)),
     "idefics_normalize": (None, (c_void_p, c_size_t, c_int, c_int, c_void_p, c_void_p)),
     "idefics_dequantize_int4": (None, (POINTER(DequantizeInt4Args), c_int, c_void_p)),

@@ -115,7 +115,7 @@ class StepStruct(Structure):
 
 
 class AttentionArgs(Structure):
-    """Arguments of `idefics_attention`: addresses of queries, keys, values and output, strides in floats, sizes."""
+    """Arguments of the attention functions: addresses of queries, keys, values and output, strides in floats, sizes."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("q", "k", "v", "out")),
@@ -126,6 +126,7 @@ class AttentionArgs(Structure):
         ),
         *((name, c_int) for name in ("frames", "heads", "key_heads", "queries", "keys", "size")),
         ("scale", c_float),
+        ("causal", c_int),
     )
 
 

@@ -4,13 +4,13 @@
  * norms, softmax and sums are float32; what a product multiplies is rounded to the kind of its weight, queries, keys,
  * values and attention weights to bfloat16.
  */
-#include "vision.h"
+#include "attention_bfloat16.h"
+#include "layer_norm.h"
 
 #include <stdlib.h>
 
 enum { ROWS_PER_PIECE = 16 };
 enum { ROWS_AT_ONCE = 1024 };  /* patches of the frames that pass through the layers together */
-enum { QUERIES_PER_PIECE = 28 * TILE_ROWS };
 
 typedef struct { /* one chunk of frames on its way through the layers, and the memory of all stages */
     const VisionArgs *args;
@@ -47,7 +47,7 @@ static void round_piece(void *context, int64_t piece, uint32_t *scratch) {
     for (int64_t row = piece * ROWS_PER_PIECE; row < end; row++) {
         const float *x = stage->x + row * stage->inputs;
         if (stage->norm) {
-            vision_layer_norm(x, stage->inputs, stage->norm, stage->norm_bias, encoder->args->epsilon,
+            layer_norm(x, stage->inputs, stage->norm, stage->norm_bias, encoder->args->epsilon,
                               (float *)scratch);
             x = (const float *)scratch;
         }
@@ -86,11 +86,13 @@ static void attention_piece(void *context, int64_t piece, uint32_t *scratch) {
                                .v = encoder->v + start,
                                .out = encoder->floats + start,
                                .stride = args->width,
+                               .out_stride = args->width,
                                .keys = args->patches,
                                .size = size,
                                .first_query = first,
-                               .end_query = min_int64(first + QUERIES_PER_PIECE, args->patches)};
-    vision_attend(&attention, scratch);
+                               .end_query = min_int64(first + QUERIES_PER_PIECE, args->patches),
+                               .causal_offset = NOT_CAUSAL};
+    attend_head(&attention, scratch);
 }
 
 static void run_layer(Encoder *encoder) {
@@ -125,7 +127,7 @@ int idefics_vision_encode(const VisionArgs *args, int threads, Parallel *paralle
     if (!is_supported(args)) return 0;
     int64_t chunk = ceil_div(ROWS_AT_ONCE, args->patches), rows = min_int64(chunk, args->frames) * args->patches;
     int64_t widest = args->width > args->intermediate_size ? args->width : args->intermediate_size;
-    int64_t attention = vision_attention_units(args->patches, args->width / args->heads);
+    int64_t attention = attention_scratch_units(args->patches, args->width / args->heads);
     int64_t scratch_units = linear_scratch_units(widest), rounded = rows * ceil_div(widest, 2);
     scratch_units = attention > scratch_units ? attention : scratch_units;
     int64_t halves = ceil_div(rows * args->width, 2);

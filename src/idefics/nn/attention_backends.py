@@ -13,7 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import dropout, scaled_dot_product_attention, softmax
 
 from idefics.errors import BadSetting
-from idefics.nn.native_attention import can_use_native_attention, native_attention
+from idefics.nn.native_attention import (
+    bfloat16_attention,
+    can_use_bfloat16_attention,
+    can_use_native_attention,
+    native_attention,
+)
 
 
 class AttentionBackend(Protocol):
@@ -21,7 +26,7 @@ class AttentionBackend(Protocol):
 
     Args:
         mask: broadcastable to (B, H, T, L); True: the query attends to the key. Not together with `causal`.
-        causal: whether query t attends to keys up to t only.
+        causal: whether query t attends to keys up to L - T + t only.
         dropout_p: probability with which each attention weight is dropped, in training.
     """
 
@@ -47,10 +52,18 @@ def sdpa_attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`: torch's fastest kernel for the device and the arguments."""
+    if causal and q.shape[2] != k.shape[2]:  # torch's would let query t attend to keys up to t
+        mask, causal = causal_mask(q, k), False
     if mask is not None and q.is_cuda:
         k, v = repeat_kv(q, k, v)
     grouped = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=causal, enable_gqa=grouped)
+
+
+def causal_mask(q: Tensor, k: Tensor) -> Tensor:
+    """(T, L) bool: True where query t may attend to a key, up to L - T + t."""
+    queries, keys = q.shape[2], k.shape[2]
+    return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
 
 
 def repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +90,21 @@ def native_or_sdpa_attention(
     """The C kernel (unmasked attention on a CPU without gradients) where it is faster; else `sdpa_attention`."""
     if mask is None and not causal and not dropout_p and can_use_native_attention(q, k, v):
         return native_attention(q, k, v)
+    return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
+
+
+def bfloat16_or_sdpa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """The C kernel that multiplies in bfloat16, on a CPU without a mask or gradients; else `sdpa_attention`."""
+    if mask is None and not dropout_p and can_use_bfloat16_attention(q, k, v):
+        return bfloat16_attention(q, k, v, causal=causal)
     return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
 
 
@@ -118,7 +146,7 @@ class EagerAttention:
         k, v = repeat_kv(q, k, v)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if causal:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+            mask = causal_mask(q, k)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
@@ -138,6 +166,9 @@ def eager_attention(
     """`EagerAttention` without recording the weights: the reference for the other backends."""
     return EagerAttention()(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
 
+
+# Those of attn_implementation="sdpa", by device and kernels.
+SDPA_BACKENDS = (sdpa_attention, native_or_sdpa_attention, bfloat16_or_sdpa_attention)
 
 # By the names that transformers uses for `attn_implementation`.
 ATTENTION_BACKENDS: dict[str, AttentionBackend] = {

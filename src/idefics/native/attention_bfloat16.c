@@ -1,0 +1,185 @@
+/* softmax(q k' / sqrt(K)) v in bfloat16, softmax and sums in float32. A query's result does not depend on the other
+ * queries of the call: its sums are in the order of the keys, and masked keys add zeros.
+ */
+#include "attention_bfloat16.h"
+
+#include <stdlib.h>
+
+int64_t attention_scratch_units(int64_t keys, int64_t size) {
+    int64_t padded = ceil_div(keys, TILE_OUTPUTS) * TILE_OUTPUTS, pairs = ceil_div(keys, 2);
+    int64_t packed = padded * ceil_div(size, 2) + ceil_div(size, TILE_OUTPUTS) * TILE_OUTPUTS * pairs;
+    return packed + TILE_ROWS * (padded + padded / 2);
+}
+
+#if defined(__x86_64__)
+
+#include <math.h>
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")))
+#include "avx512_math.h"
+
+/* Packs values as pairs of keys, (pairs, TILE_OUTPUTS), for the columns from `first` on. */
+TARGET static void pack_values(const HeadAttention *attention, int64_t keys, int64_t first, uint32_t *tile) {
+    const uint16_t *v = attention->v + first;
+    int64_t columns = min_int64(TILE_OUTPUTS, attention->size - first);
+    __mmask32 present = columns == TILE_OUTPUTS ? ~(__mmask32)0 : ((__mmask32)1 << columns) - 1;
+    for (int64_t key = 0; key < keys; key += 2, tile += TILE_OUTPUTS) {
+        __m512i even = _mm512_maskz_loadu_epi16(present, v + key * attention->stride), odd = _mm512_setzero_si512();
+        if (key + 1 < keys) odd = _mm512_maskz_loadu_epi16(present, v + (key + 1) * attention->stride);
+        for (int half = 0; half < 2; half++) {
+            __m512i low = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(even, 1) : _mm512_castsi512_si256(even));
+            __m512i high = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(odd, 1) : _mm512_castsi512_si256(odd));
+            _mm512_storeu_si512(tile + 16 * half, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+    }
+}
+
+/* Scores (padded,) -> e^(scale * (score - largest)) in bfloat16, 0 beyond `keys`; returns 1 / their sum. */
+TARGET static float softmax_row(const float *scores, int64_t keys, int64_t padded, float scale, uint16_t *weights) {
+    __m512 largest = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    for (int64_t key = 0; key < keys; key += 16) {
+        __mmask16 present = keys - key >= 16 ? 0xffff : (__mmask16)((1 << (keys - key)) - 1);
+        largest = _mm512_mask_max_ps(largest, present, largest, _mm512_loadu_ps(scores + key));
+    }
+    __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    for (int64_t key = 0; key < padded; key += 16) {
+        __mmask16 present = keys - key >= 16 ? 0xffff : keys <= key ? 0 : (__mmask16)((1 << (keys - key)) - 1);
+        __m512 below = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + key), most), _mm512_set1_ps(scale));
+        __m512 weight = _mm512_maskz_mov_ps(present, exp_negative(below));
+        total = _mm512_add_ps(total, weight);
+        _mm256_storeu_si256((__m256i *)(weights + key), round_to_bfloat16(weight));
+    }
+    return 1.0f / _mm512_reduce_add_ps(total);
+}
+
+/* How many keys a query attends to. */
+static int64_t num_visible(const HeadAttention *attention, int64_t query) {
+    return attention->causal_offset == NOT_CAUSAL ? attention->keys : attention->causal_offset + query + 1;
+}
+
+TARGET void attend_head(const HeadAttention *attention, uint32_t *scratch) {
+    const MatmulKernel *kernel = attention->kernel;
+    int64_t keys = attention->keys, size = attention->size, padded = ceil_div(keys, TILE_OUTPUTS) * TILE_OUTPUTS;
+    int64_t units = ceil_div(size, 2), pairs = ceil_div(keys, 2), row_bytes = 2 * attention->stride;
+    uint32_t *packed_keys = scratch, *packed_values = packed_keys + padded * units;
+    uint32_t *weight_units = packed_values + ceil_div(size, TILE_OUTPUTS) * TILE_OUTPUTS * pairs;
+    float *scores = (float *)(weight_units + TILE_ROWS * padded / 2), inverse_sums[TILE_ROWS], scale = 1.0f / sqrtf((float)size);
+    keys = num_visible(attention, attention->end_query - 1); /* of all queries of this call */
+    for (int64_t key = 0; key < keys; key += TILE_OUTPUTS)
+        kernel->pack_tile(attention->k + key * attention->stride, row_bytes, size, keys - key,
+                          packed_keys + key * units);
+    for (int64_t column = 0; column < size; column += TILE_OUTPUTS)
+        pack_values(attention, keys, column, packed_values + column * pairs);
+    RoundedRows queries = {(uint32_t *)attention->q, attention->stride / 2, NULL, NULL};
+    RoundedRows weights = {weight_units, padded / 2, NULL, NULL};
+    for (int64_t query = attention->first_query; query < attention->end_query; query += TILE_ROWS) {
+        int64_t count = min_int64(TILE_ROWS, attention->end_query - query), visible = num_visible(attention, query + count - 1);
+        int64_t padded_visible = ceil_div(visible, TILE_OUTPUTS) * TILE_OUTPUTS;
+        Epilogue epilogue = {.activation = NO_ACTIVATION, .stride = padded};
+        for (int64_t key = 0; key < visible; key += TILE_OUTPUTS) {
+            epilogue.floats = scores + key - query * padded;
+            kernel->multiply_tile(&queries, query, query + count, packed_keys + key * units, units, &epilogue,
+                                  TILE_OUTPUTS);
+        }
+        for (int64_t row = 0; row < count; row++)
+            inverse_sums[row] = softmax_row(scores + row * padded, num_visible(attention, query + row), padded_visible, scale,
+                                            (uint16_t *)(weight_units + row * padded / 2));
+        epilogue.stride = attention->out_stride;
+        for (int64_t column = 0; column < size; column += TILE_OUTPUTS) {
+            epilogue.floats = attention->out + query * attention->out_stride + column;
+            kernel->multiply_tile(&weights, 0, count, packed_values + column * pairs, ceil_div(visible, 2), &epilogue,
+                                  size - column);
+        }
+        for (int64_t row = 0; row < count; row++) {
+            float *out = attention->out + (query + row) * attention->out_stride;
+            for (int64_t i = 0; i < size; i++) out[i] *= inverse_sums[row];
+        }
+    }
+}
+
+#else
+
+void attend_head(const HeadAttention *attention, uint32_t *scratch) { (void)attention, (void)scratch; }
+
+#endif
+
+/* --- queries, keys and values in float32: rounded first --- */
+
+typedef struct {
+    const AttentionArgs *args;
+    const MatmulKernel *kernel;
+    uint16_t *q, *k, *v; /* (frames, heads, rows, size), heads of keys for k and v */
+    int64_t pieces_per_head;
+} FloatAttention;
+
+/* Rounds all rows of one head; `heads` of them are in a frame. */
+static void round_head(const MatmulKernel *kernel, const float *x, int64_t rows, int64_t row_stride, int64_t size,
+                       uint16_t *to) {
+    RoundedRows rounded = {(uint32_t *)to, size / 2, NULL, NULL};
+    for (int64_t row = 0; row < rows; row++) kernel->round_row(x + row * row_stride, size, &rounded, row);
+}
+
+static void round_head_piece(void *context, int64_t piece, uint32_t *scratch) {
+    const FloatAttention *attention = context;
+    const AttentionArgs *args = attention->args;
+    int64_t queries = (int64_t)args->frames * args->heads, keys = (int64_t)args->frames * args->key_heads;
+    (void)scratch;
+    if (piece < queries) {
+        int64_t frame = piece / args->heads, head = piece % args->heads;
+        round_head(attention->kernel, args->q + frame * args->query_frame + head * args->query_head, args->queries,
+                   args->query_row, args->size, attention->q + piece * args->queries * args->size);
+        return;
+    }
+    int is_value = piece >= queries + keys;
+    piece -= is_value ? queries + keys : queries;
+    int64_t frame = piece / args->key_heads, head = piece % args->key_heads, at = piece * args->keys * args->size;
+    if (is_value)
+        round_head(attention->kernel, args->v + frame * args->value_frame + head * args->value_head, args->keys,
+                   args->value_row, args->size, attention->v + at);
+    else
+        round_head(attention->kernel, args->k + frame * args->key_frame + head * args->key_head, args->keys,
+                   args->key_row, args->size, attention->k + at);
+}
+
+static void float_attention_piece(void *context, int64_t piece, uint32_t *scratch) {
+    const FloatAttention *attention = context;
+    const AttentionArgs *args = attention->args;
+    int64_t block = piece % attention->pieces_per_head, query_head = piece / attention->pieces_per_head;
+    int64_t frame = query_head / args->heads, head = query_head % args->heads;
+    int64_t key_head = frame * args->key_heads + head / (args->heads / args->key_heads);
+    HeadAttention one = {.kernel = attention->kernel,
+                         .q = attention->q + query_head * args->queries * args->size,
+                         .k = attention->k + key_head * args->keys * args->size,
+                         .v = attention->v + key_head * args->keys * args->size,
+                         .out = args->out + frame * args->out_frame + head * args->out_head,
+                         .stride = args->size,
+                         .out_stride = args->out_row,
+                         .keys = args->keys,
+                         .size = args->size,
+                         .first_query = block * QUERIES_PER_PIECE,
+                         .end_query = min_int64((block + 1) * QUERIES_PER_PIECE, args->queries),
+                         .causal_offset = args->causal ? args->keys - args->queries : NOT_CAUSAL};
+    attend_head(&one, scratch);
+}
+
+int idefics_attention_bfloat16(const AttentionArgs *args, int threads, Parallel *parallel) {
+    FloatAttention attention = {.args = args, .kernel = matmul_kernel(BFLOAT16)};
+    if (!attention.kernel) return 0;
+    int64_t query_heads = (int64_t)args->frames * args->heads, key_heads = (int64_t)args->frames * args->key_heads;
+    int64_t scratch_units = attention_scratch_units(args->keys, args->size);
+    int64_t query_units = query_heads * args->queries * args->size / 2, key_units = key_heads * args->keys * args->size / 2;
+    uint32_t *memory = malloc(UNIT_BYTES * (size_t)(threads * scratch_units + query_units + 2 * key_units));
+    if (!memory) return 0;
+    uint32_t *next = memory + threads * scratch_units;
+    attention.q = (uint16_t *)next;
+    attention.k = (uint16_t *)(next + query_units);
+    attention.v = (uint16_t *)(next + query_units + key_units);
+    attention.pieces_per_head = ceil_div(args->queries, QUERIES_PER_PIECE);
+    Stage round = {round_head_piece, &attention, query_heads + 2 * key_heads, memory, scratch_units, 0, 0};
+    run_stage(&round, threads, parallel);
+    Stage attend = {float_attention_piece, &attention, query_heads * attention.pieces_per_head, memory, scratch_units,
+                    0, 0};
+    run_stage(&attend, threads, parallel);
+    free(memory);
+    return 1;
+}

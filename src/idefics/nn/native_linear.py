@@ -1,0 +1,98 @@
+"""Calls the C kernels for products of many rows with weights in bfloat16 or int8 (`native/matmul.c`).
+
+Inputs are rounded to the kind of the weight: to bfloat16, or to int8 with a scale for each row. Sums of bfloat16
+products are float32, those of int8 exact. A row's result does not depend on the other rows or the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from idefics.native import library
+from idefics.native.library import Kernel
+from idefics.native.structures import BFLOAT16, FLOAT32, INT8, LinearStruct, MatmulArgs
+
+MAX_INPUTS = 2**16  # int32 holds the sums of this many products of bytes
+
+KERNEL_BY_DTYPE: dict[torch.dtype, Kernel] = {
+    torch.bfloat16: "bfloat16 products",
+    torch.int8: "int8 products",
+}
+SCALE_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+
+
+class NativeWeight(NamedTuple):
+    """A weight that the C kernels can multiply: (O, I) bfloat16, or int8 with a scale (O,) for each output."""
+
+    weight: Tensor
+    scale: Tensor | None = None
+
+    def struct(self) -> LinearStruct:
+        """The weight for C; valid while its tensors are."""
+        outputs, inputs = self.weight.shape
+        if self.scale is None:
+            return LinearStruct(self.weight.data_ptr(), None, BFLOAT16, 0, outputs, inputs)
+        scale_kind = SCALE_KINDS[self.scale.dtype]
+        return LinearStruct(self.weight.data_ptr(), self.scale.data_ptr(), INT8, scale_kind, outputs, inputs)
+
+
+class NativeLinear(nn.Linear):
+    """Base of linear layers whose products C kernels may compute."""
+
+    def native_weight(self) -> NativeWeight | None:
+        """The weight for the C kernels; None if the layer was not told to use them, or if they do not support it."""
+        return None
+
+
+def can_use_native_weight(weight: Tensor, scale: Tensor | None = None) -> bool:
+    """Whether the C kernels support a weight, and this processor has the instructions for its dtype."""
+    return (
+        weight.dtype in KERNEL_BY_DTYPE
+        and weight.is_cpu
+        and weight.is_contiguous()
+        and weight.shape[1] <= MAX_INPUTS
+        and (scale is None or (scale.dtype in SCALE_KINDS and scale.is_contiguous()))
+        and library.best_instruction_set(KERNEL_BY_DTYPE[weight.dtype]) is not None
+    )
+
+
+def can_use_native_inputs(input: Tensor) -> bool:
+    """Whether the C kernels support an input: float32 on the CPU, without gradients."""
+    return input.dtype == torch.float32 and input.is_cpu and not torch.is_grad_enabled()
+
+
+def native_linear(input: Tensor, weight: NativeWeight, bias: Tensor | None) -> Tensor:
+    """A linear layer of any number of rows: (..., I) float32 -> (..., O) float32.
+
+    Args:
+        input: see `can_use_native_inputs`.
+        weight: see `can_use_native_weight`.
+        bias: (O,) or None.
+
+    Raises:
+        MemoryError: there is no memory for the rounded inputs.
+    """
+    rows = input.reshape(-1, input.shape[-1]).contiguous()
+    out = rows.new_empty(len(rows), len(weight.weight))
+    float_bias = None if bias is None else bias.float().contiguous()
+    args = MatmulArgs(
+        x=rows.data_ptr(),
+        linear=weight.struct(),
+        bias=None if float_bias is None else float_bias.data_ptr(),
+        out=out.data_ptr(),
+        rows=len(rows),
+    )
+    kernels = library.load_library()
+    assert kernels is not None, "see can_use_native_weight"
+    if not kernels.idefics_matmul(args, *thread_args()):
+        raise MemoryError(f"not enough memory for a product of {len(rows)} rows of {rows.shape[1]} inputs")
+    return out.view(*input.shape[:-1], len(weight.weight))
+
+
+def thread_args() -> tuple[int, int | None]:
+    """The last arguments of each kernel: the number of threads, and the address of the function that starts them."""
+    parallel = library.gomp_parallel_address()
+    return torch.get_num_threads() if parallel else 1, parallel
