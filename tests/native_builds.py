@@ -1,4 +1,4 @@
-"""Builds of single C files for tests: with warnings as errors, and with sanitizers."""
+"""Builds of some C files for tests: with warnings as errors, and with sanitizers."""
 
 import ctypes
 import shutil
@@ -24,21 +24,30 @@ FLAGS = [
 UNDEFINED_BEHAVIOUR = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 
 
-def compile_source(folder, name, *flags):
-    """The path of a library of one C file and `cpu.c`; skips where there is no compiler."""
+MATMUL_SOURCES = (
+    "matmul.c",
+    "matmul_bfloat16.c",
+    "matmul_int8.c",
+    "attention_bfloat16.c",
+    "layer_norm.c",
+    "vision.c",
+)
+
+
+def compile_sources(folder, names, *flags):
+    """The path of a library of some C files and `cpu.c`; skips where there is no compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    path = folder / f"{Path(name).stem}.so"
-    subprocess.run(
-        [compiler, *FLAGS, *flags, "-o", path, SOURCES / name, SOURCES / "cpu.c", "-lm"], check=True
-    )
+    path = folder / f"{Path(names[0]).stem}.so"
+    files = [SOURCES / name for name in (*names, "cpu.c")]
+    subprocess.run([compiler, *FLAGS, *flags, "-o", path, *files, "-lm"], check=True)
     return path
 
 
-def load_source(folder, name, *flags):
+def load_sources(folder, names, *flags):
     """Such a library, built so that undefined behaviour ends the test; the functions it has are declared."""
-    code = ctypes.CDLL(str(compile_source(folder, name, *UNDEFINED_BEHAVIOUR, *flags)))
+    code = ctypes.CDLL(str(compile_sources(folder, names, *UNDEFINED_BEHAVIOUR, *flags)))
     for function, (result, arguments) in library.FUNCTIONS.items():
         if hasattr(code, function):
             getattr(code, function).restype, getattr(code, function).argtypes = result, arguments

@@ -15,7 +15,12 @@ from idefics.engine.decode import TorchDecode
 from idefics.errors import BadSetting, OutOfMemory
 from idefics.native import library
 from idefics.native.library import InstructionSet, available_instruction_sets
-from idefics.nn.attention_backends import HasAttentionBackend, native_or_sdpa_attention, sdpa_attention
+from idefics.nn.attention_backends import (
+    HasAttentionBackend,
+    bfloat16_or_sdpa_attention,
+    native_or_sdpa_attention,
+    sdpa_attention,
+)
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
 from idefics.quant.int8_matmul import w8a8_matmul
@@ -95,7 +100,9 @@ def test_reference_uses_torch_only(monkeypatch):
             if isinstance(module, HasAttentionBackend)
         }
 
-    assert (ways(quick), ways(slow)) == ({native_or_sdpa_attention}, {sdpa_attention})
+    has_bfloat16 = kernel_choice_by_processor().bfloat16  # as `fake_processor` says
+    quick_backend = bfloat16_or_sdpa_attention if has_bfloat16 else native_or_sdpa_attention
+    assert (ways(quick), ways(slow)) == ({quick_backend}, {sdpa_attention})
 
 
 @pytest.mark.parametrize("model", ["demo", "demo-idefics1"])

@@ -10,13 +10,15 @@ from idefics.nn import native_attention as module
 from idefics.nn import vit
 from idefics.nn.attention_backends import (
     ATTENTION_BACKENDS,
+    bfloat16_or_sdpa_attention,
     eager_attention,
     native_or_sdpa_attention,
+    repeat_kv,
     sdpa_attention,
     set_attention_backend,
 )
 from idefics.nn.vit import VisionEncoder
-from native_builds import load_source
+from native_builds import MATMUL_SOURCES, load_sources
 
 # frames, heads, key heads, queries, keys, head size
 SIZES = {
@@ -33,7 +35,7 @@ SIZES = {
 @pytest.fixture(scope="module", autouse=True)
 def kernel(tmp_path_factory):
     """Compiled here, so that undefined behaviour ends the test."""
-    code = load_source(tmp_path_factory.mktemp("kernel"), "attention.c")
+    code = load_sources(tmp_path_factory.mktemp("kernel"), ("attention.c", *MATMUL_SOURCES))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load_library", lambda: code)
         if library.best_instruction_set("attention") is None:
@@ -151,3 +153,63 @@ def test_frames_are_processed_in_chunks(monkeypatch):
     x = torch.randn(5, 64, 8)
     assert torch.equal(tower(x), x)
     assert seen == [2, 2, 1]
+
+
+class TestBfloat16:
+    """`bfloat16_attention`: inputs and attention weights are rounded, nothing else."""
+
+    @pytest.fixture(autouse=True)
+    def needs_bfloat16(self):
+        if library.best_instruction_set("bfloat16 products") is None:
+            pytest.skip("this machine has no dot products of bfloat16")
+
+    @staticmethod
+    def rounded_attention(q, k, v, causal):
+        """The formula, with roundings where the kernel has them."""
+        q, k, v = (x.bfloat16().double() for x in (q, *repeat_kv(q, k, v)))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        return weights.bfloat16().double() @ v / weights.sum(-1, keepdim=True)
+
+    @pytest.mark.parametrize("size", [*SIZES.values(), (1, 3, 1, 40, 300, 16)])
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_equals_the_formula(self, size, causal, set_openmp_threads):
+        *_, queries, keys, head_size = size
+        if head_size % 2 or (causal and keys < queries):
+            pytest.skip("not supported")
+        q, k, v = random_qkv(*size)
+        assert module.can_use_bfloat16_attention(q, k, v)
+        found = module.bfloat16_attention(q, k, v, causal=causal)
+        expected = self.rounded_attention(q, k, v, causal)
+        # A weight on the border between two bfloat16 numbers may be rounded to either.
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
+        assert (found - expected).norm() < 2e-4 * expected.norm()
+
+    def test_a_query_does_not_depend_on_the_others(self):
+        """So answers do not depend on how a prompt is cut into chunks."""
+        q, k, v = random_qkv(1, 3, 1, 400, 400, 64)
+        whole = module.bfloat16_attention(q, k, v, causal=True)
+        for start, end in ((0, 17), (17, 200), (200, 353), (353, 400)):
+            part = module.bfloat16_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], causal=True)
+            assert torch.equal(part, whole[:, :, start:end])
+
+    def test_later_keys_are_not_read(self):
+        q, k, v = random_qkv(1, 1, 1, 50, 50, 16)
+        expected = module.bfloat16_attention(q, k, v, causal=True)
+        k[:, :, 30:], v[:, :, 30:] = float("nan"), 1e30
+        found = module.bfloat16_attention(q, k, v, causal=True)
+        assert torch.equal(found[:, :, :30], expected[:, :, :30]) and found[:, :, 30:].isnan().all()
+
+    def test_the_backend_falls_back_to_torch(self):
+        q, k, v = random_qkv(1, 2, 2, 20, 20, 16)
+        mask = torch.eye(20, dtype=torch.bool)
+        assert torch.equal(bfloat16_or_sdpa_attention(q, k, v, mask=mask), sdpa_attention(q, k, v, mask=mask))
+        odd = random_qkv(1, 2, 2, 20, 20, 7)
+        assert torch.equal(bfloat16_or_sdpa_attention(*odd, causal=True), sdpa_attention(*odd, causal=True))
+        few = q[:, :, -3:]
+        found = bfloat16_or_sdpa_attention(few, k, v, causal=True)
+        torch.testing.assert_close(found, eager_attention(few, k, v, causal=True), rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, sdpa_attention(q, k, v, causal=True)[:, :, -3:], rtol=0, atol=1e-5)

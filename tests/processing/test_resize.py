@@ -17,7 +17,7 @@ from idefics.config import ResampleFilter
 from idefics.native import library
 from idefics.processing import resize as module
 from idefics.processing.resize import NativeResizer, normalize_with_numpy, resize_with_pillow, to_pixel_array
-from native_builds import compile_source, load_source
+from native_builds import compile_sources, load_sources
 from processing.pictures_tiny import TILES_CONFIG, random_pixels
 
 edges = st.integers(1, 90)
@@ -26,7 +26,7 @@ edges = st.integers(1, 90)
 @pytest.fixture(scope="module", autouse=True)
 def compiled_library(tmp_path_factory):
     """The kernel compiled so that undefined behaviour ends the test."""
-    found = load_source(tmp_path_factory.mktemp("kernel"), "resize.c", "-ffp-contract=off")
+    found = load_sources(tmp_path_factory.mktemp("kernel"), ("resize.c",), "-ffp-contract=off")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load_library", lambda: found)
         yield found
@@ -129,7 +129,7 @@ def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is found by its name on Linux")
 def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
     """The same sizes under AddressSanitizer, in a process of its own."""
-    path = compile_source(tmp_path, "resize.c", "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
+    path = compile_sources(tmp_path, ("resize.c",), "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
     runtime = subprocess.run(
         ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()

@@ -13,7 +13,7 @@ from idefics.quant import int4_kernels as module
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.int8_matmul import w8a8_matmul, w8a8_matmul_torch
 from idefics.quant.linear import Int4Linear
-from native_builds import load_source
+from native_builds import MATMUL_SOURCES, load_sources
 
 LAYERS = import_module("idefics.quant.linear")  # a function of this name hides it in the package
 SHAPES = [(40, 96), (1, 32), (1, 1), (5, 33), (3, 31), (67, 130)]  # outputs, inputs
@@ -22,7 +22,7 @@ SHAPES = [(40, 96), (1, 32), (1, 1), (5, 33), (3, 31), (67, 130)]  # outputs, in
 @pytest.fixture(scope="module", autouse=True)
 def compiled_library(tmp_path_factory):
     """Compiled here, so that undefined behaviour ends the test."""
-    found = load_source(tmp_path_factory.mktemp("quantized"), "quantized.c")
+    found = load_sources(tmp_path_factory.mktemp("quantized"), ("quantized.c", *MATMUL_SOURCES))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load_library", lambda: found)
         yield found
@@ -107,6 +107,8 @@ def test_int8_products_use_the_kernel(monkeypatch):
     plain = nn.Linear(64, 40)
     layer, x = LAYERS.Int8Linear.from_linear(plain, plain.weight.detach()), torch.randn(2, 3, 64)
     layer.matmul = w8a8_matmul
+    # As on a processor without dot products of bytes, for which there is another kernel.
+    monkeypatch.setattr("idefics.quant.int8_matmul.can_use_native_weight", lambda *_: False)
     seen = []
     monkeypatch.setattr(
         "idefics.quant.int8_matmul.w8a8_matmul_native",
