@@ -104,6 +104,15 @@ def test_every_activation(activation):
     assert (encoder(x) - expected).norm() < 1e-3 * expected.norm()
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@torch.inference_mode()
+def test_nan_stays_in_its_frame(activation):
+    encoder, x = create_encoder("bfloat16", SIZES["even"], activation), torch.randn(3, 64, 64)
+    x[1, 5, 3] = float("nan")
+    found = encoder(x)
+    assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
+
+
 @torch.inference_mode()
 def test_a_frame_does_not_depend_on_the_others():
     encoder, x = create_encoder("int8", SIZES["even"]), torch.randn(40, 64, 64)

@@ -5,7 +5,7 @@
 
 /* e^x for x <= 0, accurate to one or two ulp: 2^n times a polynomial, n the nearest whole number to x / ln 2. */
 INLINE __m512 exp_negative(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f)); /* e^-87 is nothing next to 1 */
+    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x); /* e^-87 is nothing next to 1; the second one is returned for NaN */
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
     x = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x); /* ln 2 in two parts (Cody and Waite) */
     x = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), x);
@@ -18,9 +18,7 @@ INLINE __m512 exp_negative(__m512 x) {
     return _mm512_scalef_ps(y, n);
 }
 
-INLINE __m512 negative_abs(__m512 x) {
-    return _mm512_or_ps(x, _mm512_set1_ps(-0.0f));
-}
+INLINE __m512 negative_abs(__m512 x) { return _mm512_or_ps(x, _mm512_set1_ps(-0.0f)); }
 
 /* 1 / (1 + e^-x) = t / (1 + t) for x < 0 and 1 / (1 + t) else, t = e^-|x|. */
 INLINE __m512 sigmoid(__m512 x) {
@@ -52,7 +50,7 @@ INLINE __m512 activate(__m512 x, int activation) {
         __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.0713548163f), _mm512_set1_ps(1.59576912f));
         return _mm512_mul_ps(x, sigmoid(_mm512_mul_ps(x, cubic)));
     }
-    case RELU: return _mm512_max_ps(x, _mm512_setzero_ps());
+    case RELU: return _mm512_max_ps(_mm512_setzero_ps(), x);
     default: return x;
     }
 }
