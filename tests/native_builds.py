@@ -26,6 +26,7 @@ UNDEFINED_BEHAVIOUR = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=unde
 
 MATMUL_SOURCES = (
     "matmul.c",
+    "quantized.c",
     "matmul_bfloat16.c",
     "matmul_int8.c",
     "attention_bfloat16.c",

@@ -10,7 +10,13 @@ from idefics.nn.upcast import UpcastLinear
 from idefics.quant import apply_kernel_choice
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.int8_matmul import w8a8_matmul, w8a8_matmul_torch
-from idefics.quant.linear import Int8Linear, quantize_symmetric
+from idefics.quant.linear import (
+    Int4Linear,
+    Int8Linear,
+    int4_bfloat16_matmul,
+    int4_dequantized_matmul,
+    quantize_symmetric,
+)
 from native_builds import MATMUL_SOURCES, load_sources
 
 # rows, inputs, outputs
@@ -63,6 +69,25 @@ def test_int8_equals_rounded_inputs(size, scale_dtype, set_openmp_threads):
     expected = torch.empty(rows, outputs)
     w8a8_matmul_torch(x, weight.weight, weight.scale.float(), bias, expected)
     torch.testing.assert_close(native_linear(x, weight, bias), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(5, 32, 3), (13, 70, 65), (37, 101, 130)])
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_int4_is_dequantized_into_bfloat16(needs_bfloat16, size, scale_dtype, set_openmp_threads):
+    rows, inputs, outputs = size
+    x, plain = torch.randn(rows, inputs), nn.Linear(inputs, outputs)
+    layer = Int4Linear.from_linear(plain, plain.weight)
+    layer.scale.data = layer.scale.to(scale_dtype)
+    apply_kernel_choice(layer, KernelChoice(bfloat16=True, integers=True, onednn=True))
+    weight = layer.native_weight()
+    assert layer.matmul is int4_bfloat16_matmul and weight is not None
+    dequantized = layer.dequantize(torch.float32).bfloat16()
+    found = layer(x)
+    assert torch.equal(found, native_linear(x, NativeWeight(dequantized), layer.bias))
+    assert torch.equal(found, native_linear(x, weight, layer.bias))
+    exact = int4_dequantized_matmul(x, layer.levels, layer.scale, layer.bias)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
 
 
 @torch.inference_mode()

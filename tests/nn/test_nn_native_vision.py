@@ -20,7 +20,7 @@ from idefics.nn.upcast import UpcastLinear
 from idefics.nn.vit import VisionEncoder
 from idefics.quant import apply_kernel_choice
 from idefics.quant.autotune import KernelChoice
-from idefics.quant.linear import Int8Linear
+from idefics.quant.linear import Int4Linear, Int8Linear
 from native_builds import MATMUL_SOURCES, load_sources
 
 # frames, patches, heads, head size, intermediate size
@@ -62,8 +62,9 @@ def create_encoder(kind, size, activation="gelu_pytorch_tanh", num_layers=2):
         if isinstance(module, nn.LayerNorm):
             module.weight.copy_(torch.randn_like(module.weight) / 4 + 1)
             module.bias.copy_(torch.randn_like(module.bias) / 4)
-        if isinstance(module, nn.Linear) and kind == "int8":
-            encoder.set_submodule(name, Int8Linear.from_linear(module, module.weight))
+        if isinstance(module, nn.Linear) and kind in ("int8", "int4"):
+            quantized_class = Int8Linear if kind == "int8" else Int4Linear
+            encoder.set_submodule(name, quantized_class.from_linear(module, module.weight))
         elif isinstance(module, nn.Linear):
             module.__class__ = UpcastLinear
             module.weight.data = module.weight.data.bfloat16()
@@ -80,7 +81,7 @@ def reference_encode(encoder, x):
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
 @torch.inference_mode()
 def test_equals_layers_with_the_same_roundings(monkeypatch, size, kind, set_openmp_threads):
     """Numbers on the border between two rounded ones may fall to either side: hence the tolerance."""
@@ -91,7 +92,7 @@ def test_equals_layers_with_the_same_roundings(monkeypatch, size, kind, set_open
     found = encoder(x)
     assert torch.equal(x, before)
     difference = (found - expected).norm() / expected.norm()
-    assert difference < (1e-3 if kind == "bfloat16" else 4e-3)
+    assert difference < (4e-3 if kind == "int8" else 1e-3)
     assert find_native_layers(encoder.config, encoder.layers) is not None
 
 

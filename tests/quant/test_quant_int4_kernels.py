@@ -22,7 +22,7 @@ SHAPES = [(40, 96), (1, 32), (1, 1), (5, 33), (3, 31), (67, 130)]  # outputs, in
 @pytest.fixture(scope="module", autouse=True)
 def compiled_library(tmp_path_factory):
     """Compiled here, so that undefined behaviour ends the test."""
-    found = load_sources(tmp_path_factory.mktemp("quantized"), ("quantized.c", *MATMUL_SOURCES))
+    found = load_sources(tmp_path_factory.mktemp("quantized"), MATMUL_SOURCES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load_library", lambda: found)
         yield found

@@ -6,7 +6,7 @@
 
 const MatmulKernel *matmul_kernel(int kind) {
 #if defined(__x86_64__)
-    if (kind == BFLOAT16 && idefics_has_instruction_set(AVX512_BF16)) return &matmul_bfloat16;
+    if ((kind == BFLOAT16 || kind == INT4) && idefics_has_instruction_set(AVX512_BF16)) return &matmul_bfloat16;
     if (kind == INT8 && idefics_has_instruction_set(AVX512_VNNI)) return &matmul_int8;
 #endif
     (void)kind;
@@ -35,14 +35,33 @@ static float number_at(const void *numbers, int kind, int64_t at) {
     return number;
 }
 
-int64_t linear_scratch_units(int64_t inputs) { return PANEL_OUTPUTS * ceil_div(inputs, 2); }
+/* A packed panel; for INT4 also one output in float32, and a tile of outputs in bfloat16. */
+int64_t linear_scratch_units(int64_t inputs) { return (PANEL_OUTPUTS + TILE_OUTPUTS) * ceil_div(inputs, 2) + inputs; }
+
+/* Packs up to TILE_OUTPUTS outputs from `output` on. */
+static void pack_outputs(const LinearStage *stage, int64_t output, int64_t outputs, uint32_t *tile, uint32_t *scratch) {
+    const Linear *linear = stage->linear;
+    int64_t units = ceil_div(linear->inputs, stage->kernel->numbers_per_unit);
+    int64_t row_bytes = linear->inputs * UNIT_BYTES / stage->kernel->numbers_per_unit;
+    if (linear->kind != INT4) {
+        stage->kernel->pack_tile((const char *)linear->weight + output * row_bytes, row_bytes, linear->inputs, outputs,
+                                 tile);
+        return;
+    }
+    RoundedRows rows = {scratch, units, NULL, NULL};
+    float *floats = (float *)(scratch + TILE_OUTPUTS * units);
+    for (int64_t row = 0; row < outputs; row++) {
+        dequantize_int4_row(linear, output + row, floats);
+        stage->kernel->round_row(floats, linear->inputs, &rows, row);
+    }
+    stage->kernel->pack_tile(scratch, units * UNIT_BYTES, linear->inputs, outputs, tile);
+}
 
 void run_linear_piece(void *context, int64_t piece, uint32_t *scratch) {
     const LinearStage *stage = context;
     const Linear *linear = stage->linear;
     const MatmulKernel *kernel = stage->kernel;
     int64_t first = piece * PANEL_OUTPUTS, units = ceil_div(linear->inputs, kernel->numbers_per_unit);
-    int64_t row_bytes = linear->inputs * UNIT_BYTES / kernel->numbers_per_unit;
     Epilogue epilogues[PANEL_OUTPUTS / TILE_OUTPUTS];
     float scales[PANEL_OUTPUTS];
     int tiles = 0;
@@ -50,7 +69,7 @@ void run_linear_piece(void *context, int64_t piece, uint32_t *scratch) {
         Epilogue *epilogue = &epilogues[tiles];
         int64_t outputs = min_int64(TILE_OUTPUTS, linear->outputs - output);
         *epilogue = stage->epilogue;
-        if (linear->scale) {
+        if (linear->kind == INT8) {
             epilogue->scales = scales + tiles * TILE_OUTPUTS;
             for (int64_t i = 0; i < outputs; i++)
                 scales[tiles * TILE_OUTPUTS + i] = number_at(linear->scale, linear->scale_kind, output + i);
@@ -59,8 +78,8 @@ void run_linear_piece(void *context, int64_t piece, uint32_t *scratch) {
         if (epilogue->residual) epilogue->residual += output;
         if (epilogue->floats) epilogue->floats += output;
         if (epilogue->halves) epilogue->halves += output;
-        kernel->pack_tile((const char *)linear->weight + output * row_bytes, row_bytes, linear->inputs, outputs,
-                          scratch + tiles++ * TILE_OUTPUTS * units);
+        pack_outputs(stage, output, outputs, scratch + tiles++ * TILE_OUTPUTS * units,
+                     scratch + PANEL_OUTPUTS * units);
     }
     for (int64_t row = 0; row < stage->num_rows; row += TILE_ROWS)
         for (int tile = 0; tile < tiles; tile++)

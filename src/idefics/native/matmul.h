@@ -47,7 +47,8 @@ typedef struct {
     int numbers_per_unit;
 } MatmulKernel;
 
-/* NULL if this processor has no instructions for the kind, BFLOAT16 or INT8. */
+/* The kernel for a kind of weight: INT8, or BFLOAT16, into which INT4 is dequantized. NULL if this processor has no
+ * instructions for it. */
 const MatmulKernel *matmul_kernel(int kind);
 extern const MatmulKernel matmul_bfloat16, matmul_int8;
 
@@ -79,5 +80,8 @@ typedef struct {
 /* Units of scratch memory that a thread needs for layers of up to this many inputs. */
 int64_t linear_scratch_units(int64_t inputs);
 void run_linear_piece(void *linear_stage, int64_t piece, uint32_t *scratch); /* pieces: panels of outputs */
+
+/* One output of an INT4 layer in float32: quantized.c. */
+void dequantize_int4_row(const Linear *linear, int64_t output, float *out);
 
 #endif

@@ -5,9 +5,8 @@
  * quantize_rows, scale_rows: before and after an int8 product that oneDNN computes.
  */
 
-#include "api.h"
+#include "matmul.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 #define ZERO_POINT 8      /* the level of a weight of 0 */
@@ -30,10 +29,10 @@ INLINE void dequantize_group_plain(const uint8_t *levels, float scale, float *ou
 }
 
 typedef void DequantizeGroup(const uint8_t *levels, float scale, float *out);
-INLINE void dequantize_output(const DequantizeInt4Args *args, int64_t output, DequantizeGroup *dequantize_group) {
+INLINE void dequantize_output(const DequantizeInt4Args *args, int64_t output, float *out,
+                              DequantizeGroup *dequantize_group) {
     int64_t whole = args->inputs / GROUP_SIZE, groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE;
     const uint8_t *levels = args->levels + output * groups * (GROUP_SIZE / 2);
-    float *out = args->out + output * args->inputs;
     for (int64_t group = 0; group < whole; group++)
         dequantize_group(levels + group * (GROUP_SIZE / 2),
                          scale_at(args->scales, args->bfloat16, output * groups + group), out + group * GROUP_SIZE);
@@ -47,10 +46,10 @@ INLINE void dequantize_output(const DequantizeInt4Args *args, int64_t output, De
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define AVX2 __attribute__((target("avx2")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define TARGET_AVX2 __attribute__((target("avx2")))
+#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 
-INLINE AVX2 void dequantize_group_avx2(const uint8_t *levels, float scale, float *out) {
+INLINE TARGET_AVX2 void dequantize_group_avx2(const uint8_t *levels, float scale, float *out) {
     const __m256 zero = _mm256_set1_ps(ZERO_POINT), by = _mm256_set1_ps(scale);
     for (int i = 0; i < GROUP_SIZE / 2; i += 8) {
         __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(levels + i)));
@@ -64,7 +63,7 @@ INLINE AVX2 void dequantize_group_avx2(const uint8_t *levels, float scale, float
     }
 }
 /* A group has sixteen possible weights, which are in a register: each level selects one. */
-INLINE AVX512 void dequantize_group_avx512(const uint8_t *levels, float scale, float *out) {
+INLINE TARGET_AVX512 void dequantize_group_avx512(const uint8_t *levels, float scale, float *out) {
     const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     __m512 weights = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -77,16 +76,16 @@ INLINE AVX512 void dequantize_group_avx512(const uint8_t *levels, float scale, f
 }
 #endif
 
-typedef void DequantizeOutput(const DequantizeInt4Args *, int64_t output);
-static void dequantize_output_plain(const DequantizeInt4Args *args, int64_t output) {
-    dequantize_output(args, output, dequantize_group_plain);
+typedef void DequantizeOutput(const DequantizeInt4Args *, int64_t output, float *out);
+static void dequantize_output_plain(const DequantizeInt4Args *args, int64_t output, float *out) {
+    dequantize_output(args, output, out, dequantize_group_plain);
 }
 #if defined(__x86_64__)
-AVX2 static void dequantize_output_avx2(const DequantizeInt4Args *args, int64_t output) {
-    dequantize_output(args, output, dequantize_group_avx2);
+TARGET_AVX2 static void dequantize_output_avx2(const DequantizeInt4Args *args, int64_t output, float *out) {
+    dequantize_output(args, output, out, dequantize_group_avx2);
 }
-AVX512 static void dequantize_output_avx512(const DequantizeInt4Args *args, int64_t output) {
-    dequantize_output(args, output, dequantize_group_avx512);
+TARGET_AVX512 static void dequantize_output_avx512(const DequantizeInt4Args *args, int64_t output, float *out) {
+    dequantize_output(args, output, out, dequantize_group_avx512);
 }
 static DequantizeOutput *const DEQUANTIZE_BY_INSTRUCTION_SET[] = {dequantize_output_plain, dequantize_output_avx2,
                                                                   dequantize_output_avx512};
@@ -105,7 +104,15 @@ static void dequantize_worker(void *shared) {
     const DequantizeInt4Args *args = work->args;
     for (int64_t start; (start = atomic_fetch_add(&work->next, ITEMS_PER_TASK)) < args->outputs;)
         for (int64_t output = start; output < start + ITEMS_PER_TASK && output < args->outputs; output++)
-            DEQUANTIZE_BY_INSTRUCTION_SET[args->instruction_set](args, output);
+            DEQUANTIZE_BY_INSTRUCTION_SET[args->instruction_set](args, output, args->out + output * args->inputs);
+}
+
+void dequantize_int4_row(const Linear *linear, int64_t output, float *out) {
+    DequantizeInt4Args args = {.levels = linear->weight,
+                               .scales = linear->scale,
+                               .inputs = linear->inputs,
+                               .bfloat16 = linear->scale_kind == BFLOAT16};
+    DEQUANTIZE_BY_INSTRUCTION_SET[idefics_has_instruction_set(AVX512) ? AVX512 : PORTABLE](&args, output, out);
 }
 
 void idefics_dequantize_int4(const DequantizeInt4Args *args, int threads, Parallel *parallel) {
@@ -161,10 +168,10 @@ typedef void RowFunction(const QuantizeRowsArgs *, int64_t row);
 static void quantize_row_plain(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
 static void scale_row_plain(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
 #if defined(__x86_64__)
-AVX2 static void quantize_row_avx2(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
-AVX2 static void scale_row_avx2(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
-AVX512 static void quantize_row_avx512(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
-AVX512 static void scale_row_avx512(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
+TARGET_AVX2 static void quantize_row_avx2(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
+TARGET_AVX2 static void scale_row_avx2(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
+TARGET_AVX512 static void quantize_row_avx512(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
+TARGET_AVX512 static void scale_row_avx512(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
 static RowFunction *const QUANTIZE_ROW_BY_INSTRUCTION_SET[] = {quantize_row_plain, quantize_row_avx2,
                                                                quantize_row_avx512};
 static RowFunction *const SCALE_ROW_BY_INSTRUCTION_SET[] = {scale_row_plain, scale_row_avx2, scale_row_avx512};

@@ -1,7 +1,8 @@
-"""Calls the C kernels for products of many rows with weights in bfloat16 or int8 (`native/matmul.c`).
+"""Calls the C kernels for products of many rows with weights in bfloat16, int8 or int4 (`native/matmul.c`).
 
-Inputs are rounded to the kind of the weight: to bfloat16, or to int8 with a scale for each row. Sums of bfloat16
-products are float32, those of int8 exact. A row's result does not depend on the other rows or the number of threads.
+Inputs are rounded to bfloat16, for int8 weights to int8 with a scale for each row; int4 weights are dequantized into
+bfloat16. Sums of bfloat16 products are float32, those of int8 exact. A row's result does not depend on the other rows
+or the number of threads.
 """
 
 from __future__ import annotations
@@ -13,30 +14,50 @@ from torch import Tensor, nn
 
 from idefics.native import library
 from idefics.native.library import Kernel
-from idefics.native.structures import BFLOAT16, FLOAT32, INT8, LinearStruct, MatmulArgs
+from idefics.native.structures import (
+    BFLOAT16,
+    FLOAT32,
+    INT4,
+    INT8,
+    LinearStruct,
+    MatmulArgs,
+)
 
 MAX_INPUTS = 2**16  # int32 holds the sums of this many products of bytes
 
-KERNEL_BY_DTYPE: dict[torch.dtype, Kernel] = {
-    torch.bfloat16: "bfloat16 products",
-    torch.int8: "int8 products",
+# How weights are stored, by dtype, and the kernel that multiplies them.
+STORAGE: dict[torch.dtype, tuple[int, Kernel]] = {
+    torch.bfloat16: (BFLOAT16, "bfloat16 products"),
+    torch.int8: (INT8, "int8 products"),
+    torch.uint8: (INT4, "bfloat16 products"),
 }
 SCALE_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
 class NativeWeight(NamedTuple):
-    """A weight that the C kernels can multiply: (O, I) bfloat16, or int8 with a scale (O,) for each output."""
+    """A weight that the C kernels can multiply.
+
+    Attributes:
+        weight: (O, I) bfloat16, (O, I) int8 levels, or the uint8 levels of an `Int4Linear`.
+        scale: of the levels, as in `Int8Linear` and `Int4Linear`.
+        num_inputs: I of int4 levels, whose last group may be incomplete.
+    """
 
     weight: Tensor
     scale: Tensor | None = None
+    num_inputs: int | None = None
 
     def struct(self) -> LinearStruct:
         """The weight for C; valid while its tensors are."""
         outputs, inputs = self.weight.shape
-        if self.scale is None:
-            return LinearStruct(self.weight.data_ptr(), None, BFLOAT16, 0, outputs, inputs)
-        scale_kind = SCALE_KINDS[self.scale.dtype]
-        return LinearStruct(self.weight.data_ptr(), self.scale.data_ptr(), INT8, scale_kind, outputs, inputs)
+        return LinearStruct(
+            weight=self.weight.data_ptr(),
+            scale=None if self.scale is None else self.scale.data_ptr(),
+            kind=STORAGE[self.weight.dtype][0],
+            scale_kind=FLOAT32 if self.scale is None else SCALE_KINDS[self.scale.dtype],
+            outputs=outputs,
+            inputs=inputs if self.num_inputs is None else self.num_inputs,
+        )
 
 
 class NativeLinear(nn.Linear):
@@ -50,12 +71,12 @@ class NativeLinear(nn.Linear):
 def can_use_native_weight(weight: Tensor, scale: Tensor | None = None) -> bool:
     """Whether the C kernels support a weight, and this processor has the instructions for its dtype."""
     return (
-        weight.dtype in KERNEL_BY_DTYPE
+        weight.dtype in STORAGE
         and weight.is_cpu
         and weight.is_contiguous()
         and weight.shape[1] <= MAX_INPUTS
         and (scale is None or (scale.dtype in SCALE_KINDS and scale.is_contiguous()))
-        and library.best_instruction_set(KERNEL_BY_DTYPE[weight.dtype]) is not None
+        and library.best_instruction_set(STORAGE[weight.dtype][1]) is not None
     )
 
 

@@ -15,12 +15,14 @@ from itertools import chain
 from torch import Tensor, nn
 
 from idefics.config import QuantizationConfig, QuantKind
+from idefics.nn.native_linear import can_use_native_weight
 from idefics.nn.upcast import TokenEmbedding, UpcastLinear
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.fp8 import Float8Linear, can_use_fp8_matmul, fp8_matmul
 from idefics.quant.int4_kernels import can_use_w4a8_matmul, w4a8_matmul
 from idefics.quant.int8_matmul import can_use_cuda_int8_matmul, onednn_linear, w8a8_matmul, w8a8_matmul_cuda
-from idefics.quant.linear import Int4Linear, Int8Linear, int4_dequantized_matmul
+from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul, int4_dequantized_matmul
+from idefics.quant.quantized_linear import QuantizedMatmul
 
 LayerFactory = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> the quantised layer
 
@@ -115,24 +117,35 @@ def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
     if kernel_choice.onednn:
         enable_16bit_weight_storage(model)
     for name, module in model.named_modules():
-        if isinstance(module, UpcastLinear) and not name.startswith("lm_head"):
-            module.multiplies_bfloat16 = kernel_choice.bfloat16
-        if kernel_choice.onednn and isinstance(module, UpcastLinear):
-            module.linear_function = onednn_linear
-        if kernel_choice.onednn and isinstance(module, Int4Linear):
-            module.matmul = partial(int4_dequantized_matmul, linear_function=onednn_linear)
-        if (
-            kernel_choice.integers
-            and isinstance(module, Int4Linear)
-            and can_use_w4a8_matmul(module.levels, module.scale)
-        ):
-            module.matmul = w4a8_matmul
-        if kernel_choice.integers and isinstance(module, Int8Linear):
-            module.matmul = w8a8_matmul
-        if isinstance(module, Int8Linear) and can_use_cuda_int8_matmul(module.levels):
-            module.matmul = w8a8_matmul_cuda
-        if isinstance(module, Float8Linear) and can_use_fp8_matmul(module.levels):
-            module.matmul = fp8_matmul
+        match module:
+            case UpcastLinear():
+                module.multiplies_bfloat16 = kernel_choice.bfloat16 and not name.startswith("lm_head")
+                if kernel_choice.onednn:
+                    module.linear_function = onednn_linear
+            case Int8Linear():
+                module.matmul = _int8_matmul(module, kernel_choice)
+            case Int4Linear():
+                module.matmul = _int4_matmul(module, kernel_choice)
+            case Float8Linear() if can_use_fp8_matmul(module.levels):
+                module.matmul = fp8_matmul
+
+
+def _int8_matmul(layer: Int8Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
+    """The fastest product for an int8 layer."""
+    if can_use_cuda_int8_matmul(layer.levels):
+        return w8a8_matmul_cuda
+    return w8a8_matmul if kernel_choice.integers else layer.matmul
+
+
+def _int4_matmul(layer: Int4Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
+    """The fastest product for an int4 layer."""
+    if kernel_choice.bfloat16 and can_use_native_weight(layer.levels, layer.scale):
+        return int4_bfloat16_matmul
+    if kernel_choice.integers and can_use_w4a8_matmul(layer.levels, layer.scale):
+        return w4a8_matmul
+    if kernel_choice.onednn:
+        return partial(int4_dequantized_matmul, linear_function=onednn_linear)
+    return layer.matmul
 
 
 def _layer_factory(quantization: QuantizationConfig, kind: QuantKind) -> LayerFactory:

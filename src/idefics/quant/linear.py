@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idefics.native.structures import GROUP_SIZE
-from idefics.nn.native_linear import NativeWeight, can_use_native_weight
+from idefics.nn.native_linear import (
+    NativeWeight,
+    can_use_native_inputs,
+    can_use_native_weight,
+    native_linear,
+)
 from idefics.nn.upcast import LinearFunction, linear_by_blocks
 from idefics.quant.int4_kernels import can_dequantize_int4, dequantize_int4
 from idefics.quant.int8_matmul import w8a8_matmul
@@ -55,6 +60,13 @@ def int4_dequantized_matmul(
         return _dequantize_int4_any_device(weight[rows], scale[rows], inputs, dtype)
 
     return linear_by_blocks(input, (len(weight), inputs), dequantize_rows, bias, linear_function)
+
+
+def int4_bfloat16_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiplies int4 weights in bfloat16 on a CPU with instructions for it: see `QuantizedMatmul`, `native_linear`."""
+    if can_use_native_inputs(input) and can_use_native_weight(weight, scale):
+        return native_linear(input, NativeWeight(weight, scale, input.shape[-1]), bias)
+    return int4_dequantized_matmul(input, weight, scale, bias)
 
 
 class Int8Linear(QuantizedLinear):
@@ -100,6 +112,12 @@ class Int4Linear(QuantizedLinear):
     """
 
     default_matmul: QuantizedMatmul = staticmethod(int4_dequantized_matmul)
+
+    def native_weight(self) -> NativeWeight | None:
+        """The weight for the C kernels, if it is multiplied in bfloat16 and they support it."""
+        if self.matmul is not int4_bfloat16_matmul or not can_use_native_weight(self.levels, self.scale):
+            return None
+        return NativeWeight(self.levels, self.scale, self.in_features)
 
     @classmethod
     def from_linear(cls, layer: nn.Linear, weight: Tensor) -> Self:
