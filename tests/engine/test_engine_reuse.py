@@ -156,7 +156,7 @@ def test_pictures_are_kept_within_their_bytes():
 def recount_cached_bytes(engine):
     """The bytes of the encoder cache, recounted."""
     kept = engine.encoder_cache.image_by_key.values()
-    tensors = [x for one in kept for x in (*one.frames, *(() if one.features is None else (one.features,)))]
+    tensors = [x for one in kept for x in one.features]
     tensors += [x for one in kept for layer in one.cross_kv for x in layer]
     return sum(x.nbytes for x in tensors)
 

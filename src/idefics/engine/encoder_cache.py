@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -56,27 +57,20 @@ class CachedImage:
     """The cached encoding of one picture.
 
     Attributes:
-        frames: (M, D') for each frame encoded so far; empty once all are.
-        features: (F*M, D) the embeddings at the picture's image tokens, for inline-image models.
-        cross_kv: (1, M, H, K) keys and values for each cross-attention layer, for cross-attention models.
+        num_frames: how many frames have been encoded.
+        features: (M, D') for each of them; once all are, for inline-image models only, (F*M, D): the embeddings at the
+            picture's image tokens.
+        cross_kv: (1, M, H, K) keys and values for each cross-attention layer once all are, for cross-attention models.
     """
 
-    frames: list[Tensor]
-    features: Tensor | None = None
+    num_frames: int
+    features: list[Tensor]
     cross_kv: CrossKV = ()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all of the picture's frames have been encoded."""
-        return self.features is not None or bool(self.cross_kv)
 
     @property
     def size_bytes(self) -> int:
         """The memory that the picture's tensors take, in bytes."""
-        features = () if self.features is None else (self.features,)
-        return sum(
-            x.nbytes for x in (*self.frames, *features, *(x for layer in self.cross_kv for x in layer))
-        )
+        return sum(x.nbytes for x in (*self.features, *chain.from_iterable(self.cross_kv)))
 
 
 class EncoderCache:
@@ -100,15 +94,12 @@ class EncoderCache:
     def count_missing_frames(self, image: PreprocessedImage) -> int:
         """How many frames of a picture are still to be encoded."""
         cached = self.image_by_key.get(image.content_hash)
-        if cached is None:
-            return len(image.frames)
-        return 0 if cached.is_complete else len(image.frames) - len(cached.frames)
+        return len(image.frames) - (cached.num_frames if cached is not None else 0)
 
     def features(self, image: PreprocessedImage) -> Tensor:
         """(F*M, D) embeddings at the image tokens of an encoded picture, for an inline-image model."""
-        cached = self._touch(image)
-        assert cached.features is not None, "an inline-image model keeps features"
-        return cached.features
+        (features,) = self._touch(image).features
+        return features
 
     def cross_kv(self, image: PreprocessedImage) -> CrossKV:
         """(1, M, H, K) keys and values of an encoded picture for each cross-attention layer."""
@@ -132,11 +123,12 @@ class EncoderCache:
         for (image, _), image_frames in zip(encoder_inputs, frames, strict=True):
             if not image_frames:
                 continue
-            previous = self.image_by_key.get(image.content_hash, CachedImage([]))
+            previous = self.image_by_key.get(image.content_hash, CachedImage(0, []))
             # Clones, since a slice would keep the features of the whole batch in memory.
-            features = [*previous.frames, *(next(encoded).clone() for _ in image_frames)]
-            is_complete = len(features) == len(image.frames)
-            cached = self._complete_image(features) if is_complete else CachedImage(features)
+            features = [*previous.features, *(next(encoded).clone() for _ in image_frames)]
+            cached = CachedImage(len(features), features)
+            if cached.num_frames == len(image.frames):
+                cached = self._complete_image(features)
             # Stored last: an error above leaves the cache unchanged.
             self.image_by_key[image.content_hash] = cached
             self.size_bytes += cached.size_bytes - previous.size_bytes
@@ -155,17 +147,14 @@ class EncoderCache:
                 break
             self.size_bytes -= self.image_by_key.pop(key).size_bytes
 
-    def _complete_image(self, frames: list[Tensor]) -> CachedImage:
+    def _complete_image(self, features: list[Tensor]) -> CachedImage:
         """The entry of a picture from (M, D') features of all its frames."""
-        cached = CachedImage([], features=torch.cat(frames))
-        if self.model.layout.num_cross_attention_layers:
-            cross_kv = self.model.compute_cross_kv(torch.cat(frames)[None])
-            assert cross_kv is not None, (
-                "a model with cross-attention layers computes keys and values for them"
-            )
-            cached = CachedImage([], cross_kv=cross_kv)
+        all_features = torch.cat(features)
+        cross_kv = self.model.compute_cross_kv(all_features[None])
         self.num_encoded += 1
-        return cached
+        if cross_kv is None:
+            return CachedImage(len(features), [all_features])
+        return CachedImage(len(features), [], cross_kv)
 
     def _touch(self, image: PreprocessedImage) -> CachedImage:
         """The cached picture, marked as the most recently used."""

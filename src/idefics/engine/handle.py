@@ -6,10 +6,13 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from idefics.engine.request import Request
 from idefics.messages import Alternative, FinishReason, Usage
+
+if TYPE_CHECKING:
+    from idefics.engine.scheduler_output import SampledToken
 
 
 class RequestHandle:
@@ -136,13 +139,13 @@ class RequestHandle:
         if self.error is not None:
             raise self.error
 
-    def append_token(self, id: int, logprob: float | None, top_logprobs: tuple[Alternative, ...]) -> None:
+    def append_token(self, token: SampledToken) -> None:
         """Appends a generated id and wakes readers. Only the engine calls this method and the following ones."""
-        if logprob is not None:  # before the id: a reader that sees the id may read its log-probability
-            self.logprobs.append(logprob)
-        if top_logprobs:
-            self.top_logprobs.append(top_logprobs)
-        self.ids.append(id)
+        if token.logprob is not None:  # before the id: a reader that sees the id may read its log-probability
+            self.logprobs.append(token.logprob)
+        if token.top_logprobs:
+            self.top_logprobs.append(token.top_logprobs)
+        self.ids.append(token.id)
         self._notify_changed()
 
     def finish(self, reason: FinishReason) -> None:

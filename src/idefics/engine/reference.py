@@ -34,19 +34,15 @@ class ReferenceModel:
         image_index = self._long_tensor(
             self.prompt.image_index + self.prompt.image_index[-1:] * len(continuation)
         )
-        if self.model.layout.num_cross_attention_layers:
-            cross_kvs = (self.model.compute_cross_kv(features[None]) or () for features in self.features)
-            attn = DenseAttn(
-                1,
-                concatenate_cross_kvs(cross_kvs),
-                image_index,
-                sliding_window=self.model.layout.sliding_window,
-                backend=self.model.attention_backend,
-            )
-        else:
-            attn = DenseAttn(
-                1, sliding_window=self.model.layout.sliding_window, backend=self.model.attention_backend
-            )
+        cross_kvs = [self.model.compute_cross_kv(features[None]) or () for features in self.features]
+        attn = DenseAttn(
+            1,
+            concatenate_cross_kvs(cross_kvs),
+            image_index,
+            sliding_window=self.model.layout.sliding_window,
+            backend=self.model.attention_backend,
+        )
+        if not self.model.layout.num_cross_attention_layers:
             for positions, features in zip(self.prompt.image_token_positions, self.features, strict=True):
                 x[self._long_tensor(positions)] = features.to(x.device)
         return self.model.forward(x, torch.arange(len(x), device=x.device), attn)

@@ -25,6 +25,9 @@ from idefics.engine.logits_processors import (
 )
 from idefics.engine.request_state import SequenceState
 
+LogitsProcessor = Callable[[Tensor], Tensor]
+PENALTIES = ("repetition", "presence", "frequency")
+
 
 class SampledTokens(NamedTuple):
     """The next token of each row, with float32 log-probabilities if any row needs them.
@@ -55,47 +58,39 @@ class Sampler:
         vocab_size: V, the number of logits.
     """
 
-    def __init__(
-        self,
-        sequences: Sequence[SequenceState],
-        vocab_size: int,
-        device: torch.device,
-    ) -> None:
-        self.states, ids = (
-            [sequence.request_state for sequence in sequences],
-            [sequence.ids for sequence in sequences],
-        )
-        self.requests = [state.request for state in self.states]
+    def __init__(self, sequences: Sequence[SequenceState], vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
+        self.states = [sequence.request_state for sequence in sequences]
+        self.requests = [state.request for state in self.states]
         settings = [request.sampling for request in self.requests]
-        penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-        repetition, presence, frequency = (_host_column(settings, name) for name in penalties)
-        self.repetition_penalty, self.presence_penalty, self.frequency_penalty = (
-            self._to_device(column) for column in (repetition, presence, frequency)
-        )
+        self.needs_logprobs = any(setting.logprobs for setting in settings)
+        self.max_top_logprobs = max((setting.top_logprobs for setting in settings), default=0)
+        self.banned_mask: Tensor | None = None  # (R, V)
+        if any(request.banned_ids for request in self.requests):
+            self.banned_mask = self._stack_token_masks(request.banned_ids for request in self.requests)
         self.present_mask: Tensor | None = None  # (R, V) ids of prompt and answer, for repetition penalties
-        if (repetition != 1).any():
-            self.present_mask = self._stack_token_masks(ids)
         self.output_counts: Tensor | None = None  # (R, V) how often each id is in the answer, for the others
-        if presence.any() or frequency.any():
-            self.output_counts = self._count_output_tokens(ids)
-        self._prepare_settings(settings)
+        self.processors = self._build_processors(settings, [sequence.ids for sequence in sequences])
+
+        self.constraints = [request.constraint for request in self.requests if request.constraint is not None]
+        rows = [row for row, request in enumerate(self.requests) if request.constraint is not None]
+        self.constrained_rows = torch.tensor(rows, device=device, dtype=torch.long)  # (G,)
+
+        rows = [row for row, setting in enumerate(settings) if setting.temperature > 0]
+        self.sampled_rows = torch.tensor(rows, device=device, dtype=torch.long)  # (S,)
+        sampled_states = [self.states[row] for row in rows]
+        for state in sampled_states:
+            state.rng = state.rng or make_generator(state.request.sampling.seed, device)
+        self.sampled_generators = [state.rng for state in sampled_states]
+        self.warpers = self._build_warpers([settings[row] for row in rows])
 
     def sample(self, logits: Tensor) -> SampledTokens:
         """Samples the next token of each row from (R, V) logits and counts it for the penalties."""
         # First, since constraints may raise: nothing has been drawn or counted yet.
         bitmasks = [constraint.compute_token_bitmask() for constraint in self.constraints]
         model_logits = logits = self._mask_banned_ids(logits)
-        if self.present_mask is not None:
-            logits = apply_repetition_penalty(logits, self.present_mask, self.repetition_penalty)
-        if self.output_counts is not None:
-            logits = (
-                logits
-                - self.presence_penalty * (self.output_counts > 0)
-                - self.frequency_penalty * self.output_counts
-            )
-        if self.logit_bias is not None:
-            logits = logits + self.logit_bias
+        for process in self.processors:
+            logits = process(logits)
         if bitmasks:
             rows = self.constrained_rows
             forbidden_mask = forbidden_token_mask(bitmasks, self.vocab_size, self.device)
@@ -150,36 +145,36 @@ class Sampler:
         tokens = torch.searchsorted(cumulated, points, right=True)[:, 0]
         return tokens.clamp(max=self.vocab_size - 1)  # logits that are NaN compare false with every point
 
-    def _prepare_settings(self, settings: Sequence[Sampling]) -> None:
-        """Converts the rows' settings to tensors, for the steps that at least one row needs."""
-        self.banned_mask: Tensor | None = None  # (R, V)
-        if any(request.banned_ids for request in self.requests):
-            self.banned_mask = self._stack_token_masks(request.banned_ids for request in self.requests)
-        self.needs_logprobs = any(setting.logprobs for setting in settings)
-        self.max_top_logprobs = max((setting.top_logprobs for setting in settings), default=0)
-        self.logit_bias: Tensor | None = None  # (R, V)
+    def _build_processors(
+        self, settings: Sequence[Sampling], ids: Sequence[Sequence[int]]
+    ) -> list[LogitsProcessor]:
+        """Penalties and logit bias, if some row needs them, as functions of (R, V) logits."""
+        processors: list[LogitsProcessor] = []
+        repetition, presence, frequency = (_host_column(settings, f"{name}_penalty") for name in PENALTIES)
+        if (repetition != 1).any():
+            penalty, mask = self._to_device(repetition), self._stack_token_masks(ids)
+            self.present_mask = mask
+            processors.append(lambda logits: apply_repetition_penalty(logits, mask, penalty))
+        if presence.any() or frequency.any():
+            once, each, counts = (
+                self._to_device(presence),
+                self._to_device(frequency),
+                self._count_output_tokens(ids),
+            )
+            self.output_counts = counts
+            processors.append(lambda logits: logits - once * (counts > 0) - each * counts)
         if any(setting.logit_bias for setting in settings):
             biases = torch.zeros(len(settings), self.vocab_size)
             for row, setting in zip(biases, settings, strict=True):
                 for id, bias in setting.logit_bias.items():
                     row[id] = bias
-            self.logit_bias = biases.to(self.device)
+            device_biases = biases.to(self.device)
+            processors.append(lambda logits: logits + device_biases)
+        return processors
 
-        self.constraints = [request.constraint for request in self.requests if request.constraint is not None]
-        rows = [row for row, request in enumerate(self.requests) if request.constraint is not None]
-        self.constrained_rows = torch.tensor(rows, device=self.device, dtype=torch.long)  # (G,)
-
-        rows = [row for row, setting in enumerate(settings) if setting.temperature > 0]
-        self.sampled_rows = torch.tensor(rows, device=self.device, dtype=torch.long)  # (S,)
-        sampled_states = [self.states[row] for row in rows]
-        for state in sampled_states:
-            state.rng = state.rng or make_generator(state.request.sampling.seed, self.device)
-        self.sampled_generators = [state.rng for state in sampled_states]
-        self.warpers = self._build_warpers([settings[row] for row in rows])
-
-    def _build_warpers(self, settings: Sequence[Sampling]) -> list[Callable[[Tensor], Tensor]]:
+    def _build_warpers(self, settings: Sequence[Sampling]) -> list[LogitsProcessor]:
         """The steps of temperature, top-k, top-p, min-p that some row needs, as functions of (S, V) logits."""
-        warpers: list[Callable[[Tensor], Tensor]] = []
+        warpers: list[LogitsProcessor] = []
         temperature, top_k, top_p, min_p = (
             _host_column(settings, name) for name in ("temperature", "top_k", "top_p", "min_p")
         )

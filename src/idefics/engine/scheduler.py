@@ -254,7 +254,7 @@ class Scheduler:
             handle.finish("stop")
             return
         is_stopped = request.on_token is not None and request.on_token(token.id)
-        handle.append_token(token.id, token.logprob, token.top_logprobs)
+        handle.append_token(token)
         if is_stopped:
             handle.finish("stop")
         elif len(handle.ids) == state.max_new_tokens:
