@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from idefics.errors import TextTooLong
@@ -41,6 +41,7 @@ class AliasedTokenizer:
     ) -> None:
         import tokenizers
 
+        self._token_by_id = token_by_id
         secret = str(secrets.randbits(128))
         self.alias_by_token = {
             name: f"\ue000{secret}\ue001{i}\ue002" for i, name in enumerate(sorted(token_by_id.values()))
@@ -68,9 +69,13 @@ class AliasedTokenizer:
             ]
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(raw))
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text in which the tokens are written as their aliases; their real names are plain characters."""
-        ids: list[int] = encode_without_gil(self._tokenizer, text).ids
+    def encode(self, text: str, recognized: Iterable[tuple[int, int, int]]) -> list[int]:
+        """Ids of a text with the tokens only at `recognized` (start, end, id); elsewhere they are plain characters."""
+        aliased_text, last = "", 0
+        for start, end, id in recognized:
+            aliased_text += text[last:start] + self.alias_by_token[self._token_by_id[id]]
+            last = end
+        ids: list[int] = encode_without_gil(self._tokenizer, aliased_text + text[last:]).ids
         return ids
 
 

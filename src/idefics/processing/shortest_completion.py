@@ -13,7 +13,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from idefics.processing.grammar import lark_grammar
-from idefics.processing.token_bytes import create_llguidance_tokenizer
 from idefics.structured import OutputConstraint
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ MAX_LATER_LOOKAHEAD_BYTES = 64  # of a greedy completion with lookahead during g
 MAX_DROPPED_BYTES = 64  # leading bytes of an earlier completion that may be dropped when it is reused
 MAX_CYCLE_POSITIONS = 100  # positions where a completion is checked for cycles
 MAX_SHORTENING_ATTEMPTS = 200  # other bytes that are tried to shorten the first completion
-END_TOKEN = 256  # ends a text in `byte_tokenizer`
 ALL_BYTES_MASK = (1 << 256) - 1
 OPEN_STRING_MIN_BYTES = 40  # where more bytes may follow, a string is open, which a quote closes
 CLOSING_BYTES = b'"}]0123456789' + bytes(range(ord("a"), ord("z") + 1)) + bytes(range(ord("A"), ord("Z") + 1))
@@ -51,8 +49,10 @@ BRACKET_CLOSING_ORDER = _order_bytes(CLOSING_BYTES[1:])
 
 @cache
 def byte_tokenizer() -> LLTokenizer:
-    """A tokenizer of llguidance with one token per byte, and `END_TOKEN`."""
-    return create_llguidance_tokenizer([*(bytes([byte]) for byte in range(256)), b""], [END_TOKEN], list)
+    """A tokenizer of llguidance whose first 256 tokens are single bytes."""
+    import llguidance
+
+    return llguidance.LLTokenizer("byte")
 
 
 def create_matcher(lark_grammar: str, tokenizer: LLTokenizer | None = None) -> LLMatcher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,7 +93,13 @@ class TokenBytes:
         Raises:
             MissingExtra: llguidance is not installed.
         """
-        return create_llguidance_tokenizer(self.bytes_by_id, sorted(self.stop_ids), self.tokenize)
+        try:
+            import llguidance
+        except ModuleNotFoundError:
+            raise MissingExtra("structured output (regex, choices, schema)", "form") from None
+
+        wrapper = llguidance.TokenizerWrapper(_LlguidanceTokens(self))
+        return llguidance.LLTokenizer(wrapper, n_vocab=len(self.bytes_by_id), eos_token=sorted(self.stop_ids))
 
     @cached_property
     def has_all_bytes(self) -> bool:
@@ -111,37 +117,16 @@ class TokenBytes:
         return np.cumsum([0, *(len(spelled) + 1 for spelled in self.bytes_by_id)])[:-1]
 
 
-def create_llguidance_tokenizer(
-    bytes_by_id: list[bytes], stop_ids: list[int], tokenize: Callable[[bytes], list[int] | None]
-) -> llguidance.LLTokenizer:
-    """A tokenizer of llguidance.
-
-    Args:
-        bytes_by_id: the tokens in bytes; empty ones are never allowed.
-        stop_ids: ids that end a text.
-        tokenize: spells a text in ids, for positions where a grammar allows one text only.
-
-    Raises:
-        MissingExtra: llguidance is not installed.
-    """
-    try:
-        import llguidance
-    except ModuleNotFoundError:
-        raise MissingExtra("structured output (regex, choices, schema)", "form") from None
-
-    wrapper = llguidance.TokenizerWrapper(_LlguidanceTokens(bytes_by_id, stop_ids, tokenize))
-    return llguidance.LLTokenizer(wrapper, n_vocab=len(bytes_by_id), eos_token=stop_ids)
-
-
 class _LlguidanceTokens:
     """The tokenizer interface that `llguidance.TokenizerWrapper` expects."""
 
-    def __init__(
-        self, bytes_by_id: list[bytes], stop_ids: list[int], tokenize: Callable[[bytes], list[int] | None]
-    ) -> None:
-        self.tokenize = tokenize
-        self.eos_token_id, self.bos_token_id, self.special_token_ids = stop_ids[0], None, stop_ids
-        self.tokens = [b"<end>" if id in stop_ids else one for id, one in enumerate(bytes_by_id)]
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._token_bytes = token_bytes
+        self.special_token_ids = sorted(token_bytes.stop_ids)
+        self.eos_token_id, self.bos_token_id = self.special_token_ids[0], None
+        self.tokens = [
+            b"<end>" if id in token_bytes.stop_ids else one for id, one in enumerate(token_bytes.bytes_by_id)
+        ]
 
     def __call__(self, text: bytes) -> list[int]:
-        return self.tokenize(text) or []
+        return self._token_bytes.tokenize(text) or []

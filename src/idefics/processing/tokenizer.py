@@ -193,18 +193,7 @@ class Tokenizer:
                     recognized.append((start, end, id))
                 else:
                     has_forged = True
-        return self._encode_with_aliases(text, recognized) if has_forged else ids
-
-    def _encode_with_aliases(self, text: str, recognized: list[tuple[int, int, int]]) -> list[int]:
-        """Ids of `text` with special tokens only at `recognized` (start, end, id)."""
-        parts, last = [], 0
-        for start, end, id in recognized:
-            parts += [
-                text[last:start],
-                self._aliased_tokenizer.alias_by_token[self._protected_token_by_id[id]],
-            ]
-            last = end
-        return self._aliased_tokenizer.encode("".join(parts) + text[last:])
+        return self._aliased_tokenizer.encode(text, recognized) if has_forged else ids
 
     @cached_property
     def _aliased_tokenizer(self) -> AliasedTokenizer:
