@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from idefics.compat.decoder_forward import DecoderInputs
+from idefics.compat.decoder_inputs import DecoderInputs
 from idefics.compat.padded_attention import CrossAttentionInputs, group_cross_kv_by_row
 from idefics.errors import BadPrompt
 from idefics.models.idefics1 import Idefics1Backbone
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from idefics.compat.modeling_idefics import IdeficsModel
 
 
-def image_features(
+def compute_image_features(
     model: IdeficsModel,
     pixel_values: Tensor | None,
     image_encoder_embeddings: Tensor | None,
@@ -63,7 +63,7 @@ def image_features(
     return out
 
 
-def new_cross_attention_inputs(
+def make_cross_attention_inputs(
     backbone: Idefics1Backbone, inputs: DecoderInputs, features: Tensor | None, mask: Tensor | None
 ) -> CrossAttentionInputs | None:
     """Keys and values of new images, (B, P, M, D') features; None without images.
@@ -90,7 +90,9 @@ def new_cross_attention_inputs(
     return CrossAttentionInputs(cross_kv, image_mask.to(inputs.inputs_embeds.device).bool())
 
 
-def cached_cross_attention_inputs(inputs: DecoderInputs, mask: Tensor | None) -> CrossAttentionInputs | None:
+def get_cached_cross_attention_inputs(
+    inputs: DecoderInputs, mask: Tensor | None
+) -> CrossAttentionInputs | None:
     """The images in the cache: new tokens attend to those of the last token, unless `mask` says otherwise."""
     cached = inputs.past.cross_attention_inputs
     if cached is None:

@@ -72,6 +72,7 @@ IGNORED_MODEL_KWARGS: Mapping[str, str] = {
 NEUTRAL_MODEL_KWARGS: NeutralKwargs = {
     "variant": ((None, ""), "files with a variant in their name are not read"),
     "gguf_file": (_NONE, _ONLY_SAFETENSORS),
+    "use_safetensors": ((None, True), _ONLY_SAFETENSORS),
     "from_tf": (_OFF, _ONLY_SAFETENSORS),
     "from_flax": (_OFF, _ONLY_SAFETENSORS),
     "tp_plan": (_NONE, _NO_TENSOR_PARALLEL),

@@ -18,7 +18,7 @@ from idefics.compat.added_modules import (
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.configuration_auto import as_config
 from idefics.compat.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
-from idefics.compat.loading_state_dict import load_checked_state_dict, split_in_memory_kwargs
+from idefics.compat.loading_state_dict import load_from_memory
 from idefics.compat.model_construction import building_models
 from idefics.compat.modeling_adapters import adapter_base_model
 from idefics.compat.pretrained import HUB_KWARGS, MODEL_FILES, resolve_folder_and_settings
@@ -50,7 +50,6 @@ class LoadingOptions:
         attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2"; or one for each part of the model,
             as `set_attn_implementation` takes it. `_attn_implementation` is another name.
         generation_config: in place of the checkpoint's own.
-        use_safetensors: False is refused: only safetensors are read.
     """
 
     config: PretrainedConfig | Mapping[str, Any] | str | PathLike[str] | None = None
@@ -64,11 +63,8 @@ class LoadingOptions:
     attn_implementation: str | Mapping[str, str] | None = None
     _attn_implementation: str | Mapping[str, str] | None = None
     generation_config: GenerationConfig | None = None
-    use_safetensors: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.use_safetensors is False:
-            raise BadSetting("use_safetensors is False; only safetensors are read: leave it out")
         self.dtype = self.torch_dtype if self.dtype is None else self.dtype
         self.attn_implementation = self.attn_implementation or self._attn_implementation
         if self.load_in_8bit or self.load_in_4bit:
@@ -115,23 +111,24 @@ class ModelFromPretrainedMixin:
         """
         name = pretrained_model_name_or_path
         if name is None:
-            config, state_dict, options = split_in_memory_kwargs(cls.__name__, kwargs)
-            model = load_checked_state_dict(cls.from_config(config, **options), state_dict)
+            model = load_from_memory(cls, kwargs)
         elif base := adapter_base_model(name):
             try:
-                model = cls._load(base, kwargs)
+                model = cls._load_checkpoint(base, kwargs)
             except ModelNotFound:
-                return cls._load(name, kwargs)  # which raises an error that says what the folder holds
+                return cls._load_checkpoint(
+                    name, kwargs
+                )  # which raises an error that says what the folder holds
             model.load_adapter(name)
         else:
-            model = cls._load(name, kwargs)
+            model = cls._load_checkpoint(name, kwargs)
         if not output_loading_info:
             return model
         empty_info: dict[str, object] = {"unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return model, {"missing_keys": set(model.missing_keys), **empty_info}
 
     @classmethod
-    def _load(cls, name: str | PathLike[str], kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    def _load_checkpoint(cls, name: str | PathLike[str], kwargs: Mapping[str, Any]) -> PreTrainedModel:
         """Finds a checkpoint, builds the model without memory for its weights, and streams them in."""
         folder, settings = resolve_folder_and_settings(cls.__name__, name, kwargs, MODEL_FILES)
         options = LoadingOptions(**{name: settings.pop(name) for name in settings.keys() & set(OPTION_NAMES)})
@@ -146,7 +143,7 @@ class ModelFromPretrainedMixin:
         config = as_config(config, **settings)
         with building_models("load"):
             model = model_class(config)
-        _fill(model, checkpoint, options)
+        _load_checkpoint_weights(model, checkpoint, options)
         model.set_attn_implementation(options.attn_implementation or config._attn_implementation or "sdpa")
         if options.generation_config is not None:
             model.generation_config = GenerationConfig.from_any(options.generation_config)
@@ -181,7 +178,7 @@ class ModelFromPretrainedMixin:
     _from_config = from_config  # the name that transformers' classes have for it
 
 
-def _fill(model: PreTrainedModel, checkpoint: Checkpoint, options: LoadingOptions) -> None:
+def _load_checkpoint_weights(model: PreTrainedModel, checkpoint: Checkpoint, options: LoadingOptions) -> None:
     """Streams a checkpoint's weights into a model that stands on the meta device."""
     quantization = as_quantization_config(options.quantization_config)
     module, key_rules = _module_with_checkpoint_names(model, checkpoint)

@@ -74,7 +74,7 @@ def make_logits_processors(call: GenerateCall, vocab_size: int) -> LogitsProcess
     )
 
 
-def _forbid(mask: Callable[[Tensor], Tensor]) -> LogitsProcessorFn:
+def _forbid_masked_ids(mask: Callable[[Tensor], Tensor]) -> LogitsProcessorFn:
     """Forbids the ids in a mask: (R, T) ids -> (R, V) or (V,)."""
     return lambda ids, scores: scores.masked_fill(mask(ids), -torch.inf)
 
@@ -122,19 +122,21 @@ def _constraint_processors(call: GenerateCall, vocab_size: int) -> Iterator[Logi
             scores, present_ids_mask(ids, vocab_size, runner.prompt_starts), penalty
         )
     if ngram_size := config.no_repeat_ngram_size:
-        yield _forbid(lambda ids: repeated_ngrams_mask(ids, ngram_size, vocab_size))
+        yield _forbid_masked_ids(lambda ids: repeated_ngrams_mask(ids, ngram_size, vocab_size))
     if encoder_ngram_size := config.encoder_no_repeat_ngram_size:
         prompts = _require_prompt_ids("encoder_no_repeat_ngram_size", call)
-        yield _forbid(lambda ids: repeated_ngrams_mask(ids, encoder_ngram_size, vocab_size, prompts))
+        yield _forbid_masked_ids(
+            lambda ids: repeated_ngrams_mask(ids, encoder_ngram_size, vocab_size, prompts)
+        )
     if config.bad_words_ids:
         stop_sequences = [[id] for id in config.stop_ids]  # ending is never forbidden
         words = [word for word in config.bad_words_ids if word not in stop_sequences]
         check_ids_in_vocabulary("bad_words_ids", [id for word in words for id in word], vocab_size)
-        yield _forbid(BannedIdSequences(words, vocab_size, device).mask)
+        yield _forbid_masked_ids(BannedIdSequences(words, vocab_size, device).mask)
     if config.stop_ids:
         stop_ids_in_vocabulary = [id for id in config.stop_ids if 0 <= id < vocab_size]
         stop_mask = token_mask(stop_ids_in_vocabulary, vocab_size, device)  # (V,)
-        yield _forbid(lambda ids: stop_mask & (ids.shape[1] < prompt_length + call.min_new_tokens))
+        yield _forbid_masked_ids(lambda ids: stop_mask & (ids.shape[1] < prompt_length + call.min_new_tokens))
 
 
 def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
@@ -149,10 +151,12 @@ def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[Lo
     if call.prefix_allowed_tokens_fn is not None:
         yield PrefixConstrainedProcessor(call.prefix_allowed_tokens_fn, config.num_beams)
     if (forced_bos_id := config.forced_bos_token_id) is not None:
-        yield _force_at_length(1, mask_of("forced_bos_token_id", [forced_bos_id]))
+        yield _force_masked_ids_at_length(1, mask_of("forced_bos_token_id", [forced_bos_id]))
     if (forced_eos_ids := config.forced_eos_token_id) is not None:
         ids = [forced_eos_ids] if isinstance(forced_eos_ids, int) else forced_eos_ids
-        yield _force_at_length(prompt_length + call.max_new_tokens - 1, mask_of("forced_eos_token_id", ids))
+        yield _force_masked_ids_at_length(
+            prompt_length + call.max_new_tokens - 1, mask_of("forced_eos_token_id", ids)
+        )
     if (decay := config.exponential_decay_length_penalty) is not None:
         if not config.stop_ids:
             raise BadSetting(
@@ -161,14 +165,14 @@ def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[Lo
         yield ExponentialDecayLengthPenalty(prompt_length + int(decay[0]), decay[1], config.stop_ids)
     if config.suppress_tokens:
         suppressed = mask_of("suppress_tokens", config.suppress_tokens)
-        yield _forbid(lambda ids: suppressed)
+        yield _forbid_masked_ids(lambda ids: suppressed)
     if config.begin_suppress_tokens:
         suppressed_first = mask_of("begin_suppress_tokens", config.begin_suppress_tokens)
         begin_length = prompt_length + (prompt_length <= 1 and forced_bos_id is not None)
-        yield _forbid(lambda ids: suppressed_first & (ids.shape[1] == begin_length))
+        yield _forbid_masked_ids(lambda ids: suppressed_first & (ids.shape[1] == begin_length))
 
 
-def _force_at_length(length: int, mask: Tensor) -> LogitsProcessorFn:
+def _force_masked_ids_at_length(length: int, mask: Tensor) -> LogitsProcessorFn:
     """At T = `length` allows only the ids in a mask (V,)."""
     return lambda ids, scores: (
         torch.zeros_like(scores).masked_fill(~mask, -torch.inf) if ids.shape[1] == length else scores
@@ -179,29 +183,29 @@ def _sampling_processors(config: GenerationConfig, device: torch.device) -> Iter
     """The processors of sampling. With beams, more ids are kept than can end a beam, so that it can continue."""
     min_kept = 1 if config.num_beams == 1 else max(2, 1 + len(config.stop_ids))
     if config.temperature != 1:
-        yield _ignore_ids(torch.div, config.temperature)
+        yield _make_score_processor(torch.div, config.temperature)
     if config.top_h is not None:
-        yield _ignore_ids(keep_top_h, config.top_h)
+        yield _make_score_processor(keep_top_h, config.top_h)
     if config.top_k:
         top_k = max(config.top_k, min_kept)
         yield lambda ids, scores: keep_top_k(
             scores, torch.full((len(scores), 1), top_k, device=device), top_k
         )
     if config.top_p < 1:
-        yield _ignore_ids(keep_top_p, 1 - config.top_p, min_kept)
+        yield _make_score_processor(keep_top_p, 1 - config.top_p, min_kept)
     if config.min_p is not None:
-        yield _ignore_ids(keep_min_p, config.min_p, min_kept)
+        yield _make_score_processor(keep_min_p, config.min_p, min_kept)
     if config.typical_p < 1:
-        yield _ignore_ids(keep_typical, config.typical_p, min_kept)
+        yield _make_score_processor(keep_typical, config.typical_p, min_kept)
     if 0 < config.epsilon_cutoff < 1:
-        yield _ignore_ids(keep_above_probability, config.epsilon_cutoff, min_kept)
+        yield _make_score_processor(keep_above_probability, config.epsilon_cutoff, min_kept)
     if 0 < (eta := config.eta_cutoff) < 1:
         yield lambda ids, scores: keep_above_probability(
             scores, eta_cutoff_probability(scores, eta), min_kept
         )
 
 
-def _ignore_ids(transform: Callable[..., Tensor], *arguments: float) -> LogitsProcessorFn:
+def _make_score_processor(transform: Callable[..., Tensor], *arguments: float) -> LogitsProcessorFn:
     """The processor that calls a function of the scores alone, and of `arguments`."""
     return lambda ids, scores: transform(scores, *arguments)
 

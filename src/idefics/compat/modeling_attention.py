@@ -60,7 +60,7 @@ class AttentionImplementationMixin(HasAttentionBackend):
             )
         if not isinstance(self.config._attn_implementation, str):
             named.setdefault("", "sdpa")
-        backends = {name: self._backend(one) for name, one in named.items()}
+        backends = {name: self._get_backend(one) for name, one in named.items()}
         if "" in named:
             set_attention_backend(self, backends[""])
             for config in (self.config, *sub_configs.values()):
@@ -73,7 +73,7 @@ class AttentionImplementationMixin(HasAttentionBackend):
             for child in children.keys() & PART_MODULES[name]:
                 set_attention_backend(children[child], backends[name])
 
-    def _backend(self, attn_implementation: str) -> AttentionBackend:
+    def _get_backend(self, attn_implementation: str) -> AttentionBackend:
         if attn_implementation not in ATTENTION_BACKENDS:  # in the words of transformers, which callers match
             raise BadSetting(
                 f'Specified `attn_implementation="{attn_implementation}"` is not supported: '

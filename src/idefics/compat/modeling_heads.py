@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.decoder_forward import DecoderInputs, ForwardOptions, record_outputs
+from idefics.compat.decoder_inputs import DecoderInputs, ForwardOptions, record_module_outputs
 from idefics.compat.generation import GenerationMixin
 from idefics.compat.kv_cache import KeyValueCache
 from idefics.compat.model_construction import accept_any_config_in_init, building_models
@@ -94,7 +94,7 @@ class BaseModelWithoutHead(PreTrainedModel, ModelBackbone):
             backend=eager_attention if options.output_attentions else self.attention_backend,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
-        with record_outputs(self.decoder.layers if options.output_hidden_states else ()) as states:
+        with record_module_outputs(self.decoder.layers if options.output_hidden_states else ()) as states:
             packed = self.backbone_class.forward(
                 self, embeds.flatten(0, 1), inputs.position_ids.flatten(), attn
             )
@@ -183,7 +183,7 @@ class ModelWithHead(PreTrainedModel, GenerationMixin, VisionLanguageModel):
         )
 
 
-def forward_with_head(base_forward: Callable[..., Any]) -> Callable[..., Any]:
+def make_forward_with_head(base_forward: Callable[..., Any]) -> Callable[..., Any]:
     """The `forward` of a model with a head, from that of the model without it, whose arguments it takes too."""
 
     def forward(self: ModelWithHead, *args: Any, **kwargs: Any) -> Any:

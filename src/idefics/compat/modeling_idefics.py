@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.cross_attention_inputs import (
-    cached_cross_attention_inputs,
-    image_features,
-    new_cross_attention_inputs,
+    compute_image_features,
+    get_cached_cross_attention_inputs,
+    make_cross_attention_inputs,
 )
-from idefics.compat.decoder_forward import prepare_decoder_inputs
+from idefics.compat.decoder_inputs import prepare_decoder_inputs
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
 from idefics.compat.modeling import PreTrainedModel
-from idefics.compat.modeling_heads import BaseModelWithoutHead, ModelWithHead, forward_with_head
+from idefics.compat.modeling_heads import BaseModelWithoutHead, ModelWithHead, make_forward_with_head
 from idefics.compat.modeling_outputs import (
     IdeficsBaseModelOutputWithPast,
     IdeficsCausalLMOutputWithPast,
@@ -185,16 +185,16 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
         )
         features = None
         if inputs.past.has_read_images:
-            cross_attention_inputs = cached_cross_attention_inputs(inputs, image_attention_mask)
+            cross_attention_inputs = get_cached_cross_attention_inputs(inputs, image_attention_mask)
         else:
-            features = image_features(
+            features = compute_image_features(
                 self,
                 pixel_values,
                 image_encoder_embeddings,
                 perceiver_embeddings,
                 interpolate_pos_encoding=bool(interpolate_pos_encoding),
             )
-            cross_attention_inputs = new_cross_attention_inputs(self, inputs, features, image_attention_mask)
+            cross_attention_inputs = make_cross_attention_inputs(self, inputs, features, image_attention_mask)
         return self._run_decoder(inputs, options, features, cross_attention_inputs)
 
 
@@ -208,7 +208,7 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
     base_class = IdeficsModel
     architecture_class = Idefics1
     output_class = IdeficsCausalLMOutputWithPast
-    forward = forward_with_head(IdeficsModel.forward)
+    forward = make_forward_with_head(IdeficsModel.forward)
 
     def __init__(self, config: Any, vision_model: nn.Module | None = None) -> None:
         super().__init__(config)

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
-from idefics.compat.decoder_forward import prepare_decoder_inputs, record_outputs
+from idefics.compat.decoder_inputs import prepare_decoder_inputs, record_module_outputs
 from idefics.compat.inline_images import encode_frames, merge_image_features
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
 from idefics.compat.modeling import PreTrainedModel
-from idefics.compat.modeling_heads import BaseModelWithoutHead, ModelWithHead, forward_with_head
+from idefics.compat.modeling_heads import BaseModelWithoutHead, ModelWithHead, make_forward_with_head
 from idefics.compat.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -72,7 +72,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
             BaseModelOutputWithPooling: `pooler_output` has for each row the (features, D) that replace its image
             tokens; `last_hidden_state` (P, S, D') of the vision tower, where all frames have one size.
         """
-        with record_outputs([self.vision_model]) as vision_outputs:
+        with record_module_outputs([self.vision_model]) as vision_outputs:
             features, frames_per_row = self._encode_frames(pixel_values, pixel_attention_mask)
         features_by_row = (
             []
@@ -148,7 +148,7 @@ class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedMo
 
     config: Idefics2Config | Idefics3Config
     model: InlineImageBaseModel
-    forward = forward_with_head(InlineImageBaseModel.forward)
+    forward = make_forward_with_head(InlineImageBaseModel.forward)
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from idefics.compat.decoder_forward import record_outputs
+from idefics.compat.decoder_inputs import record_module_outputs
 from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.errors import BadPrompt
 from idefics.models import idefics1
@@ -46,7 +46,7 @@ class SiglipVisionTransformer(SiglipVisionTower):
         """
         if patch_attention_mask is not None and not bool(patch_attention_mask.all()):
             raise BadPrompt("patch_attention_mask leaves patches out: give frames without padding instead")
-        out = encode_patches(
+        out = run_vision_encoder(
             self.encoder, self.embeddings(pixel_values), output_attentions, output_hidden_states
         )
         out.last_hidden_state = self.post_layernorm(out.last_hidden_state)
@@ -86,12 +86,12 @@ class IdeficsVisionTransformer(idefics1.ClipVisionTower):
                 "resize them, or give interpolate_pos_encoding=True"
             )
         patches = self.pre_layrnorm(self.embeddings(pixel_values))
-        out = encode_patches(self.encoder, patches, output_attentions, output_hidden_states)
+        out = run_vision_encoder(self.encoder, patches, output_attentions, output_hidden_states)
         class_vector = self.post_layernorm(out["last_hidden_state"][:, 0])
         return BaseModelOutputWithPooling(out, pooler_output=class_vector).as_return_type(return_dict)
 
 
-def encode_patches(
+def run_vision_encoder(
     encoder: VisionEncoder,
     patches: Tensor,
     output_attentions: bool | None,
@@ -108,7 +108,7 @@ def encode_patches(
     )
     set_attention_backend(encoder, eager_attention if output_attentions else backend)
     try:
-        with record_outputs(encoder.layers if output_hidden_states else ()) as layer_outputs:
+        with record_module_outputs(encoder.layers if output_hidden_states else ()) as layer_outputs:
             last = encoder(patches)
     finally:
         set_attention_backend(encoder, backend)

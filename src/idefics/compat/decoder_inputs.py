@@ -98,7 +98,7 @@ def prepare_decoder_inputs(
 
 
 @contextmanager
-def record_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Any]]:
+def record_module_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Any]]:
     """Records the outputs of modules in this context, in the order of their calls."""
     outputs: list[Any] = []
 
