@@ -21,7 +21,6 @@ from idefics.engine.scheduler_output import (
     NextBeams,
     SampledToken,
     ScoringResult,
-    StepResult,
 )
 from idefics.errors import BadSetting, EngineBusy
 
@@ -104,7 +103,7 @@ class SchedulerSimulation:
             if sequence.request_state not in errors:
                 self.check_pages(sequence, end)
         outputs = self.make_outputs(scheduler_output, errors)
-        scheduler.update_from_output(scheduler_output, StepResult(outputs, errors))
+        scheduler.update_from_output(scheduler_output, outputs | errors)
         self.check_invariants()
         self.scheduler_outputs.append(scheduler_output)
         return scheduler_output

@@ -76,12 +76,7 @@ class Beams(NamedTuple):
 
     def select(self, index: Tensor) -> Beams:
         """The beams at `index` (B, m) of each prompt."""
-        return Beams(
-            self.ids.take_along_dim(index[..., None], 1),
-            self.parent_rows.take_along_dim(index[..., None], 1),
-            self.scores.take_along_dim(index, 1),
-            self.logprobs.take_along_dim(index[..., None], 1),
-        )
+        return Beams(*(x.take_along_dim(index if x.dim() == 2 else index[..., None], 1) for x in self))
 
 
 class BeamSearch:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -47,7 +48,9 @@ class CudaGraphDecode:
         parts = model.decoder_parts()
         self.forward = model.forward if parts is None else FusedDecoder(parts)
         self.decode_attention = choose_decode_attention(cache, model.attention_backend)
-        self._inputs_by_num_rows: dict[int, StaticInputs] = {}
+        self._get_static_inputs = lru_cache(maxsize=None)(
+            partial(StaticInputs, layout=cache.layout, device=cache.keys[0].device)
+        )
         self._step_by_size: dict[tuple[int, int, bool], StepFunction] = {}
 
     def __call__(self, inputs: DecodeInputs) -> Tensor:
@@ -63,14 +66,6 @@ class CudaGraphDecode:
             self._step_by_size[size] = self.capture(lambda: self._compute_step(static_inputs, num_pages))
         # A copy: the next step overwrites the graph's output.
         return self._step_by_size[size]()[:num_rows].to(torch.float32, copy=True)
-
-    def _get_static_inputs(self, num_rows: int) -> StaticInputs:
-        """The inputs of steps of `num_rows` rows, created at the first use."""
-        if num_rows not in self._inputs_by_num_rows:
-            self._inputs_by_num_rows[num_rows] = StaticInputs(
-                num_rows, self.cache.layout, self.cache.keys[0].device
-            )
-        return self._inputs_by_num_rows[num_rows]
 
     def _compute_step(self, inputs: StaticInputs, num_pages: int) -> Tensor:
         """The step that is recorded: (R, V) logits from the first `num_pages` pages of each row."""

@@ -31,7 +31,7 @@ from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Continuation, Deadline, Request, validate_prompt, validate_request
 from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import SchedulerOutput, StepResult
+from idefics.engine.scheduler_output import RequestOutput, SchedulerOutput
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import Prompt
 
@@ -190,8 +190,7 @@ class Engine:
                 return
             self._model = None
             for handle, state in self._state_by_handle.items():
-                if not handle.is_done:
-                    handle.fail(ModelClosed(CLOSED_MESSAGE))
+                handle.fail(ModelClosed(CLOSED_MESSAGE))
                 self.scheduler.cancel(state)
             self._state_by_handle.clear()
             self.condition.notify_all()
@@ -233,9 +232,9 @@ class Engine:
                 scheduler_output = self.scheduler.schedule()
             with self._compute_lock:
                 self.kv_cache.copy_pages(scheduler_output.copy_source_by_page)
-                result = self._compute_or_isolate_failures(scheduler_output)
+                outputs = self._compute_or_isolate_failures(scheduler_output)
             with self.condition:
-                self.scheduler.update_from_output(scheduler_output, result)
+                self.scheduler.update_from_output(scheduler_output, outputs)
                 if self.encoder_cache.size_bytes > self.encoder_cache.max_bytes:
                     self.encoder_cache.evict_unused(self.scheduler.image_keys_in_use())
         except Exception as error:  # of no particular request: all fail, or their callers would wait forever
@@ -248,30 +247,32 @@ class Engine:
                     log.debug("done: %s", handle.log_summary)
             self.condition.notify_all()
 
-    def _compute_or_isolate_failures(self, scheduler_output: SchedulerOutput) -> StepResult:
+    def _compute_or_isolate_failures(
+        self, scheduler_output: SchedulerOutput
+    ) -> dict[RequestState, RequestOutput]:
         """Computes a step; if that fails, each request separately, to find out which one fails."""
         try:
             return self._compute(scheduler_output)
         except Exception:
-            result = StepResult()
+            outputs: dict[RequestState, RequestOutput] = {}
         for state in scheduler_output.requests:
             self._discard_launched_step()
             try:
-                result.merge(self._compute(scheduler_output.select_request(state)))
+                outputs |= self._compute(scheduler_output.select_request(state))
             except Exception as error:
-                result.error_by_request[state] = error
-        return result
+                outputs[state] = error
+        return outputs
 
-    def _compute(self, scheduler_output: SchedulerOutput) -> StepResult:
+    def _compute(self, scheduler_output: SchedulerOutput) -> dict[RequestState, RequestOutput]:
         """Runs the model, samples, and processes the samples, while a GPU computes the next step already."""
         step_output = self.model_runner.run(scheduler_output)
         batch = self.output_processor.sample(step_output)
         if batch is not None:
             self.model_runner.launch_next_step(batch.sequences, batch.ids)
-        result = self.output_processor.process(step_output, batch)
-        if result.has_replaced_tokens:
+        outputs = self.output_processor.process(step_output, batch)
+        if self.output_processor.has_replaced_tokens:
             self._discard_launched_step()
-        return result
+        return outputs
 
     def _discard_launched_step(self) -> None:
         """Forgets the ids that the model runner and the sampler hold, which are not those of the sequences."""
@@ -282,7 +283,7 @@ class Engine:
         """Fails the requests whose deadline has passed, before scheduling, so that this step can use their pages."""
         for handle, state in self._state_by_handle.items():
             deadline = handle.request.deadline
-            if deadline is not None and not deadline.remaining_seconds and not handle.is_done:
+            if deadline is not None and not deadline.remaining_seconds:
                 handle.fail(RequestTimeout(deadline.timeout))
                 self.scheduler.cancel(state)
 

@@ -149,14 +149,16 @@ class RequestHandle:
         self._notify_changed()
 
     def finish(self, reason: FinishReason) -> None:
-        """Marks the request as done with a finish reason and wakes readers."""
-        self.finish_reason = reason
-        self._notify_done()
+        """Marks the request as done with a finish reason and wakes readers; no effect if it is done already."""
+        if not self.is_done:
+            self.finish_reason = reason
+            self._notify_done()
 
     def fail(self, error: Exception) -> None:
-        """Marks the request as failed with an error and wakes readers."""
-        self.error = error
-        self._notify_done()
+        """Marks the request as failed with an error and wakes readers; no effect if it is done already."""
+        if not self.is_done:
+            self.error = error
+            self._notify_done()
 
     def fail_after_fork(self, error: Exception) -> None:
         """Fails it in a forked process, with new locks: the old ones may be held by a thread of the parent process."""

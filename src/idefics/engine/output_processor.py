@@ -16,7 +16,7 @@ from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import StepOutput
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.engine.sampler import Sampler
-from idefics.engine.scheduler_output import RequestOutput, SampledToken, ScoringResult, StepResult
+from idefics.engine.scheduler_output import RequestOutput, SampledToken, ScoringResult
 from idefics.messages import Alternative
 
 
@@ -45,11 +45,15 @@ class OutputProcessor:
 
     Args:
         is_async: whether ids are copied to the host while a GPU goes on computing.
+
+    Attributes:
+        has_replaced_tokens: whether a constraint replaced a sampled token by another one in the last step.
     """
 
     def __init__(self, model: VLM, *, is_async: bool) -> None:
         self.model = model
         self._copy_to_host = start_async_copy_to_host if is_async else copy_to_host
+        self.has_replaced_tokens = False
         self._sequences: list[SequenceState] = []
         self._sampler: Sampler | None = None
 
@@ -76,11 +80,14 @@ class OutputProcessor:
         """Discards the sampler, whose token counts are wrong after a sampled id was replaced by another one."""
         self._sampler = None
 
-    def process(self, step_output: StepOutput, batch: SampledBatch | None) -> StepResult:
+    def process(
+        self, step_output: StepOutput, batch: SampledBatch | None
+    ) -> dict[RequestState, RequestOutput]:
         """The output, or the error, of each request of a step. Waits until the sampled ids are on the host."""
-        result, num_sampled = StepResult(), 0
+        outputs: dict[RequestState, RequestOutput] = {}
+        num_sampled, self.has_replaced_tokens = 0, False
         if batch is not None:
-            self._process_samples(batch, result)
+            self._process_samples(batch, outputs)
             num_sampled = len(batch.sequences)
         rows_by_request: dict[RequestState, list[int]] = {}
         if num_sampled < len(step_output.sequences):
@@ -88,25 +95,25 @@ class OutputProcessor:
                 if not sequence.request_state.request.is_sampled:
                     rows_by_request.setdefault(sequence.request_state, []).append(row)
         for state, rows in rows_by_request.items():
-            result.record(state, partial(self._extend_beams_or_start_scoring, state, step_output, rows))
+            _record(outputs, state, partial(self._extend_beams_or_start_scoring, state, step_output, rows))
         for chunk, h in step_output.continuation_states:
             assert chunk.trie is not None
             state = chunk.sequence.request_state
-            result.record(state, partial(self._score_continuations, state, chunk.trie, h))
-        return result
+            _record(outputs, state, partial(self._score_continuations, state, chunk.trie, h))
+        return outputs
 
-    def _process_samples(self, batch: SampledBatch, result: StepResult) -> None:
+    def _process_samples(self, batch: SampledBatch, outputs: dict[RequestState, RequestOutput]) -> None:
         """Adds the sampled tokens to the result, replaced where a constraint requires another one."""
         tokens = batch.read_tokens()
         states = [sequence.request_state for sequence in batch.sequences]
         if not batch.sampler.constraints:
-            result.output_by_request.update(zip(states, tokens, strict=True))
+            outputs.update(zip(states, tokens, strict=True))
             return
         for row, (state, token) in enumerate(zip(states, tokens, strict=True)):
-            result.record(state, partial(self._accept_token, state, token, batch, row, result))
+            _record(outputs, state, partial(self._accept_token, state, token, batch, row))
 
     def _accept_token(
-        self, state: RequestState, token: SampledToken, batch: SampledBatch, row: int, result: StepResult
+        self, state: RequestState, token: SampledToken, batch: SampledBatch, row: int
     ) -> SampledToken:
         """Advances the request's constraint, if it has one, by a sampled token; returns the token that it accepts."""
         if (constraint := state.request.constraint) is None:
@@ -114,7 +121,7 @@ class OutputProcessor:
         accepted_id = constraint.accept_token(token.id, state.max_new_tokens - len(state.handle.ids) - 1)
         if accepted_id == token.id:
             return token
-        result.has_replaced_tokens = True
+        self.has_replaced_tokens = True
         logprob = token.logprob
         if logprob is not None:
             logprob = batch.sampler.token_logprob(batch.logits, row, accepted_id)
@@ -148,6 +155,20 @@ class OutputProcessor:
         assert scores is not None
         scores.score_group(trie, h, self.model.logits)
         return _finished_scores(scores)
+
+
+def _record(
+    outputs: dict[RequestState, RequestOutput],
+    state: RequestState,
+    compute_output: Callable[[], RequestOutput | None],
+) -> None:
+    """Records the output of a request that a function returns, if any, or the error that it raises."""
+    try:
+        output = compute_output()
+    except Exception as error:
+        output = error
+    if output is not None:
+        outputs[state] = output
 
 
 def _finished_scores(scores: ContinuationScores) -> ScoringResult | None:

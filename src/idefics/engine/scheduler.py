@@ -9,6 +9,7 @@ request finishes.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from idefics.config import EngineConfig
@@ -23,7 +24,6 @@ from idefics.engine.scheduler_output import (
     SampledToken,
     SchedulerOutput,
     ScoringResult,
-    StepResult,
 )
 from idefics.errors import BadSetting, EngineBusy
 
@@ -96,8 +96,7 @@ class Scheduler:
 
     def cancel(self, state: RequestState) -> None:
         """Finishes a request as cancelled. If it is running, its pages are released after the current step."""
-        if not state.handle.is_done:
-            state.handle.finish("cancelled")
+        state.handle.finish("cancelled")
         if state in self.waiting:
             self.waiting.remove(state)
 
@@ -121,31 +120,29 @@ class Scheduler:
             self._schedule_prefill(self.running[-1], output)
         return output
 
-    def update_from_output(self, scheduler_output: SchedulerOutput, result: StepResult) -> None:
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, outputs: Mapping[RequestState, RequestOutput]
+    ) -> None:
         """Records what a step computed and sampled; finished requests release their pages."""
-        errors = result.error_by_request
+        failed = {state for state, output in outputs.items() if isinstance(output, Exception)}
         for sequence in scheduler_output.decode_sequences:
-            if sequence.request_state not in errors:
+            if sequence.request_state not in failed:
                 sequence.num_computed_tokens += 1
                 if sequence.num_computed_tokens % PAGE_SIZE == 0:
                     self.kv_cache_manager.add_to_prefix_cache(sequence)
         for sequence, _, end, trie in scheduler_output.prefill_chunks:
-            if sequence.request_state not in errors and trie is None:
+            if sequence.request_state not in failed and trie is None:
                 sequence.num_computed_tokens = end
                 self.kv_cache_manager.add_to_prefix_cache(sequence)
-        for state, output in result.output_by_request.items():
+        for state, output in outputs.items():
             if not state.handle.is_done:
                 self._apply_output(state, output)
-        for state, error in errors.items():
-            if not state.handle.is_done:
-                state.handle.fail(error)
         self._remove_finished_requests()
 
     def fail_all(self, error: Exception) -> None:
         """Ends all requests, waiting or running, with an error."""
         for state in (*self.running, *self.waiting):
-            if not state.handle.is_done:
-                state.handle.fail(error)
+            state.handle.fail(error)
         self.waiting.clear()
         self._remove_finished_requests()
 
@@ -234,6 +231,8 @@ class Scheduler:
         """Updates a request by its output; an exception of the caller's `on_token` fails the request."""
         try:
             match output:
+                case Exception():
+                    state.handle.fail(output)
                 case SampledToken():
                     self._append_token_or_finish(state, output)
                 case NextBeams():

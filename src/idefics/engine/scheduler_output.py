@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,36 +79,6 @@ class SchedulerOutput:
         )
 
 
-@dataclass(slots=True)
-class StepResult:
-    """The results of one step.
-
-    Attributes:
-        output_by_request: the new token, beams or scores of each request that has some.
-        error_by_request: the requests that failed.
-        has_replaced_tokens: whether a constraint replaced a sampled token by another one.
-    """
-
-    output_by_request: dict[RequestState, RequestOutput] = field(default_factory=dict)
-    error_by_request: dict[RequestState, Exception] = field(default_factory=dict)
-    has_replaced_tokens: bool = False
-
-    def record(self, state: RequestState, compute_output: Callable[[], RequestOutput | None]) -> None:
-        """Records the output of a request that a function returns, if any, or the error that it raises."""
-        try:
-            output = compute_output()
-        except Exception as error:
-            self.error_by_request[state] = error
-        else:
-            if output is not None:
-                self.output_by_request[state] = output
-
-    def merge(self, other: StepResult) -> None:
-        """Adds the outputs and errors of other requests."""
-        self.output_by_request |= other.output_by_request
-        self.error_by_request |= other.error_by_request
-
-
 class SampledToken(NamedTuple):
     """The next token of a request without beams.
 
@@ -160,4 +130,5 @@ class ScoringResult(NamedTuple):
     top_logprobs: list[list[tuple[Alternative, ...]]]
 
 
-RequestOutput = SampledToken | NextBeams | BeamSearchResult | ScoringResult
+# What a step computed for one request, or the error with which it failed.
+RequestOutput = SampledToken | NextBeams | BeamSearchResult | ScoringResult | Exception

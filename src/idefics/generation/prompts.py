@@ -50,14 +50,15 @@ def make_scoring_prompt(
     continuations: Sequence[str],
     **options: Unpack[ConversationOptions],
 ) -> ScoringPrompt:
-    """Makes the prompt that all continuations share and the token ids of each; arguments as in `Idefics.score`."""
+    """Makes the prompt that all continuations share and the token ids of each.
+
+    Args:
+        continuations: texts, checked already. The other arguments are as in `Idefics.score`.
+    """
     item_list = _check_prompt_arguments(items, **options)
-    texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
-    for text in texts:
-        validate_text("continuation", text, " a dog", allow_blank=True)
     if is_conversation(item_list):
-        return processor.encode_chat_continuations(item_list, texts, **options)
-    return processor.encode_raw_continuations(item_list, texts)
+        return processor.encode_chat_continuations(item_list, continuations, **options)
+    return processor.encode_raw_continuations(item_list, continuations)
 
 
 def _check_prompt_arguments(

@@ -151,7 +151,7 @@ class Generation:
         handle.cancel()
         num_tokens = bisect_right(self._text_lengths, self._num_chars_read)
         if num_tokens < len(handle.ids):  # it may have been done already
-            handle.finish("cancelled")
+            handle.finish_reason = "cancelled"
         for per_token_values in (handle.ids, handle.logprobs, handle.top_logprobs):
             del per_token_values[num_tokens:]
         self.detokenizer.truncate(self._num_chars_read - len(self._text_prefix))
