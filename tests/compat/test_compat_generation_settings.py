@@ -209,7 +209,7 @@ def test_a_batch_for_training_may_be_given_whole(reference_and_model):
     "settings",
     [
         dict.fromkeys(IGNORED_GENERATE_KWARGS, 1),
-        {name: values[-1] for name, (values, _) in NEUTRAL_GENERATE_KWARGS.items()},
+        {"synced_gpus": False, "custom_generate": None, "return_dict": True, "logits_to_keep": 1},
     ],
 )
 def test_what_asks_for_nothing(reference_and_model, settings):

@@ -41,8 +41,9 @@ def load_model(folder, **options):
         {"revision": "main", "subfolder": "", "use_safetensors": None},
         {"load_in_8bit": False, "load_in_4bit": False, "low_cpu_mem_usage": True, "force_download": False},
         dict.fromkeys(IGNORED_MODEL_KWARGS, True),
-        {name: values[0] for name, (values, _) in NEUTRAL_MODEL_KWARGS.items()},
-        {name: values[-1] for name, (values, _) in NEUTRAL_MODEL_KWARGS.items()},
+        dict.fromkeys(NEUTRAL_MODEL_KWARGS),
+        {**dict.fromkeys(NEUTRAL_MODEL_KWARGS, False), "use_safetensors": True},
+        {"variant": "", "key_mapping": {}},
     ],
 )
 def test_keywords_that_change_nothing(folder, options):
@@ -64,7 +65,7 @@ def test_keywords_that_change_nothing(folder, options):
 def test_what_is_not_here_is_refused_with_its_reason(folder, name):
     with pytest.raises(BadSetting, match=rf"{name} is 'other'.*leave it out") as caught:
         load_model(folder, **{name: "other"})
-    assert NEUTRAL_MODEL_KWARGS[name][1] in str(caught.value)
+    assert NEUTRAL_MODEL_KWARGS[name] in str(caught.value)
 
 
 def test_a_revision_of_a_folder_that_is_no_default(folder):

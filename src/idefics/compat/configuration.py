@@ -108,10 +108,9 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
     def to_diff_dict(self) -> dict[str, Any]:
         """The fields that differ from those of a config made without arguments, `model_type` included."""
         default_fields = type(self)().to_dict()
-        content = self.to_dict()
         return {
             name: value
-            for name, value in content.items()
+            for name, value in self.to_dict().items()
             if name == "model_type" or name not in default_fields or value != default_fields[name]
         }
 
@@ -153,8 +152,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
 
     def update(self, changes: dict[str, Any]) -> None:
         """Sets fields of the config by their names."""
-        for name, value in changes.items():
-            setattr(self, name, value)
+        vars(self).update(changes)
 
 
 PretrainedConfig.fields = {

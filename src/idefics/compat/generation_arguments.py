@@ -36,13 +36,13 @@ IGNORED_GENERATE_KWARGS = {
     "assistant_tokenizer": "a second model changes how fast an answer comes, not the answer",
     "trust_remote_code": "no code of a checkpoint is ever run",
 }
-# Accepted at these values, and why others are refused.
+# Accepted at the values that ask for nothing, and why others are refused.
 NEUTRAL_GENERATE_KWARGS: NeutralKwargs = {
-    "synced_gpus": ((None, False), "several processes do not generate together"),
-    "custom_generate": ((None,), "no other decoding loop is loaded"),
-    "return_dict": ((None, True), "`generate` reads the model's outputs by their names"),
-    "return_legacy_cache": ((None, False), "past_key_values has `to_legacy_cache`"),
-    "logits_to_keep": ((None, 0, 1), "`generate` needs the logits of the last token"),
+    "synced_gpus": "several processes do not generate together",
+    "custom_generate": "no other decoding loop is loaded",
+    "return_dict": "`generate` reads the model's outputs by their names",
+    "return_legacy_cache": "past_key_values has `to_legacy_cache`",
+    "logits_to_keep": "`generate` needs the logits of the last token",
 }
 
 

@@ -134,8 +134,6 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
             BadPicture: the image cannot be opened, or is not RGB with `do_convert_rgb=False`; or an array of floats
                 from 0 to 1 would be rescaled.
         """
-        if isinstance(source, PreprocessedImage):
-            return source
         if not self.do_convert_rgb and isinstance(source, PIL.Image.Image) and source.mode != "RGB":
             raise BadPicture(
                 f"do_convert_rgb is False, and a picture has the mode {source.mode}; the models read RGB: give True"
@@ -155,9 +153,9 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
         """An opened image as it is before the steps of `ImageProcessorConfig`."""
         return image
 
-    def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
+    def __call__(self, images: Any, **options: Any) -> Any:
         """Computes pixel values, as `preprocess`."""
-        return self.preprocess(images, *args, **options)
+        return self.preprocess(images, **options)
 
     def preprocess(self, images: Any, **options: Any) -> Any:
         """Computes the pixel values of images; each family has its own arguments."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from idefics.config import VideoProcessorConfig
 from idefics.errors import BadSetting, UnknownArgument
 
-NeutralKwargs = Mapping[str, tuple[tuple[Any, ...], str]]  # name -> accepted values, why others are refused
+NeutralKwargs = Mapping[str, str]  # name -> why other values than neutral ones are refused
 
 _INTERNAL = "passed on between the loading functions of transformers"
 _NO_REMOTE_CODE = "no code of a checkpoint is ever run"
@@ -26,8 +26,16 @@ _NO_TENSOR_PARALLEL = 'tensor parallelism is not supported: device_map="auto" sp
 _NO_HUB_KERNELS = "kernels are not downloaded from the hub"
 _NOT_SUPPORTED = "this package does not have it"
 
-_NONE = (None,)
-_OFF = (None, False)
+# What asks for nothing: the values that all neutral arguments are accepted at, and those of some.
+_NEUTRAL_VALUES: tuple[Any, ...] = (None, False, "", {})
+_NEUTRAL_VALUES_BY_NAME: Mapping[str, tuple[Any, ...]] = {
+    "do_sample_frames": (None, False, True),
+    "logits_to_keep": (None, 0, 1),
+    "return_dict": (None, True),
+    "use_safetensors": (None, True),
+    "verbose": (None, False, True),
+    "video_load_backend": (None, "pyav", "decord", "opencv", "torchcodec", "torchvision"),
+}
 
 # Ignored by every `from_pretrained`, with the reason.
 IGNORED_KWARGS: Mapping[str, str] = {
@@ -70,48 +78,51 @@ IGNORED_MODEL_KWARGS: Mapping[str, str] = {
     "adapter_kwargs": "adapters are loaded by `load_adapter` or peft",
 }
 NEUTRAL_MODEL_KWARGS: NeutralKwargs = {
-    "variant": ((None, ""), "files with a variant in their name are not read"),
-    "gguf_file": (_NONE, _ONLY_SAFETENSORS),
-    "use_safetensors": ((None, True), _ONLY_SAFETENSORS),
-    "from_tf": (_OFF, _ONLY_SAFETENSORS),
-    "from_flax": (_OFF, _ONLY_SAFETENSORS),
-    "tp_plan": (_NONE, _NO_TENSOR_PARALLEL),
-    "tp_size": (_NONE, _NO_TENSOR_PARALLEL),
-    "device_mesh": (_NONE, _NO_TENSOR_PARALLEL),
-    "distributed_config": (_NONE, _NO_TENSOR_PARALLEL),
-    "use_kernels": (_OFF, _NO_HUB_KERNELS),
-    "allow_all_kernels": (_OFF, _NO_HUB_KERNELS),
-    "kernel_config": (_NONE, _NO_HUB_KERNELS),
-    "experts_implementation": (_NONE, "these models have no experts"),
-    "key_mapping": ((None, {}), "rename the weights in the file"),
-    "state_dict": (_NONE, "build the model with from_config, then call its load_state_dict"),
-    "ignore_mismatched_sizes": (_OFF, "every weight must have the shape that config.json says"),
+    "variant": "files with a variant in their name are not read",
+    "gguf_file": _ONLY_SAFETENSORS,
+    "use_safetensors": _ONLY_SAFETENSORS,
+    "from_tf": _ONLY_SAFETENSORS,
+    "from_flax": _ONLY_SAFETENSORS,
+    "tp_plan": _NO_TENSOR_PARALLEL,
+    "tp_size": _NO_TENSOR_PARALLEL,
+    "device_mesh": _NO_TENSOR_PARALLEL,
+    "distributed_config": _NO_TENSOR_PARALLEL,
+    "use_kernels": _NO_HUB_KERNELS,
+    "allow_all_kernels": _NO_HUB_KERNELS,
+    "kernel_config": _NO_HUB_KERNELS,
+    "experts_implementation": "these models have no experts",
+    "key_mapping": "rename the weights in the file",
+    "state_dict": "build the model with from_config, then call its load_state_dict",
+    "ignore_mismatched_sizes": "every weight must have the shape that config.json says",
 }
 # Of the call of a tokenizer, and of a processor.
-NEUTRAL_TOKENIZER_KWARGS: NeutralKwargs = {
-    **dict.fromkeys(
-        (
-            "is_split_into_words",
-            "return_mm_token_type_ids",
-            "return_overflowing_tokens",
-            "return_text_replacement_offsets",
-            "split_special_tokens",
-        ),
-        (_OFF, _NOT_SUPPORTED),
+NEUTRAL_TOKENIZER_KWARGS: NeutralKwargs = dict.fromkeys(
+    (
+        "is_split_into_words",
+        "return_mm_token_type_ids",
+        "return_overflowing_tokens",
+        "return_text_replacement_offsets",
+        "split_special_tokens",
+        "stride",
+        "text_pair_target",
+        "text_target",
+        "verbose",
     ),
-    **dict.fromkeys(("text_pair_target", "text_target"), (_NONE, _NOT_SUPPORTED)),
-    "stride": ((None, 0), _NOT_SUPPORTED),
-    "verbose": ((None, False, True), _NOT_SUPPORTED),
-}
-NEUTRAL_PROCESSOR_KWARGS: NeutralKwargs = {
-    **NEUTRAL_TOKENIZER_KWARGS,
-    **dict.fromkeys(
-        ("load_audio_from_video", "return_metadata", "return_token_type_ids"), (_OFF, _NOT_SUPPORTED)
+    _NOT_SUPPORTED,
+)
+NEUTRAL_PROCESSOR_KWARGS: NeutralKwargs = dict.fromkeys(
+    (
+        *NEUTRAL_TOKENIZER_KWARGS,
+        "audio",
+        "do_sample_frames",
+        "load_audio_from_video",
+        "return_metadata",
+        "return_token_type_ids",
+        "video_load_backend",
+        "video_metadata",
     ),
-    **dict.fromkeys(("audio", "video_metadata"), (_NONE, _NOT_SUPPORTED)),
-    "do_sample_frames": ((None, True, False), _NOT_SUPPORTED),
-    "video_load_backend": ((None, "pyav", "decord", "opencv", "torchcodec", "torchvision"), _NOT_SUPPORTED),
-}
+    _NOT_SUPPORTED,
+)
 # Ignored by the constructors and calls of image processors.
 IGNORED_IMAGE_KWARGS: Mapping[str, str] = {
     "data_format": "frames are (3, height, width)",
@@ -161,9 +172,8 @@ def check_and_drop_neutral_kwargs(
         BadSetting: one of `neutral` has a value that asks for something.
     """
     for name in kwargs.keys() & neutral.keys():
-        values, reason = neutral[name]
-        if kwargs[name] not in values:
-            raise BadSetting(f"{function_name}: {name} is {kwargs[name]!r}; {reason}: leave it out")
+        if kwargs[name] not in _NEUTRAL_VALUES_BY_NAME.get(name, _NEUTRAL_VALUES):
+            raise BadSetting(f"{function_name}: {name} is {kwargs[name]!r}; {neutral[name]}: leave it out")
     return {name: value for name, value in kwargs.items() if name not in neutral}
 
 

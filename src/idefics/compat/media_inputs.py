@@ -175,8 +175,7 @@ def _group_by_text(
             )
         return [list(group) for group in media]
     num_placeholders = [text.count(placeholder) for text in texts]
-    if sum(num_placeholders) != len(media):
-        raise BadPrompt(_count_mismatch_message(placeholder, sum(num_placeholders), len(media)))
+    _check_count(placeholder, sum(num_placeholders), len(media))
     remaining_media = iter(media)
     return [list(islice(remaining_media, count)) for count in num_placeholders]
 
@@ -207,8 +206,7 @@ def interleave_text_and_media(text: str, media_by_placeholder: Mapping[str, Sequ
     """
     pieces = re.split(f"({'|'.join(media_by_placeholder)})", text)
     for placeholder, media in media_by_placeholder.items():
-        if pieces.count(placeholder) != len(media):
-            raise BadPrompt(_count_mismatch_message(placeholder, pieces.count(placeholder), len(media)))
+        _check_count(placeholder, pieces.count(placeholder), len(media))
     iterator_by_placeholder = {
         placeholder: iter(media) for placeholder, media in media_by_placeholder.items()
     }
@@ -219,9 +217,10 @@ def interleave_text_and_media(text: str, media_by_placeholder: Mapping[str, Sequ
     ]
 
 
-def _count_mismatch_message(placeholder: str, num_placeholders: int, num_media: int) -> str:
-    noun = NOUN_BY_PLACEHOLDER[placeholder]
-    return (
-        f"the text has {num_placeholders} places for {noun} ({placeholder}), and {num_media} {noun} were given: "
-        "give as many"
-    )
+def _check_count(placeholder: str, num_placeholders: int, num_media: int) -> None:
+    if num_placeholders != num_media:
+        noun = NOUN_BY_PLACEHOLDER[placeholder]
+        raise BadPrompt(
+            f"the text has {num_placeholders} places for {noun} ({placeholder}), and {num_media} {noun} were given: "
+            "give as many"
+        )

@@ -42,7 +42,7 @@ class JsonMixin:
 
     def to_json_file(self, json_file_path: StrPath, use_diff: bool = True) -> None:
         """Writes `to_json_string` to a file, whatever its name."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        write_json(Path(json_file_path), self.to_dict())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
@@ -67,10 +67,7 @@ class AnnotatedFields(JsonMixin):
             for name, annotation in cls.__annotations__.items()
             if name in vars(cls) and name != "model_type" and "ClassVar" not in str(annotation)
         }
-        cls.fields = {
-            **own_fields,
-            **{name: cls.fields[name] for name in cls.fields if name not in own_fields},
-        }
+        cls.fields = {**own_fields, **cls.fields, **own_fields}  # the second time for their values
         parameters = [
             Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=value)
             for name, value in cls.fields.items()

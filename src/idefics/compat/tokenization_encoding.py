@@ -126,14 +126,11 @@ class EncodingMixin(VocabularyMixin):
 
     def pop_padding_options(self, keywords: dict[str, Any]) -> PaddingOptions:
         """Removes the arguments of `PaddingOptions` from those of a call; others are settings of this tokenizer."""
-        given = {name: keywords.pop(name) for name in PADDING_KWARGS if name in keywords}
+        given = {name: value for name in PADDING_KWARGS if (value := keywords.pop(name, None)) is not None}
         return PaddingOptions(
-            **{
-                "padding_side": self.padding_side,
-                "truncation_side": self.truncation_side,
-                "model_max_length": self.model_max_length,
-                **{name: value for name, value in given.items() if value is not None},
-            }
+            **{"padding_side": self.padding_side, **given},
+            truncation_side=self.truncation_side,
+            model_max_length=self.model_max_length,
         )
 
     def _parse_padding_options(self, keywords: dict[str, Any]) -> PaddingOptions:
