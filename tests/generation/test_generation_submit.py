@@ -202,7 +202,7 @@ def test_wrong_options_raise_at_once(vlm, prompt):
 def test_an_error_comes_after_the_text_so_far(vlm, prompt, monkeypatch, step_semaphore):
     stream = vlm.submit(prompt, **LONG_OPTIONS)
     detokenizer, count = stream._generation.detokenizer, 0
-    push = detokenizer.push
+    push = detokenizer.push_token
 
     def third(token):
         nonlocal count
@@ -211,7 +211,7 @@ def test_an_error_comes_after_the_text_so_far(vlm, prompt, monkeypatch, step_sem
             raise RuntimeError("broken")
         return push(token)
 
-    monkeypatch.setattr(detokenizer, "push", third)
+    monkeypatch.setattr(detokenizer, "push_token", third)
     step_semaphore.release(10)
     seen = []
 

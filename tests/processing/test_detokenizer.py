@@ -20,7 +20,7 @@ QUICK = settings(max_examples=150, deadline=None, derandomize=True)
 def stream_text(tokenizer, ids, stop=()):
     """(what each push gave, what finish gave, the detokenizer)"""
     detokenizer = Detokenizer(tokenizer, stop)
-    pushed = [detokenizer.push(id) for id in ids]
+    pushed = [detokenizer.push_token(id) for id in ids]
     return pushed, detokenizer.finish(), detokenizer
 
 
@@ -66,7 +66,7 @@ def test_a_character_appears_with_its_last_byte(kind):
     """Not only when the run of bytes ends: a long Chinese answer is streamed."""
     tokenizer = TOKENIZERS[kind]
     detokenizer = Detokenizer(tokenizer)
-    shown = [detokenizer.push(id) for id in encode(tokenizer, "日本語")]
+    shown = [detokenizer.push_token(id) for id in encode(tokenizer, "日本語")]
     assert [text for text in shown if text.strip()] == ["日", "本", "語"]
 
 
@@ -121,7 +121,7 @@ def test_special_tokens_are_not_shown(kind):
 def test_text_that_may_become_a_stop_string_is_held_back(kind):
     tokenizer = TOKENIZERS[kind]
     detokenizer = Detokenizer(tokenizer, ["\nUser:"])
-    shown = "".join(map(detokenizer.push, encode(tokenizer, "a cat\nUse")))
+    shown = "".join(map(detokenizer.push_token, encode(tokenizer, "a cat\nUse")))
     assert shown == "a cat"
     assert not detokenizer.is_stopped
     assert detokenizer.finish() == "\nUse"
@@ -136,7 +136,7 @@ def test_a_stop_string_ends_the_text_before_itself(kind):
     )
     assert detokenizer.is_stopped
     assert "".join(pushed) + rest == detokenizer.text == "a cat"
-    assert detokenizer.push(encode(tokenizer, "more")[0]) == ""
+    assert detokenizer.push_token(encode(tokenizer, "more")[0]) == ""
 
 
 def test_the_stop_string_that_is_complete_first_decides():

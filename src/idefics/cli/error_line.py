@@ -57,10 +57,10 @@ def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: C
         return f"{text[:1].lower()}{text[1:]}"
     command = group.commands.get(argv[0], group)
     flags = [flag for param in command.params for flag in param.opts if flag.startswith("--")]
-    return f"no such option: {unknown_option[1]}{_suggestion(unknown_option[1], argv, flags)}"
+    return f"no such option: {unknown_option[1]}{_suggest_option(unknown_option[1], argv, flags)}"
 
 
-def _suggestion(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
+def _suggest_option(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
     """What was probably meant by an unknown option, as the end of a sentence; "" where nothing comes close."""
     for argument in argv:
         if FILE_WITH_DASH.fullmatch(argument) or (

@@ -19,7 +19,7 @@ class ProgressDisplay:
         self._progress: Progress | None = None
 
     def start(self, text: str, total: int | None = None, *, in_bytes: bool = False) -> None:
-        """Replaces what is shown.
+        """Shows a spinner or a bar in place of what is shown.
 
         Args:
             text: stands next to it, such as "Loading demo".

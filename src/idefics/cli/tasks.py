@@ -77,7 +77,7 @@ def make_task_command(task: Task) -> Command:
     """Makes the command of a task from its record."""
     name = task.words_name
     if task is classify.TASK:
-        run: Callable[..., None] = _classify
+        run: Callable[..., None] = _run_classify
         usage = "PICTURE... --labels LABEL,LABEL"
         note = "To a pipe or file only the best label is printed; --json prints all with their probabilities."
     elif name:
@@ -140,7 +140,7 @@ def _split_pictures_and_words(task: Task, arguments: list[str], prompt: str | No
     return names, words.strip()
 
 
-def _classify(
+def _run_classify(
     writer: OutputWriter,
     load_model: LoadModel,
     labels: LabelFlags,

@@ -108,7 +108,7 @@ class GenerationRunner:
                 inputs["position_ids"] = inputs["position_ids"][:, -1:]
         return self._forward_last_logits(ids, **inputs)
 
-    def record(self, name: str, value: Any) -> None:
+    def record_step_value(self, name: str, value: Any) -> None:
         """Records the value of a step, if values of this name are recorded."""
         if name in self.records:
             self.records[name].append(value)
@@ -153,9 +153,9 @@ class GenerationRunner:
         if self.use_cache:
             self.cache = out.past_key_values
         logits: Tensor = out.logits[:, -1].float().to(inputs["attention_mask"].device)
-        self.record("logits", logits)
+        self.record_step_value("logits", logits)
         for name in recorded_names:
-            self.record(name, out[name])
+            self.record_step_value(name, out[name])
         return logits
 
     def repeat_rows(self, value: Any) -> Any:

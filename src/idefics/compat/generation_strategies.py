@@ -167,7 +167,7 @@ class DecodingLoop:
     def _process_scores(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Ids (R, T), scores (R, V) -> processed scores (R, V), recorded if asked for."""
         scores = self.logits_processors(ids, scores)
-        self.call.runner.record("scores", scores)
+        self.call.runner.record_step_value("scores", scores)
         return scores
 
     def _is_finished(self, ids: Tensor) -> Tensor:

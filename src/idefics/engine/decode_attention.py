@@ -52,9 +52,9 @@ class PagedDecodeAttn:
         self.window = cache.layout.sliding_window
         pages = page_tables.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0]
         self.write_index = pages.long(), positions % PAGE_SIZE
-        self._prepare(page_tables, positions, position_range)
+        self._prepare_step(page_tables, positions, position_range)
 
-    def _prepare(
+    def _prepare_step(
         self, page_tables: Tensor, positions: Tensor, position_range: tuple[int, int] | None
     ) -> None:
         """Computes what all layers share, once for a step; arguments as of the constructor."""
@@ -114,7 +114,7 @@ class GatheredPages(PagedDecodeAttn):
     nothing is read on the host, as a CUDA graph requires.
     """
 
-    def _prepare(
+    def _prepare_step(
         self, page_tables: Tensor, positions: Tensor, position_range: tuple[int, int] | None
     ) -> None:
         window = self.window
@@ -147,7 +147,7 @@ class GatheredPages(PagedDecodeAttn):
 class PagedInPlace(PagedDecodeAttn):
     """torch's FlashAttention, which reads keys and values from pages by the page tables."""
 
-    def _prepare(
+    def _prepare_step(
         self, page_tables: Tensor, positions: Tensor, position_range: tuple[int, int] | None
     ) -> None:
         from torch.nn.attention.varlen import varlen_attn

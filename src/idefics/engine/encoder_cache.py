@@ -98,12 +98,12 @@ class EncoderCache:
 
     def features(self, image: PreprocessedImage) -> Tensor:
         """(F*M, D) embeddings at the image tokens of an encoded picture, for an inline-image model."""
-        (features,) = self._touch(image).features
+        (features,) = self._mark_recently_used(image).features
         return features
 
     def cross_kv(self, image: PreprocessedImage) -> CrossKV:
         """(1, M, H, K) keys and values of an encoded picture for each cross-attention layer."""
-        return self._touch(image).cross_kv
+        return self._mark_recently_used(image).cross_kv
 
     def encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> None:
         """Encodes further frames of pictures.
@@ -156,7 +156,7 @@ class EncoderCache:
             return CachedImage(len(features), [all_features])
         return CachedImage(len(features), [], cross_kv)
 
-    def _touch(self, image: PreprocessedImage) -> CachedImage:
+    def _mark_recently_used(self, image: PreprocessedImage) -> CachedImage:
         """The cached picture, marked as the most recently used."""
         self.image_by_key.move_to_end(image.content_hash)
         return self.image_by_key[image.content_hash]

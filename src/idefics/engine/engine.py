@@ -252,18 +252,18 @@ class Engine:
     ) -> dict[RequestState, RequestOutput]:
         """Computes a step; if that fails, each request separately, to find out which one fails."""
         try:
-            return self._compute(scheduler_output)
+            return self._compute_step(scheduler_output)
         except Exception:
             outputs: dict[RequestState, RequestOutput] = {}
         for state in scheduler_output.requests:
             self._discard_launched_step()
             try:
-                outputs |= self._compute(scheduler_output.select_request(state))
+                outputs |= self._compute_step(scheduler_output.select_request(state))
             except Exception as error:
                 outputs[state] = error
         return outputs
 
-    def _compute(self, scheduler_output: SchedulerOutput) -> dict[RequestState, RequestOutput]:
+    def _compute_step(self, scheduler_output: SchedulerOutput) -> dict[RequestState, RequestOutput]:
         """Runs the model, samples, and processes the samples, while a GPU computes the next step already."""
         step_output = self.model_runner.run(scheduler_output)
         batch = self.output_processor.sample(step_output)

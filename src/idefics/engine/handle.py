@@ -90,7 +90,7 @@ class RequestHandle:
 
     def __iter__(self) -> Iterator[int]:
         changed, num_yielded, is_done = threading.Event(), 0, False
-        with self._listen(changed.set):
+        with self._call_after_changes(changed.set):
             while not is_done:
                 changed.clear()
                 # `is_done` first: an id that is added in between sets `changed` again.
@@ -115,7 +115,7 @@ class RequestHandle:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(changed.set)
 
-        with self._listen(set_changed):
+        with self._call_after_changes(set_changed):
             while not is_done:
                 changed.clear()
                 is_done, new_ids = self.is_done, self.ids[num_yielded:]
@@ -126,7 +126,7 @@ class RequestHandle:
                     await changed.wait()
 
     @contextmanager
-    def _listen(self, listener: Callable[[], None]) -> Iterator[None]:
+    def _call_after_changes(self, listener: Callable[[], None]) -> Iterator[None]:
         """Calls `listener` after each change while a loop reads the ids; at its end cancels, or raises the error."""
         with self._listeners_lock:
             self._listeners.append(listener)

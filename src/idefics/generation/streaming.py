@@ -56,7 +56,7 @@ class Generation:
             Whether the answer ends with this token: by a stop string, by its constraint, or because it is abandoned.
         """
         self._last_token_time = time.perf_counter()
-        self.detokenizer.push(token_id)
+        self.detokenizer.push_token(token_id)
         if self._first_token_time is None:
             self._first_token_time = self._last_token_time
         self._text_lengths.append(len(self._text_prefix) + len(self.detokenizer.text))

@@ -45,7 +45,7 @@ class Detokenizer:
         self.text = ""
         self.is_stopped = False
 
-    def push(self, id: int) -> str:
+    def push_token(self, id: int) -> str:
         """Takes the next token and returns the new text that can no longer change, which may be empty."""
         return self._append_text(
             self._utf8_decoder.decode(self._tokenizer.decode_bytes([id], hidden_ids=self._hidden_ids))
