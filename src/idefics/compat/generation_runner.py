@@ -78,12 +78,11 @@ class GenerationRunner:
 
     def prefill(self) -> Tensor:
         """Reads the prompts. Returns the logits (R, V) of the first id of each answer."""
-        if not self.use_cache:
-            self.model_inputs = {name: self.repeat_rows(value) for name, value in self.model_inputs.items()}
-            return self._forward_last_logits(self.prompt_ids, **self.model_inputs)
         logits = self._forward_last_logits(**self._uncached_inputs())
-        repeated_names = self.model_inputs.keys() & {"attention_mask", "position_ids"}
-        self.model_inputs = {name: self.repeat_rows(self.model_inputs[name]) for name in repeated_names}
+        if self.use_cache:  # which has the images
+            repeated_names = self.model_inputs.keys() & {"attention_mask", "position_ids"}
+            self.model_inputs = {name: self.model_inputs[name] for name in repeated_names}
+        self.model_inputs = {name: self.repeat_rows(value) for name, value in self.model_inputs.items()}
         if self.answers_per_prompt > 1:
             self.cache.reorder_cache(self.repeat_rows(torch.arange(len(logits), device=logits.device)))
         self.records = {name: list(map(self.repeat_rows, steps)) for name, steps in self.records.items()}

@@ -78,16 +78,13 @@ class KeyValueCache:
     def reorder_cache(self, beam_idx: Tensor) -> Self:
         """Selects rows by their indices (R,), in place; for beams, a row may be selected several times."""
 
-        def select_rows(pairs: Sequence[LayerKV]) -> tuple[LayerKV, ...]:
-            return tuple(LayerKV(*(x.index_select(0, beam_idx.to(x.device)) for x in pair)) for pair in pairs)
+        def select_rows(x: Tensor) -> Tensor:
+            return x.index_select(0, beam_idx.to(x.device))
 
-        self.layers = select_rows(self.layers)
-        if self.cross_attention_inputs is not None:
-            image_mask = self.cross_attention_inputs.image_mask
-            self.cross_attention_inputs = CrossAttentionInputs(
-                select_rows(self.cross_attention_inputs.cross_kv),
-                image_mask.index_select(0, beam_idx.to(image_mask.device)),
-            )
+        self.layers = tuple(LayerKV(*map(select_rows, pair)) for pair in self.layers)
+        if (cross := self.cross_attention_inputs) is not None:
+            cross_kv = tuple(LayerKV(*map(select_rows, pair)) for pair in cross.cross_kv)
+            self.cross_attention_inputs = CrossAttentionInputs(cross_kv, select_rows(cross.image_mask))
         return self
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:

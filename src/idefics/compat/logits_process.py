@@ -6,6 +6,7 @@ R rows, T ids so far, V vocabulary. The computations are in `engine.sampler` and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.generation_padding import LeftPaddedPrompts
 from idefics.compat.generation_runner import GenerationRunner
 from idefics.compat.logits_constraints import (
-    ClassifierFreeGuidance,
-    ExponentialDecayLengthPenalty,
-    PrefixConstrainedProcessor,
-    SequenceBiasProcessor,
+    apply_guidance,
     check_ids_in_vocabulary,
+    increase_stop_scores,
+    keep_allowed_tokens,
+    make_sequence_bias_processor,
 )
 from idefics.engine.logits_processors import (
     BannedIdSequences,
@@ -82,11 +83,16 @@ def _forbid_masked_ids(mask: Callable[[Tensor], Tensor]) -> LogitsProcessorFn:
 def _guidance_and_bias_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
     """Guidance, biases, and penalties for ids of the prompt."""
     config, runner = call.config, call.runner
-    if (scale := config.guidance_scale) != 1:
-        yield ClassifierFreeGuidance(scale, _make_negative_runner(call), runner.prompt_ids.shape[1])
+    if config.guidance_scale != 1:
+        yield partial(
+            apply_guidance,
+            scale=config.guidance_scale,
+            negative_runner=_make_negative_runner(call),
+            prompt_length=runner.prompt_ids.shape[1],
+        )
     if config.sequence_bias:
         pairs = [(ids, bias) for ids, bias in config.sequence_bias]
-        yield SequenceBiasProcessor(pairs, vocab_size, runner.prompt_ids.device)
+        yield make_sequence_bias_processor(pairs, vocab_size, runner.prompt_ids.device)
     if (penalty := config.encoder_repetition_penalty) != 1:
         prompts = _require_prompt_ids("encoder_repetition_penalty", call)
         is_in_prompt = present_ids_mask(prompts, vocab_size, runner.prompt_starts)
@@ -148,8 +154,8 @@ def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[Lo
         check_ids_in_vocabulary(setting_name, ids, vocab_size)
         return token_mask(ids, vocab_size, prompt_ids.device)
 
-    if call.prefix_allowed_tokens_fn is not None:
-        yield PrefixConstrainedProcessor(call.prefix_allowed_tokens_fn, config.num_beams)
+    if (function := call.prefix_allowed_tokens_fn) is not None:
+        yield partial(keep_allowed_tokens, allowed_tokens_fn=function, rows_per_prompt=config.num_beams)
     if (forced_bos_id := config.forced_bos_token_id) is not None:
         yield _force_masked_ids_at_length(1, mask_of("forced_bos_token_id", [forced_bos_id]))
     if (forced_eos_ids := config.forced_eos_token_id) is not None:
@@ -162,7 +168,10 @@ def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[Lo
             raise BadSetting(
                 "exponential_decay_length_penalty acts on stop ids, and there are none: give eos_token_id"
             )
-        yield ExponentialDecayLengthPenalty(prompt_length + int(decay[0]), decay[1], config.stop_ids)
+        start_length = prompt_length + int(decay[0])
+        yield partial(
+            increase_stop_scores, start_length=start_length, factor=decay[1], stop_ids=config.stop_ids
+        )
     if config.suppress_tokens:
         suppressed = mask_of("suppress_tokens", config.suppress_tokens)
         yield _forbid_masked_ids(lambda ids: suppressed)

@@ -129,8 +129,8 @@ class PaddedAttn:
         """(N, H, K), (N, h, K), (N, h, K) -> (N, H, K); keys and values are kept in `present_kv`."""
         q, k, v = self._unpack_rows(q), self._unpack_rows(k), self._unpack_rows(v)
         if self.past_kv:
-            k = torch.cat((self.past_kv[layer].keys, k), dim=2)
-            v = torch.cat((self.past_kv[layer].values, v), dim=2)
+            past_k, past_v = self.past_kv[layer]
+            k, v = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
         self.present_kv[layer] = LayerKV(k, v)
         mask, causal, fully_masked = self.attention_mask
         mask = mask if mask is None else mask.to(q.device)  # layers may lie on several devices
