@@ -22,7 +22,6 @@ class MediaFormat:
         signature: regular expression that the beginning of its files matches; empty: none is known.
         brands: those of an ISO base media file (ISO/IEC 14496-12, box `ftyp`) of this format.
         pillow_format: Pillow's name of the decoder; empty: never read.
-        can_be_untrusted: whether files of untrusted senders are read; see docs/design.md, "Pictures".
         extra: the optional dependency (`idefics[extra]`) that reads it; empty: none is needed.
     """
 
@@ -31,24 +30,20 @@ class MediaFormat:
     signature: bytes = b""
     brands: tuple[bytes, ...] = ()
     pillow_format: str = ""
-    can_be_untrusted: bool = False
     extra: str = ""
 
 
 # Read by Pillow, or by a library that makes Pillow's pictures. Pillow also opens page descriptions (EPS) by starting
 # other programs, and dozens of rare formats: these are disabled.
+UNTRUSTED_IMAGE_FORMATS = (  # also read of untrusted senders; see docs/design.md, "Pictures"
+    MediaFormat("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff", pillow_format="JPEG"),
+    MediaFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", pillow_format="PNG"),
+    MediaFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", pillow_format="WEBP"),
+    MediaFormat("GIF", (".gif",), rb"GIF8[79]a", pillow_format="GIF"),
+    MediaFormat("BMP", (".bmp",), rb"BM.{4}\0{4}", pillow_format="BMP"),
+)
 IMAGE_FORMATS = (
-    MediaFormat(
-        "JPEG",
-        (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-        rb"\xff\xd8\xff",
-        pillow_format="JPEG",
-        can_be_untrusted=True,
-    ),
-    MediaFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", pillow_format="PNG", can_be_untrusted=True),
-    MediaFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", pillow_format="WEBP", can_be_untrusted=True),
-    MediaFormat("GIF", (".gif",), rb"GIF8[79]a", pillow_format="GIF", can_be_untrusted=True),
-    MediaFormat("BMP", (".bmp",), rb"BM.{4}\0{4}", pillow_format="BMP", can_be_untrusted=True),
+    *UNTRUSTED_IMAGE_FORMATS,
     MediaFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", pillow_format="TIFF"),
     MediaFormat("AVIF", (".avif", ".avifs"), brands=(b"avif", b"avis"), pillow_format="AVIF"),
     MediaFormat(
@@ -110,7 +105,6 @@ VIDEO_FORMATS = (
 )
 VIDEO_SUFFIXES = tuple(suffix for one in VIDEO_FORMATS for suffix in one.suffixes)
 ALL_IMAGE_FORMATS = (*IMAGE_FORMATS, *UNREADABLE_IMAGE_FORMATS)
-UNTRUSTED_IMAGE_FORMATS = tuple(one for one in IMAGE_FORMATS if one.can_be_untrusted)
 IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixes)
 
 SIGNATURE_BYTES = 256  # bytes from the beginning of a file that suffice to recognise its format

@@ -8,7 +8,7 @@ which close something. Works on bytes; independent of tokens and models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from idefics.structured import OutputConstraint
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-TokenCosts = Callable[[bytes], Sequence[float]]
+    from idefics.processing.structured_output import CompiledGrammar
 
 # Limits of one constraint, so that one of an untrusted sender takes a moment and some megabytes at most.
 LEXER_FUEL = 100_000  # lexer work before the first token, and for each token
@@ -81,21 +81,11 @@ def allowed_byte_mask(matcher: LLMatcher) -> int:
     return int.from_bytes(matcher.compute_bitmask(), "little") & ALL_BYTES_MASK
 
 
-def find_short_completion(
-    output_constraint: OutputConstraint,
-    matcher: LLMatcher,
-    allow_leading_space: bool,
-    token_costs: TokenCosts,
-) -> bytes | None:
-    """The shortest text satisfying a constraint that a quick search finds; None if it finds none.
-
-    Args:
-        matcher: at the beginning of the text.
-        allow_leading_space: as in `lark_grammar`.
-        token_costs: returns for each position of a choice the fewest tokens that spell the rest of it.
-    """
+def find_short_completion(grammar: CompiledGrammar) -> bytes | None:
+    """The shortest text satisfying a constraint that a quick search finds; None if it finds none."""
+    output_constraint, matcher = grammar.output_constraint, grammar.byte_matcher
     if output_constraint.choices is not None:
-        return next(find_completions(output_constraint, matcher, b"", allow_leading_space, token_costs))
+        return next(find_completions(grammar, matcher, b""))
     if output_constraint.regex is not None:
         completion = _shortest_regex_completion(output_constraint, b"")
         if completion is not None:
@@ -106,21 +96,16 @@ def find_short_completion(
     return None if completion is None else _shorten_completion(matcher, completion)
 
 
-def find_completions(
-    output_constraint: OutputConstraint,
-    matcher: LLMatcher,
-    generated: bytes,
-    allow_leading_space: bool,
-    token_costs: TokenCosts,
-) -> Iterator[bytes]:
+def find_completions(grammar: CompiledGrammar, matcher: LLMatcher, generated: bytes) -> Iterator[bytes]:
     """Yields completions of a partly generated text, those that are found quickly first.
 
     Args:
         matcher: after `generated`.
         generated: the text so far.
-        allow_leading_space, token_costs: as in `find_short_completion`.
     """
-    constrained_text = generated[1:] if allow_leading_space and generated.startswith(b" ") else generated
+    output_constraint = grammar.output_constraint
+    has_leading_space = grammar.allows_leading_space and generated.startswith(b" ")
+    constrained_text = generated[1:] if has_leading_space else generated
     if output_constraint.choices is not None:
         choices = [
             choice
@@ -128,7 +113,7 @@ def find_completions(
             if choice.startswith(constrained_text)
         ]
         if choices:
-            cheapest = min(choices, key=lambda choice: token_costs(choice)[len(constrained_text)])
+            cheapest = min(choices, key=lambda choice: grammar.token_costs(choice)[len(constrained_text)])
             yield cheapest[len(constrained_text) :]
         return
     if (completion := greedy_completion(matcher, MAX_WALK_BYTES)) is not None:

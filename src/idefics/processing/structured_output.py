@@ -30,6 +30,8 @@ class CompiledGrammar:
     Attributes:
         allows_leading_space: whether the answer may begin with one space, as most models do, which is then removed from
             its text; False if the constraint itself allows a space there.
+        byte_matcher: a matcher of llguidance over bytes, at the beginning of an answer; `token_matcher` over tokens.
+        token_costs: returns for each position of a text the fewest tokens that spell the rest of it.
         shortest_completion: the shortest answer that a search found, in bytes; a still shorter one may exist.
         num_shortest_completion_tokens: its number of tokens.
 
@@ -61,9 +63,7 @@ class CompiledGrammar:
         lark_text = lark_grammar(output_constraint, allow_leading_space=self.allows_leading_space)
         self.token_matcher = shortest_completion.create_matcher(lark_text, tokenizer)
         self.byte_matcher = shortest_completion.create_matcher(lark_text)
-        completion = shortest_completion.find_short_completion(
-            output_constraint, self.byte_matcher, self.allows_leading_space, self.token_costs
-        )
+        completion = shortest_completion.find_short_completion(self)
         completion_tokens = None if completion is None else token_bytes.tokenize(completion)
         if completion is None or completion_tokens is None:
             raise BadSetting(f"no text of the given {output_constraint.kind} was found: give a simpler one")
@@ -165,18 +165,12 @@ class GrammarConstraint:
                 if is_short_enough or self._fits_and_store_count(completion, max_remaining_tokens)
                 else None
             )
-        generated, grammar = self._generated + id_bytes, self._grammar
-        completions = shortest_completion.find_completions(
-            grammar.output_constraint, matcher, generated, grammar.allows_leading_space, grammar.token_costs
-        )
-        return next(
-            (
-                completion
-                for completion in completions
-                if self._fits_and_store_count(completion, max_remaining_tokens)
-            ),
-            None,
-        )
+        for completion in shortest_completion.find_completions(
+            self._grammar, matcher, self._generated + id_bytes
+        ):
+            if self._fits_and_store_count(completion, max_remaining_tokens):
+                return completion
+        return None
 
     def _fits_and_store_count(self, completion: bytes, max_remaining_tokens: int) -> bool:
         """Whether a completion fits into the remaining tokens; if so, its number of tokens is stored."""

@@ -7,7 +7,7 @@ templates and pictures.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,6 +52,7 @@ class Tokenizer:
     Attributes:
         added_token_contents: the names of the added tokens of `tokenizer.json` (`<image>`, `<s>`).
         added_tokens: id -> added token, with how it is matched in text (`lstrip`, `single_word` and so on).
+        token_by_role: tokens by role, such as "bos_token" -> "<s>", as chat templates read them.
         special_ids: ids of the tokens marked special: those that transformers hides with `skip_special_tokens`.
         strips_leading_space: whether decoding drops one space at the very beginning (SentencePiece adds one).
         preserves_non_space_text: whether the bytes of a text's tokens are those of the text, spaces aside.
@@ -72,6 +73,7 @@ class Tokenizer:
         self._added_token_by_id = {id: token.content for id, token in self.added_tokens.items()}
         self.added_token_contents = frozenset(self._added_token_by_id.values())
         self._declared = DeclaredTokens() if declared is None else declared
+        self.token_by_role = self._declared.token_by_role
         self.special_ids = frozenset(
             id
             for id, token in self.added_tokens.items()
@@ -108,11 +110,6 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
             raise UnsupportedModel(f"{path} is not a tokenizer file ({error}): download it again") from None
-
-    @property
-    def token_by_role(self) -> Mapping[str, str]:
-        """Tokens by role, such as "bos_token" -> "<s>", as chat templates read them."""
-        return self._declared.token_by_role
 
     @cached_property
     def special_ids_by_kind(self) -> SpecialTokenIds:

@@ -171,7 +171,7 @@ def _download(
     except Exception as error:
         interrupted_message = "the download of {hub} broke off ({reason}): run the same again, it continues"
         raise _to_model_not_found(error, repo_id, revision, interrupted_message) from error
-    download_progress.finish()
+    download_progress.report(total, total)  # those bytes included that no bar counted
     log.info("downloaded %s: %d bytes in %.1f s", repo_id, total, time.monotonic() - start_time)
     return Path(folder)
 
@@ -276,10 +276,6 @@ class _DownloadProgress:
                     add(id(self), int(n or 0))
 
         return Bar
-
-    def finish(self) -> None:
-        """Reports that all bytes are there, those included that no bar counted."""
-        self.report(self.total, self.total)
 
     def _add_bytes_and_report(self, bar: int, count: int) -> None:
         """Adds bytes that one bar counted, and reports the total."""

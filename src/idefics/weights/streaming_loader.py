@@ -97,7 +97,7 @@ def load(
 
 
 def _move_computed_buffers(model: nn.Module, device_by_module: DeviceByModule) -> None:
-    """Moves the non-persistent buffers, which the model computed itself; raises RuntimeError if it left a tensor out."""
+    """Moves non-persistent buffers, which the model computed itself; raises RuntimeError if it left a tensor out."""
     named_tensors = chain(model.named_parameters(), model.named_buffers())
     if meta_names := [name for name, tensor in named_tensors if tensor.is_meta]:
         raise RuntimeError(
