@@ -4,8 +4,8 @@ import gc
 import threading
 import weakref
 
-from idefics.server import temporary_thread
-from idefics.server.temporary_thread import run_in_thread_and_trim
+from idefics.server import server_state
+from idefics.server.server_state import run_in_thread_and_trim
 
 
 class LargeObject:
@@ -21,7 +21,7 @@ def test_the_thread_has_ended_when_the_call_returns():
 
 def test_memory_is_returned_if_requested(monkeypatch):
     trimmed = []
-    monkeypatch.setattr(temporary_thread, "_malloc_trim", lambda: trimmed.append)
+    monkeypatch.setattr(server_state, "_malloc_trim", lambda: trimmed.append)
     for asked in (True, False):
         run_in_thread_and_trim(int, lambda asked=asked: asked)
     assert trimmed == [0]

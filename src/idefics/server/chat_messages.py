@@ -48,17 +48,22 @@ def _wrap_plain_url(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
 
 
-class ChatTextPart(RequestModel):
-    """A part of a message that is text."""
+class TextPart(RequestModel):
+    """A part of a message that is text, of either route."""
 
     ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 
-    type: Literal["text"]
     text: str
 
     def to_content_part(self) -> ContentPart:
         """The part for `idefics.messages.Message`."""
         return self.text
+
+
+class ChatTextPart(TextPart):
+    """A part of a message that is text."""
+
+    type: Literal["text"]
 
 
 class RefusalPart(RequestModel):
@@ -134,10 +139,8 @@ class ChatMessage(ConversationMessage):
     def _refuse_tool_roles(cls, value: Any) -> Any:
         """Refuses the roles `tool` and `function` with a hint, before the other fields are validated."""
         role = value.get("role") if isinstance(value, dict) else None
-        if isinstance(role, str) and role in ignored_field_tables.HINT_BY_UNSUPPORTED_ROLE:
-            raise unsupported_error(
-                f"of the role {role}", ignored_field_tables.HINT_BY_UNSUPPORTED_ROLE[role]
-            )
+        if role in ("tool", "function"):
+            raise unsupported_error(f"of the role {role}", ignored_field_tables.CHAT_TOOLS_HINT)
         return value
 
 

@@ -182,23 +182,18 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
 
 def _describe_refused_fields(errors: Sequence[Mapping[str, Any]]) -> str:
     """The message for fields that are unknown, or known but not supported."""
-    sentences = []
-    for error in errors[:MAX_LISTED_ERRORS]:
-        if error["type"] == UNSUPPORTED_FIELD_TYPE:
-            hint_text = f": {hint}" if (hint := error["ctx"]["instead"]) else ": leave it out"
-            sentences.append(
-                f"{_field_path(error['loc'])}{error['ctx']['shown']} is not supported{hint_text}"
-            )
+    sentences = [
+        _field_path(error["loc"]) + error["msg"]
+        for error in errors[:MAX_LISTED_ERRORS]
+        if error["type"] == UNSUPPORTED_FIELD_TYPE
+    ]
     unknown_fields = [error for error in errors if error["type"] == UNKNOWN_FIELD_TYPE]
     if unknown_fields:
         names = [_field_path(error["loc"]) for error in unknown_fields]
         omitted_text = f" and {len(names) - MAX_LISTED_ERRORS} more" if len(names) > MAX_LISTED_ERRORS else ""
-        suggestion = next(
-            (suggestion for error in unknown_fields if (suggestion := error["ctx"]["instead"])), None
-        )
+        hint = next(filter(None, (error["msg"] for error in unknown_fields)), "leave out unknown fields")
         sentences.append(
-            f"unknown field{'s' * (len(names) > 1)}: {', '.join(names[:MAX_LISTED_ERRORS])}{omitted_text}: "
-            f"{suggestion or 'leave out unknown fields'}"
+            f"unknown field{'s' * (len(names) > 1)}: {', '.join(names[:MAX_LISTED_ERRORS])}{omitted_text}: {hint}"
         )
     return "; ".join(sentences)
 

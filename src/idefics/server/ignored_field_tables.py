@@ -5,8 +5,6 @@ Each field has the values that are ignored, and a hint for requests with other v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from idefics.server.request_model import IgnoredFields, make_field_table
 
 TOOLS_HINT = (
@@ -278,13 +276,11 @@ CONTENT_PART_FIELDS = make_field_table(
     null_or_hint={"file_id": "send the picture as a data URI"},
 )
 
-# Types of items and roles of messages that OpenAI has and this server refuses, each with a hint.
-ITEM_REFERENCE = "item_reference"
-HINT_BY_UNSUPPORTED_ITEM: Mapping[str, str] = {
-    ITEM_REFERENCE: f"{NOT_STORED_HINT} as input",
+# Types of items that OpenAI has and this server refuses, each with a hint.
+HINT_BY_UNSUPPORTED_ITEM = {
+    "item_reference": f"{NOT_STORED_HINT} as input",
     "compaction": f"{NOT_STORED_HINT} as input",
     "compaction_trigger": "send a shorter conversation",
     "reasoning": REASONING_HINT,
 }
-HINT_BY_UNSUPPORTED_ROLE: Mapping[str, str] = dict.fromkeys(("tool", "function"), CHAT_TOOLS_HINT)
 UNKNOWN_ITEM_HINT = f"send messages; {TOOLS_HINT.format(schema='text.format')}"

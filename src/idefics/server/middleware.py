@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics.server import request_ids
@@ -48,9 +49,7 @@ class AccessMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # no route uses websockets
-        else:
+        else:  # a request; `DrainingServer` has no websockets
             path: str = scope["path"]
             if TRAILING_SLASH_PATTERN.fullmatch(path):
                 scope = {**scope, "path": path.rstrip("/")}
@@ -131,8 +130,7 @@ class RequestHandler:
                 self.scope["method"], self.headers
             )
             if preflight_headers is not None:
-                await self.send({"type": "http.response.start", "status": 204, "headers": preflight_headers})
-                await self.send({"type": "http.response.body"})
+                await Response(None, 204, preflight_headers)(self.scope, self._receive, self.send)
                 return
             await self._check_headers_and_run_app()
         except Exception as error:

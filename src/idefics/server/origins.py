@@ -19,11 +19,9 @@ from idefics.server.settings import ORIGIN_PATTERN, Settings, is_loopback_host
 HOST_PATTERN = re.compile(
     r"\[([0-9a-f:.]+)\](?::\d*)?|([^\s:/\[\]]+)(?::\d*)?", re.IGNORECASE
 )  # with any port
-PREFLIGHT_MAX_AGE = b"600"  # seconds for which a browser may reuse the answer to a preflight
+PREFLIGHT_MAX_AGE = "600"  # seconds for which a browser may reuse the answer to a preflight
 ANY_ORIGIN = "*"
 HEADER_NAMES_PATTERN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~,\t -]{1,2048}")  # names with commas between
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 
 class OriginPolicy:
@@ -53,7 +51,7 @@ class OriginPolicy:
         if origin and not self._is_host_allowed(origin.partition("://")[2]):
             self._check_origin(origin)
 
-    def response_headers(self, request_headers: Headers) -> RawHeaders:
+    def response_headers(self, request_headers: Headers) -> list[tuple[bytes, bytes]]:
         """The CORS headers to add to a response, so that a page of an allowed origin can read it."""
         if not self.allowed_origins:
             return []
@@ -68,7 +66,7 @@ class OriginPolicy:
             (b"access-control-expose-headers", b"x-request-id, retry-after"),
         ]
 
-    def preflight_headers(self, method: str, request_headers: Headers) -> RawHeaders | None:
+    def preflight_headers(self, method: str, request_headers: Headers) -> dict[str, str] | None:
         """The headers of the response to a preflight; None if the request is not a preflight.
 
         Raises:
@@ -79,18 +77,15 @@ class OriginPolicy:
             return None
         self._check_origin(origin)
         requested_headers = request_headers.get("access-control-request-headers", "")
-        allowed_headers = (
-            requested_headers
+        headers = {
+            "access-control-allow-methods": "GET, HEAD, POST",
+            "access-control-allow-headers": requested_headers
             if HEADER_NAMES_PATTERN.fullmatch(requested_headers)
-            else "authorization, content-type, x-request-id"
-        )
-        headers = [
-            (b"access-control-allow-methods", b"GET, HEAD, POST"),
-            (b"access-control-allow-headers", allowed_headers.encode("latin-1")),
-            (b"access-control-max-age", PREFLIGHT_MAX_AGE),
-        ]
+            else "authorization, content-type, x-request-id",
+            "access-control-max-age": PREFLIGHT_MAX_AGE,
+        }
         if "access-control-request-private-network" in request_headers:  # from a public page to this machine
-            headers.append((b"access-control-allow-private-network", b"true"))
+            headers["access-control-allow-private-network"] = "true"
         return headers
 
     def _check_origin(self, origin: str) -> None:

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from idefics.processing.json_values import has_more_values
@@ -126,7 +126,27 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
     try:
         # `AccessMiddleware` bounds the size of the whole body.
         async with request.form(max_files=1, max_fields=2048, max_part_size=sys.maxsize) as form:
-            return await _parse_form(form)
+            file: bytes | None = None
+            fields: dict[str, Any] = {}
+            for name in form:
+                values = form.getlist(name)
+                if any(isinstance(value, UploadFile) for value in values):
+                    if name != FILE_FIELD:
+                        raise APIError(
+                            400,
+                            f"the file is in the field {name[:100]!r}: send it as {FILE_FIELD!r}",
+                            param=name[:100],
+                        )
+                    (upload,) = values  # `max_files` is 1
+                    file = await upload.read()  # type: ignore[union-attr]
+                elif name == FILE_FIELD:
+                    raise APIError(
+                        400,
+                        f"{FILE_FIELD} is a text: send the file itself ({FILE_FIELD}=@photo.jpg)",
+                        param=FILE_FIELD,
+                    )
+                else:
+                    fields[name] = _parse_form_field(name, values)
     except APIError:
         raise
     except HTTPException as error:
@@ -135,43 +155,19 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
             400,
             f"the form cannot be read ({reason}): send one file, {FILE_FIELD}=@photo.jpg, and fields of text",
         ) from None
-
-
-async def _parse_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
-    """Converts a form to its fields by name, and the content of its file or None."""
-    file: bytes | None = None
-    fields: dict[str, Any] = {}
-    for name in form:
-        values = form.getlist(name)
-        if any(isinstance(value, UploadFile) for value in values):
-            if name != FILE_FIELD:
-                raise APIError(
-                    400,
-                    f"the file is in the field {name[:100]!r}: send it as {FILE_FIELD!r}",
-                    param=name[:100],
-                )
-            (upload,) = values  # `max_files` is 1
-            file = await upload.read()  # type: ignore[union-attr]
-        elif name == FILE_FIELD:
-            raise APIError(
-                400,
-                f"{FILE_FIELD} is a text: send the file itself ({FILE_FIELD}=@photo.jpg)",
-                param=FILE_FIELD,
-            )
-        else:
-            fields[name] = _parse_form_field(name, values)
     check_num_values(json.dumps(fields).encode())
     return fields, file
 
 
 def _parse_form_field(name: str, values: list[Any]) -> Any:
     """The value of a field that occurs `len(values)` times: a list, a text, or any JSON."""
-    if name in LIST_FIELDS:
-        return values[0] if name in TEXT_FIELDS and len(values) == 1 else values
-    if len(values) > 1 or name in TEXT_FIELDS:
-        return values[0] if len(values) == 1 else values
-    check_num_values(values[0].encode(errors="surrogatepass"))
+    if len(values) > 1 or (name in LIST_FIELDS and name not in TEXT_FIELDS):
+        return values
+    (text,) = values
+    if name in TEXT_FIELDS:
+        return text
+    check_num_values(text.encode(errors="surrogatepass"))
     try:
-        return json.loads(values[0])
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return values[0]
+        return text

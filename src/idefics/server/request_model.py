@@ -203,12 +203,12 @@ def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
     """The error for an object or a value that the server does not support.
 
     Args:
-        shown_value: names the object in the message.
-        hint: what to do instead.
+        shown_value: names the object in the message; "": it is not shown.
+        hint: what to do instead; "": leave it out.
     """
-    return PydanticCustomError(
-        UNSUPPORTED_FIELD_TYPE, "{instead}", {"shown": f" ({shown_value})", "instead": hint}
-    )
+    shown_text = f" ({shown_value})" if shown_value else ""
+    text = f"{shown_text} is not supported: {hint or 'leave it out'}"
+    return PydanticCustomError(UNSUPPORTED_FIELD_TYPE, "{text}", {"text": text})
 
 
 def _refused_field_errors(
@@ -218,15 +218,11 @@ def _refused_field_errors(
     for index, (name, value) in enumerate(unknown_fields.items()):
         if name in ignored_fields:
             text = json.dumps(value)
-            shown_value = f" ({text})" if len(text) <= MAX_SHOWN_VALUE_CHARACTERS else ""
-            error_type, hint = UNSUPPORTED_FIELD_TYPE, ignored_fields[name].hint
+            shown_value = text if len(text) <= MAX_SHOWN_VALUE_CHARACTERS else ""
+            error = unsupported_error(shown_value, ignored_fields[name].hint)
         else:
             is_compared = index < MAX_COMPARED_FIELDS and len(name) <= MAX_COMPARED_NAME_CHARACTERS
             close_matches = get_close_matches(name, known_names, 1, 0.75) if is_compared else []
-            error_type, shown_value, hint = (
-                UNKNOWN_FIELD_TYPE,
-                "",
-                f"did you mean {close_matches[0]}?" if close_matches else "",
-            )
-        error = PydanticCustomError(error_type, "{instead}", {"shown": shown_value, "instead": hint})
+            text = f"did you mean {close_matches[0]}?" if close_matches else ""
+            error = PydanticCustomError(UNKNOWN_FIELD_TYPE, "{text}", {"text": text})
         yield InitErrorDetails(type=error, loc=(name,), input=None)

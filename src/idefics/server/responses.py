@@ -15,6 +15,7 @@ from idefics.server.chat_messages import (
     ConversationMessage,
     MaxTiles,
     RefusalPart,
+    TextPart,
     content_field_type,
     picture_from_url,
     submit_conversation,
@@ -35,17 +36,10 @@ from idefics.server.sampling_fields import ConversationRequest, TokenLimit
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
-class ResponseTextPart(RequestModel):
+class ResponseTextPart(TextPart):
     """A text of a message; `output_text` is that of an answer which the client sends back."""
 
-    ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
-
     type: Literal["input_text", "output_text"]
-    text: str
-
-    def to_content_part(self) -> ContentPart:
-        """The part for `idefics.messages.Message`."""
-        return self.text
 
 
 class ResponseImagePart(RequestModel):
@@ -92,9 +86,7 @@ class ResponseInputItem(ConversationMessage):
     def _check_is_message(cls, value: Any) -> Any:
         """Refuses items that are not messages with a hint, before their fields are validated."""
         if isinstance(value, dict):
-            item_type = value.get("type") or (
-                ignored_field_tables.ITEM_REFERENCE if {*value} <= {"id", "type"} else "message"
-            )
+            item_type = value.get("type") or ("item_reference" if {*value} <= {"id", "type"} else "message")
             if item_type != "message":
                 raise unsupported_error(
                     str(item_type)[:100],

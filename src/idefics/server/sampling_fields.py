@@ -64,9 +64,7 @@ class SamplingFields(RequestModel):
 
     def sampling_kwargs(self) -> dict[str, Any]:
         """The given fields as keyword arguments of `Idefics.submit`."""
-        kwargs = {
-            name: value for name in SamplingFields.model_fields if (value := getattr(self, name)) is not None
-        }
+        kwargs = self.model_dump(include={*SamplingFields.model_fields}, exclude_none=True)
         if self.logit_bias is not None:
             kwargs["logit_bias"] = {int(id): value for id, value in self.logit_bias.items()}
         return kwargs

@@ -159,13 +159,13 @@ class Settings:
             raise BadSetting("the API key is blank: give at least one character, or leave it out")
         return keys
 
-    def allowed_host_names(self) -> tuple[str, ...]:
+    def allowed_host_names(self) -> list[str]:
         """The host names that `allowed_hosts` lists, in lower case.
 
         Raises:
             BadSetting: one of them is not a host name.
         """
-        names = tuple(name.strip().lower() for name in (self.allowed_hosts or "").split(",") if name.strip())
+        names = _split_list(self.allowed_hosts)
         for name in names:
             if re.search(r"[\s:/*\[\]]", name):
                 raise BadSetting(
@@ -180,7 +180,7 @@ class Settings:
         Raises:
             BadSetting: one of them is not an origin.
         """
-        origins = [one.strip().lower() for one in (self.allowed_origins or "").split(",") if one.strip()]
+        origins = _split_list(self.allowed_origins)
         for one in origins:
             if one != "*" and not ORIGIN_PATTERN.fullmatch(one):
                 raise BadSetting(
@@ -193,6 +193,11 @@ class Settings:
     def served_model_name(self) -> str:
         """The name of the model in requests and answers: by default the last part of its path or id."""
         return self.name or Path(self.model).name or self.model
+
+
+def _split_list(text: str | None) -> list[str]:
+    """The parts of a setting between its commas, in lower case."""
+    return [part.strip().lower() for part in (text or "").split(",") if part.strip()]
 
 
 def is_loopback_host(host: str) -> bool:
