@@ -17,12 +17,12 @@ from idefics.compat.keyword_arguments import (
     check_and_drop_neutral_kwargs,
 )
 from idefics.compat.media_inputs import VIDEO_TOKEN, as_text_list, make_fetcher_from_environment
-from idefics.compat.processing_chat import parse_conversations
+from idefics.compat.processing_chat import add_media, parse_conversations
 from idefics.compat.processing_files import ProcessorMixin
 from idefics.compat.tokenization import Conversations
 from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.config import ImageProcessorConfig
-from idefics.errors import BadPrompt, BadSetting
+from idefics.errors import BadSetting
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.chat_template import render_template
 from idefics.processing.picture_expansion import FAKE_IMAGE_TOKEN, image_placeholder_text
@@ -122,14 +122,7 @@ class BaseProcessor(ProcessorMixin):
                     f"{name!r} is no variable of the chat template: give tokenize=True if it is an argument of the call"
                 )
             return texts if is_batch else texts[0]
-        for name in ("images", "videos"):
-            sources = [one.media[name] for one in conversations]
-            if any(sources) and name in options:
-                raise BadPrompt(
-                    f"there are {name} in the messages and in {name}=...: give them in one of the two"
-                )
-            if any(sources) or (name == "images" and name not in options):
-                options[name] = sources
+        add_media(options, conversations)
         bos_token = self.tokenizer.bos_token
         if self._prompt_format.add_special_tokens and bos_token and texts[0].startswith(bos_token):
             # The template wrote what tokenizer.json would add.

@@ -44,6 +44,22 @@ def parse_conversations(conversation: Conversations) -> tuple[list[ParsedConvers
     return [_parse_conversation(messages) for messages in batch], is_batch
 
 
+def add_media(options: dict[str, Any], conversations: Sequence[ParsedConversation]) -> None:
+    """Adds the images and videos of messages to the arguments of a call, as `images` and `videos`.
+
+    Raises:
+        BadPrompt: there are some in the messages and in the arguments.
+    """
+    for name in ("images", "videos"):
+        sources = [one.media[name] for one in conversations]
+        if any(sources) and name in options:
+            raise BadPrompt(
+                f"there are {name} in the messages and in {name}=...: give them in one of the two"
+            )
+        if any(sources) or (name == "images" and name not in options):
+            options[name] = sources
+
+
 def _parse_conversation(messages: Sequence[Any]) -> ParsedConversation:
     parsed = ParsedConversation([], {"images": [], "videos": []})
     for number, message in enumerate(messages, start=1):

@@ -24,9 +24,8 @@ from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.fetch import is_url
-from idefics.processing.picture_expansion import build_prompt
-from idefics.processing.processor import END_OF_DOCUMENT_TOKEN
-from idefics.prompt import PreprocessedImage, Prompt
+from idefics.processing.processor import Processor
+from idefics.prompt import Prompt
 
 
 class IdeficsProcessor(BaseProcessor):
@@ -142,9 +141,9 @@ class IdeficsProcessor(BaseProcessor):
             for items in _as_documents(prompts, text, images)
         ]
         if add_eos_token:
-            full_prompts = [self._append_eos(prompt) for prompt in full_prompts]
+            full_prompts = [self._append_eos(prompt_processor, prompt) for prompt in full_prompts]
         kept_positions = [padding_options.kept_positions(len(prompt)) for prompt in full_prompts]
-        truncated_prompts = list(map(self._select_tokens, full_prompts, kept_positions))
+        truncated_prompts = _select_tokens(prompt_processor, full_prompts, kept_positions)
         if debug:
             self._print_prompts(truncated_prompts)
         masks = make_assistant_masks(prompt_processor, text, full_prompts, generated)
@@ -154,23 +153,10 @@ class IdeficsProcessor(BaseProcessor):
         entries |= self._make_image_entries(image_config.frame_size, truncated_prompts, padding_options)
         return padding_options.to_batch(entries)
 
-    def _append_eos(self, prompt: Prompt) -> Prompt:
+    def _append_eos(self, processor: Processor, prompt: Prompt) -> Prompt:
         if self.tokenizer.eos_token_id is None:
             raise BadSetting("add_eos_token is True, but the tokenizer has no eos_token: set it")
-        return self._build_prompt([*prompt.ids, self.tokenizer.eos_token_id], prompt.pictures)
-
-    def _select_tokens(self, prompt: Prompt, kept_positions: Sequence[int]) -> Prompt:
-        """The prompt with these tokens only, and without images whose token is cut."""
-        kept_pictures = [
-            picture
-            for picture, (position,) in zip(prompt.pictures, prompt.image_token_positions, strict=True)
-            if position in kept_positions
-        ]
-        return self._build_prompt([prompt.ids[position] for position in kept_positions], kept_pictures)
-
-    def _build_prompt(self, ids: Sequence[int], pictures: Sequence[PreprocessedImage]) -> Prompt:
-        end_of_document_id = self.tokenizer.codec.token_to_id(END_OF_DOCUMENT_TOKEN)
-        return build_prompt(ids, pictures, self.image_token_id, [1] * len(pictures), end_of_document_id)
+        return processor.build_prompt([*prompt.ids, self.tokenizer.eos_token_id], prompt.pictures)
 
     def _make_image_entries(
         self, image_size: int, prompts: Sequence[Prompt], padding_options: PaddingOptions
@@ -201,6 +187,18 @@ class IdeficsProcessor(BaseProcessor):
                 f"prompt {number}: {len(prompt)} tokens, {len(prompt.pictures)} pictures\n"
                 f"{self.tokenizer.decode(list(prompt.ids))}\n"
             )
+
+
+def _select_tokens(
+    processor: Processor, prompts: Sequence[Prompt], kept_positions: Sequence[Sequence[int]]
+) -> list[Prompt]:
+    """Prompts with these tokens only, and without images whose token is cut."""
+    selected = []
+    for prompt, kept in zip(prompts, kept_positions, strict=True):
+        images = zip(prompt.pictures, prompt.image_token_positions, strict=True)
+        kept_pictures = [picture for picture, (position,) in images if position in kept]
+        selected.append(processor.build_prompt([prompt.ids[position] for position in kept], kept_pictures))
+    return selected
 
 
 def _as_documents(prompts: Any, text: Any, images: Any) -> list[list[Any]]:

@@ -256,7 +256,7 @@ class Processor:
         ids = self.tokenizer.encode_pieces(
             pieces, max_tokens=self.text_limit.max_tokens, num_pictures=len(pictures)
         )
-        return self._build_prompt(ids, pictures)
+        return self.build_prompt(ids, pictures)
 
     def _encode_continuations(
         self, parts: Sequence[PromptPart], continuations: Sequence[TextPiece]
@@ -264,7 +264,7 @@ class Processor:
         """As `_encode`, with the token ids of each continuation."""
         pieces, pictures = self._expand_pictures(parts)
         ids, continuation_ids = encode_continuations(self.tokenizer, self.text_limit, pieces, continuations)
-        return ScoringPrompt(self._build_prompt(ids, pictures), continuation_ids)
+        return ScoringPrompt(self.build_prompt(ids, pictures), continuation_ids)
 
     def _expand_pictures(
         self, parts: Sequence[PromptPart]
@@ -273,7 +273,8 @@ class Processor:
         self.text_limit.check(part.text for part in parts if isinstance(part, TextPiece))
         return expand_pictures(parts, self.image_config, self.prompt_format, self.fetcher, self.image_detail)
 
-    def _build_prompt(self, ids: Sequence[int], pictures: Sequence[PreprocessedImage]) -> Prompt:
+    def build_prompt(self, ids: Sequence[int], pictures: Sequence[PreprocessedImage]) -> Prompt:
+        """The prompt of the ids of a text, its image tokens among them, and the pictures that these stand for."""
         num_tokens_by_image = [
             1 if self._uses_cross_attention else len(picture.frames) * self.image_config.tokens_per_frame
             for picture in pictures
