@@ -100,13 +100,13 @@ def parse_bytes_or_share(name: str, value: float | str | None) -> int | float | 
     Raises:
         BadSetting: it is none of these.
     """
-    size: int | float | None = value if not isinstance(value, str) else None
+    size: int | float | None = None if isinstance(value, str) else value
+    if isinstance(value, str) and (match := _SIZE_PATTERN.fullmatch(value.strip())):
+        size = float(match[1]) * BYTES_BY_UNIT.get(match[2].lower(), 0)
+        if match[2] or size >= 1:
+            size = round(size)
     if isinstance(size, float) and size >= 1 and size.is_integer():
         size = int(size)
-    if isinstance(value, str) and (match := _SIZE_PATTERN.fullmatch(value.strip())):
-        number = float(match[1])
-        unit = BYTES_BY_UNIT.get(match[2].lower(), 0)
-        size = round(number * unit) if number * unit >= 1 else number if not match[2] else None
     is_share = isinstance(size, float) and 0 < size < 1
     is_bytes = isinstance(size, int) and not isinstance(size, bool) and 1 <= size < 1 << 50
     if value is not None and not is_share and not is_bytes:

@@ -16,7 +16,6 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -60,9 +59,10 @@ def open_and_preprocess(
     decode_picture = fetch_picture(picture.source, fetcher)
     with fetcher.decode_slots:
         opened = decode_picture()
-        preprocessed = preprocess_image(opened.image, config, picture.resolve_detail(image_detail))
+        detail = picture.resolve_detail(image_detail)
+        preprocessed = preprocess_image(opened.image, config, detail, note=opened.note)
     _warn_trusted_caller(opened.note, fetcher)
-    return replace(preprocessed, note=opened.note)
+    return preprocessed
 
 
 def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
@@ -143,7 +143,11 @@ def _warn_trusted_caller(note: str, fetcher: Fetcher) -> None:
 
 
 def preprocess_image(
-    image: PIL.Image.Image, config: ImageProcessorConfig, image_detail: ImageDetail | None = None
+    image: PIL.Image.Image,
+    config: ImageProcessorConfig,
+    image_detail: ImageDetail | None = None,
+    *,
+    note: str = "",
 ) -> PreprocessedImage:
     """Turns an RGB picture into normalised frames (3, h, w) of float32, which share one block of memory.
 
@@ -152,6 +156,7 @@ def preprocess_image(
     Args:
         image: in mode RGB, upright.
         image_detail: may reduce the number of tiles; None: as many as the checkpoint makes.
+        note: what was not read of the picture's file.
     """
     plan = plan_tiles(*image.size, config, image_detail)
     pixels = to_pixel_array(image)
@@ -166,7 +171,7 @@ def preprocess_image(
     )
     for part, frame in zip(frame_pixels, frames, strict=True):
         normalize(part, config, frame)
-    return PreprocessedImage(frames, plan.rows, plan.columns, digest.hexdigest())
+    return PreprocessedImage(frames, plan.rows, plan.columns, digest.hexdigest(), note)
 
 
 def resize_and_cut(

@@ -6,6 +6,7 @@ A text of an untrusted sender never is, and no path is checked for it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,13 @@ def has_media_suffix(text: str) -> bool:
 
 def is_file(name: str) -> bool:
     """Whether a text is the path of an existing file."""
+    return "\n" not in name and _test_path(name, Path.is_file)
+
+
+def _test_path(name: str, test: Callable[[Path], bool]) -> bool:
+    """The result of a test of a path; False for a text that cannot be a path."""
     try:
-        return "\n" not in name and Path(name).is_file()
+        return test(Path(name))
     except (OSError, ValueError):  # too long for a path, or with a null character
         return False
 
@@ -100,10 +106,7 @@ def is_media_path(text: str) -> bool:
 
 def _is_folder(name: str) -> bool:
     """Whether a text without spaces is the path of a folder; a bare name is not, as it may be a word."""
-    try:
-        return ("/" in name or "\\" in name) and " " not in name and Path(name).is_dir()
-    except (OSError, ValueError):
-        return False
+    return ("/" in name or "\\" in name) and " " not in name and _test_path(name, Path.is_dir)
 
 
 def _has_media_content(name: str) -> bool:
