@@ -38,9 +38,8 @@ from idefics.cli.output import (
     redirect_to_devnull,
 )
 from idefics.cli.quantize import quantize
-from idefics.cli.serve import serve
+from idefics.cli.serve import serve, ui
 from idefics.cli.tasks import make_task_command
-from idefics.cli.ui import ui
 from idefics.tasks import TASKS
 
 COMMANDS = (*map(make_task_command, TASKS.values()), chat, generate, serve, ui, models, info, quantize, demo)

@@ -1,4 +1,4 @@
-"""`idefics serve`: serves a model over OpenAI's API."""
+"""`idefics serve` and `idefics ui`: serve a model over OpenAI's API, and the page in the browser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from idefics.cli.command import command
-from idefics.cli.flags import ModelFlags, flag
+from idefics.cli.flags import ModelFlags, flag, flag_group, remote_images_flag
 from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from idefics import Idefics
+    from idefics.page.backend import PageSettings
 
 SETTING_TYPES = get_type_hints(Settings)
 
@@ -67,12 +68,8 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
             from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
             raise MissingExtra("the server", "serve") from None
-        if not logging.getLogger("idefics").isEnabledFor(
-            logging.DEBUG
-        ):  # --debug has configured logging already
-            logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-            for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower decode step runs
-                logging.getLogger(part).setLevel(logging.INFO)
+        # Requests, and why a slower decode step runs.
+        _configure_logging("%(asctime)s %(message)s", "idefics.server", "idefics.engine")
         # The settings that are also flags of other commands.
         vlm = load_model(
             ModelFlags(
@@ -93,28 +90,79 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
         run_server(app, listener)
 
 
+@flag_group
+class UIFlags:
+    """The address of the page."""
+
+    port: int = flag("Address", "Port to listen on; 0 takes a free one.  [default: 7860]", default=7860)
+
+
+@flag_group
+class UIModelFlags(ModelFlags):
+    """The flags of the model, with "public" as the default of `--remote-images`."""
+
+    remote_images: str = remote_images_flag(
+        "public",
+        "Addresses that may be fetched, as in other commands; else $IDEFICS_REMOTE_IMAGES, else public.",
+    )
+
+
+@command("idefics ui", "idefics ui --model demo --port 8080", has_json=False)
+def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIModelFlags) -> None:
+    """Serve a page for the browser with all tasks, chat and few-shot.
+
+    Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys.
+
+    Pictures are fetched from public internet addresses only, unless --remote-images says otherwise.
+    """
+    with bind_socket("127.0.0.1", flags.port) as listener:
+        exit_on_sigterm()
+        try:
+            import uvicorn
+
+            from idefics.page.app import create_page_app
+        except ModuleNotFoundError:
+            raise MissingExtra("the page in the browser", "ui") from None
+        _configure_logging("%(message)s")
+        vlm = load_model(model)
+        app = create_page_app(vlm, _make_page_settings(model, model.model))
+        start_listening(listener)
+        writer.print_status(f"the page is at {socket_url(listener)}; Ctrl-C stops it")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
 def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> None:
     """Adds the page at `/`, with the same keys and the same limits as the API."""
     try:
-        from idefics.page import backend
         from idefics.page.app import mount_page
-        from idefics.page.generation_controls import read_checkpoint_sampling
     except ModuleNotFoundError:
         raise MissingExtra("the page in the browser", "ui") from None
+    page_settings = _make_page_settings(
+        settings,
+        settings.served_model_name,
+        server_url=url,
+        has_key=settings.has_key,
+        admission_slot=app.state.service.admission.hold_page_slot,
+    )
+    mount_page(app, vlm, page_settings)
+
+
+def _make_page_settings(source: Settings | ModelFlags, model_name: str, **others: Any) -> PageSettings:
+    """The settings of the page for a model; `others` are further fields of `PageSettings`."""
     from idefics import weights
+    from idefics.page.backend import PageSettings
+    from idefics.page.generation_controls import read_checkpoint_sampling
     from idefics.processing.fetch import Fetcher
 
-    mount_page(
-        app,
-        vlm,
-        backend.PageSettings(
-            model=settings.served_model_name,
-            fetcher=Fetcher(policy=settings.remote_images, untrusted=True),
-            server_url=url,
-            has_key=settings.has_key,
-            initial_sampling=read_checkpoint_sampling(
-                weights.find_checkpoint(settings.model, revision=settings.revision, offline=True)
-            ),
-            admission_slot=app.state.service.admission.hold_page_slot,
-        ),
-    )
+    folder = weights.find_checkpoint(source.model, revision=source.revision, offline=True)
+    fetcher = Fetcher(policy=source.remote_images, untrusted=True)
+    return PageSettings(model_name, fetcher, initial_sampling=read_checkpoint_sampling(folder), **others)
+
+
+def _configure_logging(format: str, *verbose_loggers: str) -> None:
+    """Logs warnings, and what these loggers say of interest; does nothing where --debug has configured logging."""
+    if not logging.getLogger("idefics").isEnabledFor(logging.DEBUG):
+        logging.basicConfig(format=format, level=logging.WARNING)
+        for name in verbose_loggers:
+            logging.getLogger(name).setLevel(logging.INFO)
