@@ -20,7 +20,6 @@ from idefics.engine.scheduler_output import (
     BeamSearchResult,
     NextBeams,
     SampledToken,
-    ScoringResult,
 )
 from idefics.errors import BadSetting, EngineBusy
 
@@ -148,7 +147,7 @@ class SchedulerSimulation:
             if chunk.trie is not None and state not in errors:
                 state.continuation_scores.pending_tries.remove(chunk.trie)
                 if not state.continuation_scores.pending_tries:
-                    outputs[state] = ScoringResult([], [])
+                    outputs[state] = SimpleNamespace(logprobs=[], top_logprobs=[])
         return outputs
 
     def check_invariants(self):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from idefics.config import KVCacheLayout
 from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.request_state import SequenceState
 from idefics.nn.attention import CrossKV
@@ -49,8 +48,8 @@ class DecodeInputBuilder:
         sequences: the sequences of the last inputs.
     """
 
-    def __init__(self, layout: KVCacheLayout, encoder_cache: EncoderCache, device: torch.device) -> None:
-        self.layout, self.encoder_cache, self.device = layout, encoder_cache, device
+    def __init__(self, encoder_cache: EncoderCache, device: torch.device) -> None:
+        self.encoder_cache, self.device = encoder_cache, device
         self.sequences: list[SequenceState] = []
         self._inputs: DecodeInputs | None = None
 
@@ -105,14 +104,13 @@ class DecodeInputBuilder:
         return torch.tensor(tables, dtype=torch.int32, device=self.device)
 
     def _cross_kvs(self, sequences: Sequence[SequenceState]) -> list[CrossKV]:
-        """Keys and values of the picture that each sequence attends to; () if there is none."""
-        if not self.layout.num_cross_attention_layers:
+        """Keys and values of the picture that each sequence attends to, that of its prompt's last token; or ()."""
+        if not self.encoder_cache.model.layout.num_cross_attention_layers:
             return [()] * len(sequences)
-        return [last_prompt_token_cross_kv(sequence, self.encoder_cache) for sequence in sequences]
-
-
-def last_prompt_token_cross_kv(sequence: SequenceState, encoder_cache: EncoderCache) -> CrossKV:
-    """The keys and values of the picture that generated tokens attend to: that of the prompt's last token, or ()."""
-    prompt = sequence.request_state.request.prompt
-    image_index = prompt.image_index[-1]
-    return encoder_cache.cross_kv(prompt.pictures[image_index]) if image_index >= 0 else ()
+        prompts = [sequence.request_state.request.prompt for sequence in sequences]
+        return [
+            self.encoder_cache.cross_kv(prompt.pictures[prompt.image_index[-1]])
+            if prompt.image_index[-1] >= 0
+            else ()
+            for prompt in prompts
+        ]

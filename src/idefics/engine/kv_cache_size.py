@@ -55,38 +55,20 @@ def compute_num_pages(
     if config.cache_pages is not None:
         return config.cache_pages
     max_pages_per_sequence = -(-layout.max_positions // PAGE_SIZE)
-    bytes_per_token = kv_bytes_per_token(layout, dtype)
+    page_bytes = PAGE_SIZE * kv_bytes_per_token(layout, dtype)
+    min_bytes = page_bytes * min(max_pages_per_sequence, MIN_CACHE_TOKENS // PAGE_SIZE)
     free_bytes = free_memory(device) if free_bytes is None else free_bytes
-    budget_bytes = _choose_cache_bytes(layout.max_positions, bytes_per_token, free_bytes, config.kv_cache)
-    return 1 + min(
-        2 * config.batch_rows * max_pages_per_sequence, budget_bytes // (PAGE_SIZE * bytes_per_token)
-    )
-
-
-def _choose_cache_bytes(
-    max_positions: int, bytes_per_token: int, free_bytes: int, kv_cache: float | None
-) -> int:
-    """The size of the cache in bytes, for sequences of up to `max_positions` tokens of `bytes_per_token` each."""
-    min_bytes = (
-        PAGE_SIZE * bytes_per_token * min(-(-max_positions // PAGE_SIZE), MIN_CACHE_TOKENS // PAGE_SIZE)
-    )
+    kv_cache = config.kv_cache
     if kv_cache is None:
-        budget_bytes = max(
-            min(
-                default_kv_cache_bytes(bytes_per_token, max_positions),
-                int(DEFAULT_MEMORY_FRACTION * free_bytes),
-            ),
-            min_bytes,
-        )
+        default_bytes = default_kv_cache_bytes(kv_bytes_per_token(layout, dtype), layout.max_positions)
+        budget_bytes = max(min(default_bytes, int(DEFAULT_MEMORY_FRACTION * free_bytes)), min_bytes)
+    elif isinstance(kv_cache, int):
+        budget_bytes, setting_text = kv_cache, f"{kv_cache:,} bytes"
     else:
-        budget_bytes = kv_cache if isinstance(kv_cache, int) else int(kv_cache * free_bytes)
-        if budget_bytes < min_bytes:
-            setting_text = (
-                f"{kv_cache:,} bytes"
-                if isinstance(kv_cache, int)
-                else f"{kv_cache!r}, {format_bytes(budget_bytes)} now"
-            )
-            raise BadSetting(f"kv_cache is {setting_text}; give at least {format_bytes(min_bytes)}")
+        budget_bytes = int(kv_cache * free_bytes)
+        setting_text = f"{kv_cache!r}, {format_bytes(budget_bytes)} now"
+    if budget_bytes < min_bytes:
+        raise BadSetting(f"kv_cache is {setting_text}; give at least {format_bytes(min_bytes)}")
     if budget_bytes > free_bytes:
         raise OutOfMemory(
             "the cache of keys and values (kv_cache)",
@@ -94,7 +76,7 @@ def _choose_cache_bytes(
             free_bytes,
             "give less, or end other programs",
         )
-    return budget_bytes
+    return 1 + min(2 * config.batch_rows * max_pages_per_sequence, budget_bytes // page_bytes)
 
 
 def kv_bytes_per_token(layout: KVCacheLayout, dtype: torch.dtype) -> int:

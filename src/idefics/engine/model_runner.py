@@ -16,7 +16,7 @@ from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.page_pool import PAGE_SIZE
-from idefics.engine.prefill import PrefillInputBuilder
+from idefics.engine.prefill import PrefillRunner
 from idefics.engine.request_state import SequenceState
 from idefics.engine.scheduler_output import PrefillChunk, SchedulerOutput
 
@@ -59,8 +59,8 @@ class ModelRunner:
     ) -> None:
         self.model, self.cache, self.decode_step = model, cache, decode_step
         self.encoder_cache, self.is_async = encoder_cache, is_async
-        self._decode_inputs = DecodeInputBuilder(cache.layout, encoder_cache, device)
-        self._prefill_inputs = PrefillInputBuilder(model, cache, encoder_cache, device)
+        self._decode_inputs = DecodeInputBuilder(encoder_cache, device)
+        self._prefill = PrefillRunner(model, cache, encoder_cache, device)
         self._sampled: tuple[list[SequenceState], Tensor] | None = (
             None  # sequences and last ids, on the device
         )
@@ -76,7 +76,7 @@ class ModelRunner:
         else:
             self._launched = None
         if chunks:
-            h = self.model.forward(*self._prefill_inputs.build(chunks))  # (N, D)
+            h = self._prefill.compute_hidden_states(chunks)  # (N, D)
             states = h.split([chunk.num_tokens for chunk in chunks])
             final_states = [states[index][-1:] for index, chunk in enumerate(chunks) if chunk.is_final_chunk]
             if final_states:

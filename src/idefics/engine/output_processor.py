@@ -16,7 +16,7 @@ from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import StepOutput
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.engine.sampler import Sampler
-from idefics.engine.scheduler_output import RequestOutput, SampledToken, ScoringResult
+from idefics.engine.scheduler_output import RequestOutput, SampledToken
 from idefics.messages import Alternative
 
 
@@ -171,9 +171,9 @@ def _record(
         outputs[state] = output
 
 
-def _finished_scores(scores: ContinuationScores) -> ScoringResult | None:
+def _finished_scores(scores: ContinuationScores) -> ContinuationScores | None:
     """The scores of a request's continuations; None while some are still to be computed."""
-    return None if scores.pending_tries else ScoringResult(scores.logprobs, scores.top_logprobs)
+    return None if scores.pending_tries else scores
 
 
 def _make_sampled_tokens(

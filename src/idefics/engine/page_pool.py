@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from copy import copy
+from itertools import takewhile
 from typing import NamedTuple
 
 from idefics.prompt import Prompt
@@ -120,11 +121,7 @@ class PagePool:
         best = 0, 0
         for page in self._pages_by_parent_key.get(parent_key, ()):
             token_pairs = zip(self._content_by_page[page].tokens, tokens, strict=False)
-            num_common = next(
-                (n for n, (cached, requested) in enumerate(token_pairs) if cached != requested), -1
-            )
-            if num_common < 0:
-                num_common = min(len(self._content_by_page[page].tokens), len(tokens))
+            num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], token_pairs))
             if num_common > best[1]:
                 best = page, num_common
         return best
@@ -144,9 +141,6 @@ class PagePool:
         self._page_by_key.clear()
         self._content_by_page.clear()
         self._pages_by_parent_key.clear()
-
-    def __contains__(self, key: PageKey) -> bool:
-        return key in self._page_by_key
 
 
 class PageKeys:

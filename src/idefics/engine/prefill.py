@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from idefics.engine.decode_inputs import last_prompt_token_cross_kv
 from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.model_interface import VLM
@@ -173,46 +172,32 @@ def _unbatched_attention(
     return backend(q, k, v, mask=mask, causal=causal)[0].transpose(0, 1)
 
 
-class PrefillInputs(NamedTuple):
-    """The arguments of `VLM.forward` for N packed tokens of width D.
+@dataclass(frozen=True)
+class PrefillRunner:
+    """Runs the model on scheduled chunks, packed without padding.
 
     Attributes:
-        embeddings: (N, D)
-        positions: (N,)
-        attn: attention within the chunks' sequences, and to their pictures.
-    """
-
-    embeddings: Tensor
-    positions: Tensor
-    attn: PrefillAttn
-
-
-class PrefillInputBuilder:
-    """Builds `PrefillInputs`: the tokens of all scheduled chunks, packed without padding.
-
-    Args:
         device: the device on which ids are embedded.
     """
 
-    def __init__(
-        self, model: VLM, cache: PagedKVCache, encoder_cache: EncoderCache, device: torch.device
-    ) -> None:
-        self.model, self.cache, self.encoder_cache, self.device = model, cache, encoder_cache, device
-        self.uses_cross_attention = cache.layout.num_cross_attention_layers > 0
+    model: VLM
+    cache: PagedKVCache
+    encoder_cache: EncoderCache
+    device: torch.device
 
-    def build(self, prefill_chunks: Sequence[PrefillChunk]) -> PrefillInputs:
-        """Packs chunks of prompts and groups of continuations one after another, with image features inserted."""
+    def compute_hidden_states(self, prefill_chunks: Sequence[PrefillChunk]) -> Tensor:
+        """Packs chunks of prompts and groups of continuations, with image features inserted: (N, D) hidden states."""
         starts = list(accumulate((chunk.num_tokens for chunk in prefill_chunks[:-1]), initial=0))
         ids, positions = zip(*map(_ids_and_positions, prefill_chunks), strict=True)
         x = self.model.embed(torch.cat(ids).to(self.device))  # (N, D)
         cross_attention_spans: list[tuple[slice, CrossKV]] = []
         for chunk, start in zip(prefill_chunks, starts, strict=True):
-            if self.uses_cross_attention:
+            if self.cache.layout.num_cross_attention_layers:
                 cross_attention_spans += self._cross_attention_spans(chunk, start)
-            elif chunk.trie is None:
+            else:
                 self._insert_image_features(x, chunk, start)
         attn = PrefillAttn(self.cache, prefill_chunks, cross_attention_spans, self.model.attention_backend)
-        return PrefillInputs(x, torch.cat(positions).to(x.device), attn)
+        return self.model.forward(x, torch.cat(positions).to(x.device), attn)
 
     def _insert_image_features(self, x: Tensor, chunk: PrefillChunk, start: int) -> None:
         """Replaces the embeddings of a chunk's image tokens, from index `start` of (N, D), by image features."""
@@ -225,12 +210,8 @@ class PrefillInputBuilder:
 
     def _cross_attention_spans(self, chunk: PrefillChunk, start: int) -> Iterator[tuple[slice, CrossKV]]:
         """The packed tokens of a chunk, from index `start`, that attend to one picture each."""
-        if chunk.trie is not None:
-            if cross_kv := last_prompt_token_cross_kv(chunk.sequence, self.encoder_cache):
-                yield slice(start, start + chunk.num_tokens), cross_kv
-            return
         prompt = chunk.sequence.request_state.request.prompt
-        image_indices = [
+        image_indices = [  # tokens after the prompt attend to its last picture
             prompt.image_index[min(token, len(prompt) - 1)] for token in range(chunk.start, chunk.end)
         ]
         for index, token_run in groupby(image_indices):

@@ -23,7 +23,6 @@ from idefics.engine.scheduler_output import (
     RequestOutput,
     SampledToken,
     SchedulerOutput,
-    ScoringResult,
 )
 from idefics.errors import BadSetting, EngineBusy
 
@@ -239,7 +238,7 @@ class Scheduler:
                     self.kv_cache_manager.fork_sequences(state, output.parent_rows, output.ids)
                 case BeamSearchResult():
                     self._finish_beam_search(state, output)
-                case ScoringResult():
+                case _:  # `ContinuationScores`
                     state.handle.continuation_logprobs = output.logprobs
                     state.handle.continuation_top_logprobs = output.top_logprobs
                     state.handle.finish("stop")

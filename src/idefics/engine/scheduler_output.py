@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.messages import Alternative, FinishReason
 from idefics.prompt import PreprocessedImage
 
 if TYPE_CHECKING:
-    from idefics.engine.continuation_scores import CandidateTrie
+    from idefics.engine.continuation_scores import CandidateTrie, ContinuationScores
 
 
 class PrefillChunk(NamedTuple):
@@ -118,17 +118,5 @@ class BeamSearchResult(NamedTuple):
     finish_reason: FinishReason
 
 
-class ScoringResult(NamedTuple):
-    """The scores of all continuations.
-
-    Attributes:
-        logprobs: for each continuation the natural-log probability of each token.
-        top_logprobs: for each continuation the most likely tokens at the position of each token.
-    """
-
-    logprobs: list[list[float]]
-    top_logprobs: list[list[tuple[Alternative, ...]]]
-
-
 # What a step computed for one request, or the error with which it failed.
-RequestOutput = SampledToken | NextBeams | BeamSearchResult | ScoringResult | Exception
+RequestOutput: TypeAlias = "SampledToken | NextBeams | BeamSearchResult | ContinuationScores | Exception"

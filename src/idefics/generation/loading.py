@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
 
@@ -161,6 +162,7 @@ MAX_CACHED_GRAMMARS = 16  # compiled grammars that are kept, of megabytes each a
 EMPTY_GENERATION_CONFIG = CheckpointGenerationConfig()
 
 
+@dataclass(eq=False)
 class LoadedModel:
     """The processor and the engine of a checkpoint, and what its files say about generation.
 
@@ -171,15 +173,10 @@ class LoadedModel:
         generation_config: the checkpoint's generation_config.json.
     """
 
-    def __init__(
-        self,
-        processor: Processor,
-        engine: Engine,
-        stop_ids: frozenset[int],
-        generation_config: CheckpointGenerationConfig = EMPTY_GENERATION_CONFIG,
-    ) -> None:
-        self.processor, self.engine = processor, engine
-        self.stop_ids, self.generation_config = stop_ids, generation_config
+    processor: Processor
+    engine: Engine
+    stop_ids: frozenset[int]
+    generation_config: CheckpointGenerationConfig = EMPTY_GENERATION_CONFIG
 
     @property
     def banned_ids(self) -> frozenset[int]:

@@ -9,6 +9,7 @@ shared with Idefics 2: `inline`. Source: arXiv 2408.12637, arXiv 2504.05299 and 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 from torch import Tensor, nn
 
@@ -44,28 +45,15 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
     return x.reshape(frames, patches // factor**2, width * factor**2)
 
 
-class Projection(nn.Module):
-    """A linear layer without bias, in a module of its own because the checkpoints name it so."""
-
-    def __init__(self, inner: int, outer: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(inner, outer, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The linear map: (..., inner) -> (..., outer)."""
-        out: Tensor = self.proj(x)
-        return out
-
-
 class Idefics3Connector(nn.Module):
     """Joins neighbouring patches by a pixel shuffle, and maps them to the decoder's width."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.scale_factor = config.pixel_shuffle_factor
-        self.modality_projection = Projection(
-            config.vision.hidden_size * config.pixel_shuffle_factor**2, config.text.hidden_size
-        )
+        num_inputs = config.vision.hidden_size * config.pixel_shuffle_factor**2
+        projection = nn.Linear(num_inputs, config.text.hidden_size, bias=False)
+        self.modality_projection = nn.Sequential(OrderedDict(proj=projection))  # named so in the checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
         """(P, S, D') patches -> (P, S/f/f, D) image features."""
