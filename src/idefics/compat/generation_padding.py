@@ -53,14 +53,10 @@ class LeftPaddedPrompts:
                 f"row {row} of attention_mask has no 1: give every prompt at least one id that is not padding"
             )
         self.padded_length = mask.shape[1]
-        positions = torch.arange(self.padded_length, device=mask.device)
-        num_padding = is_token.flip(1).int().argmax(1)[:, None]  # (B, 1)
-        self.has_right_padding = bool(num_padding.any())
+        self.num_right_padding = is_token.flip(1).int().argmax(1)  # (B,)
+        self.has_right_padding = bool(self.num_right_padding.any())
         if self.has_right_padding:
-            is_padding = positions >= self.padded_length - num_padding
-            _refuse_immovable_padding(ids, is_padding, model_inputs, image_token_ids)
-        self._sources_to_left = (positions - num_padding) % self.padded_length
-        self._sources_to_right = (positions + num_padding) % self.padded_length
+            self._refuse_immovable_padding(ids, model_inputs, image_token_ids)
         self.original_ids = ids
         self.ids, self.mask = self._move_padding_to_left(ids), self._move_padding_to_left(mask)
         self.model_inputs = {
@@ -80,52 +76,46 @@ class LeftPaddedPrompts:
         for name, dims in TOKEN_DIMS_BY_OUTPUT.items():
             if (steps := out.get(name)) is not None:
                 out[name] = tuple(
-                    tuple(self._move_padding_back_to_right(layer, dims) for layer in step) for step in steps
+                    tuple(self._move_padding_back_to_right(layer, *dims) for layer in step) for step in steps
                 )
         if (cache := out.past_key_values) is not None:
             cache.layers = tuple(
-                LayerKV(*(self._move_padding_back_to_right(x, (2,)) for x in pair)) for pair in cache.layers
+                LayerKV(*(self._move_padding_back_to_right(x, 2) for x in pair)) for pair in cache.layers
             )
 
     def _move_padding_to_left(self, values: Tensor) -> Tensor:
-        """Rotates rows so that padding comes first: (B or 1, T, ...) -> (B, T, ...).
-
-        Values of another length are returned as they are.
-        """
+        """Rotates rows: (B or 1, T, ...) -> (B, T, ...). Values of another length are returned as they are."""
         if not self.has_right_padding or values.shape[1] != self.padded_length:
             return values
-        return _take_positions(values, self._sources_to_left, 1)
+        return self._rotate_positions(values, -self.num_right_padding, 1)
 
-    def _move_padding_back_to_right(self, values: Tensor, dims: Sequence[int]) -> Tensor:
-        """Undoes `_move_padding_to_left` for the first T of L positions, in each of `dims`.
-
-        With L < T there are only positions after T.
-        """
-        sources = self._sources_to_right.repeat_interleave(len(values) // len(self.mask), dim=0)
+    def _move_padding_back_to_right(self, values: Tensor, *dims: int) -> Tensor:
+        """Rotates the first T of L positions back, in each of `dims`; with L < T there are only positions after T."""
+        shifts = self.num_right_padding.repeat_interleave(len(values) // len(self.mask), dim=0)
         for dim in dims:
-            if (length := values.shape[dim]) >= self.padded_length:
-                after = torch.arange(self.padded_length, length, device=sources.device)
-                positions = torch.cat((sources, after.expand(len(sources), -1)), dim=1)
-                values = _take_positions(values, positions, dim)
+            if values.shape[dim] >= self.padded_length:
+                values = self._rotate_positions(values, shifts, dim)
         return values
 
+    def _rotate_positions(self, values: Tensor, shifts: Tensor, dim: int) -> Tensor:
+        """Takes each of the first T positions of a dimension from `shifts` (R,) positions after it, modulo T."""
+        positions = torch.arange(values.shape[dim], device=shifts.device)
+        rotated = (positions + shifts[:, None]) % self.padded_length  # (R, L)
+        sources = torch.where(positions < self.padded_length, rotated, positions)
+        shape = [1] * values.dim()
+        shape[0], shape[dim] = sources.shape
+        return values.take_along_dim(sources.to(values.device).view(shape), dim)
 
-def _refuse_immovable_padding(
-    ids: Tensor, is_padding: Tensor, model_inputs: Mapping[str, Any], image_token_ids: Sequence[int]
-) -> None:
-    if KeyValueCache.from_past(model_inputs.get("past_key_values")).layers:
-        raise BadPrompt(
-            "attention_mask ends in padding, and past_key_values are given: give a mask that ends in 1"
-        )
-    padding_ids = ids[is_padding].tolist() if ids.shape == is_padding.shape else []
-    if image_ids := set(image_token_ids).intersection(padding_ids):
-        raise BadPrompt(
-            f"attention_mask ends in padding that has the id of image tokens, {min(image_ids)}: pad with another id"
-        )
-
-
-def _take_positions(values: Tensor, positions: Tensor, dim: int) -> Tensor:
-    """Takes in each row the positions (R, L) of dimension `dim`."""
-    shape = [1] * values.dim()
-    shape[0], shape[dim] = positions.shape
-    return values.take_along_dim(positions.to(values.device).view(shape), dim)
+    def _refuse_immovable_padding(
+        self, ids: Tensor, model_inputs: Mapping[str, Any], image_token_ids: Sequence[int]
+    ) -> None:
+        if KeyValueCache.from_past(model_inputs.get("past_key_values")).layers:
+            raise BadPrompt(
+                "attention_mask ends in padding, and past_key_values are given: give a mask that ends in 1"
+            )
+        for row, num_padding in zip(ids.tolist(), self.num_right_padding.tolist(), strict=True):
+            if image_ids := set(image_token_ids).intersection(row[len(row) - num_padding :]):
+                raise BadPrompt(
+                    "attention_mask ends in padding that has the id of image tokens, "
+                    f"{min(image_ids)}: pad with another id"
+                )

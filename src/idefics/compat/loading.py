@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from idefics.compat.added_modules import (
-    initialize_missing_modules_and_warn,
-    skip_added_modules,
-    tensor_names_added_by_subclass,
-)
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.configuration_auto import as_config
 from idefics.compat.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
@@ -182,7 +178,12 @@ def _load_checkpoint_weights(model: PreTrainedModel, checkpoint: Checkpoint, opt
     """Streams a checkpoint's weights into a model that stands on the meta device."""
     quantization = as_quantization_config(options.quantization_config)
     module, key_rules = _module_with_checkpoint_names(model, checkpoint)
-    added_tensors = tensor_names_added_by_subclass(module)
+    # Modules of this package stand on the meta device, and only those that a subclass has added do not.
+    tensors = module.state_dict(keep_vars=True).items()
+    added_names = frozenset(name for name, tensor in tensors if not tensor.is_meta)
+    core_quantization = None if quantization is None else quantization.to_quantization_config()
+    if core_quantization and (modules := sorted({name.rpartition(".")[0] for name in added_names} - {""})):
+        core_quantization = replace(core_quantization, skip=(*core_quantization.skipped, *modules))
     missing_keys = load_weights(
         module,
         checkpoint.folder,
@@ -191,15 +192,40 @@ def _load_checkpoint_weights(model: PreTrainedModel, checkpoint: Checkpoint, opt
         device=resolve_device(
             "cpu" if options.device_map is None else "auto", options.device_map, options.max_memory
         ),
-        quantization=None
-        if quantization is None
-        else skip_added_modules(quantization.to_quantization_config(), added_tensors),
+        quantization=core_quantization,
         checkpoint_quantization=checkpoint.quantization,
-        optional_names=added_tensors,
+        optional_names=added_names,
     )
     initialize_missing_modules_and_warn(model, module, missing_keys)
     model._set_quantization(quantization)
     model.is_quantized = quantization is not None or checkpoint.quantization is not None
+
+
+def initialize_missing_modules_and_warn(
+    model: PreTrainedModel, root: nn.Module, missing_keys: Sequence[str]
+) -> None:
+    """Initialises added modules that are wholly missing in a checkpoint; a warning names the missing weights.
+
+    Args:
+        model: initialises them by `_init_weights`, and gets `missing_keys`.
+        root: the module in which the names are looked up.
+        missing_keys: names of weights that the checkpoint lacks.
+    """
+    model.missing_keys = tuple(missing_keys)
+    if not missing_keys:
+        return
+    for owner in {name.rpartition(".")[0] for name in missing_keys}:
+        module = root.get_submodule(owner)
+        prefix = f"{owner}." if owner else ""
+        own_parameter_names = {prefix + name for name, _ in module.named_parameters(recurse=False)}
+        if owner and own_parameter_names <= set(missing_keys):
+            model._init_weights(module)
+    names = ", ".join(missing_keys[:5]) + (" ..." if len(missing_keys) > 5 else "")
+    warnings.warn(
+        f"{len(missing_keys)} weights are not in the checkpoint and were newly initialised ({names}): "
+        "train them before use",
+        stacklevel=5,  # the caller of `from_pretrained`
+    )
 
 
 def _module_with_checkpoint_names(

@@ -106,11 +106,7 @@ class PeftAdapterMixin(nn.Module):
         Raises:
             BadSetting: there is no adapter of this name.
         """
-        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
-        if unknown := [name for name in names if name not in self._adapter_configs()]:
-            raise BadSetting(
-                f"there is no adapter {unknown[0]!r}; the model has {', '.join(self._adapter_configs()) or 'none'}"
-            )
+        self._existing_adapter_names(adapter_name)
         for layer in self._adapter_layers():
             layer.enable_adapters(True)
             layer.set_adapter(adapter_name)
@@ -132,9 +128,7 @@ class PeftAdapterMixin(nn.Module):
 
     def delete_adapter(self, adapter_names: str | list[str]) -> None:
         """Removes adapters from the model. Raises BadSetting where it does not have them."""
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            if name not in self._adapter_configs():
-                raise BadSetting(f"there is no adapter {name!r} to delete")
+        for name in self._existing_adapter_names(adapter_names):
             for layer in self._adapter_layers():
                 layer.delete_adapter(name)
             del self.peft_config[name]
@@ -167,6 +161,15 @@ class PeftAdapterMixin(nn.Module):
             raise BadSetting("the model has no adapter: call add_adapter or load_adapter first")
         layer_class = _import_peft().tuners.tuners_utils.BaseTunerLayer
         return [module for module in self.modules() if isinstance(module, layer_class)]
+
+    def _existing_adapter_names(self, names: str | list[str]) -> list[str]:
+        """The names as a list. Raises BadSetting where the model has no adapter of one of these names."""
+        names = [names] if isinstance(names, str) else names
+        if unknown := [name for name in names if name not in self._adapter_configs()]:
+            raise BadSetting(
+                f"there is no adapter {unknown[0]!r}; the model has {', '.join(self._adapter_configs()) or 'none'}"
+            )
+        return names
 
     def _adapter_configs(self) -> dict[str, PeftConfig]:
         return self.peft_config if self._hf_peft_config_loaded else {}
