@@ -157,9 +157,10 @@ def picture_from_url(url: str, detail: Detail | None = None, max_tiles: int | No
         APIError: 400, the URL is neither an http(s) address nor a data URI.
     """
     url = normalize_source_text(url)
-    has_data = is_data_uri(url) and "," in url[:MAX_DATA_URI_HEADER_CHARACTERS]
-    is_address = url[:8].lower().startswith(("http://", "https://")) and len(url) <= MAX_URL_CHARACTERS
-    if not ((has_data or is_address) and is_url(url)):
+    is_bounded = (
+        "," in url[:MAX_DATA_URI_HEADER_CHARACTERS] if is_data_uri(url) else len(url) <= MAX_URL_CHARACTERS
+    )
+    if not (is_bounded and is_url(url)):
         raise APIError(
             400,
             "the url of a picture is neither a data URI (data:image/png;base64,...) nor an http(s) address",

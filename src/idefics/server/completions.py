@@ -68,11 +68,6 @@ class CompletionRequest(ChoicesRequest):
             raise APIError(400, f"{message}: send fewer prompts", param="prompt")
         return texts
 
-    @property
-    def wants_prompt_logprobs(self) -> bool:
-        """Whether the answer includes the log-probabilities of the prompts' tokens."""
-        return bool(self.echo) and self.logprobs is not None
-
     def generation_kwargs(self) -> dict[str, Any]:
         """The given fields as keyword arguments of `Idefics.submit`."""
         return self.sampling_kwargs() | {
@@ -134,8 +129,8 @@ async def complete(
     for text in request.prompt_texts:
         make_prompt = partial(service.vlm.prompt, [text])
         prefix = Delta(text, ()) if request.echo else None
-        if request.wants_prompt_logprobs:
-            prefix = await compute_prompt_logprobs(context, make_prompt, text, request.logprobs or 0)
+        if request.echo and request.logprobs is not None:
+            prefix = await compute_prompt_logprobs(context, make_prompt, text, request.logprobs)
         if request.max_tokens == 0:
             prompt = await context.run_in_worker(make_prompt)
             context.record_prompt_metrics(prompt)

@@ -107,9 +107,7 @@ def completion_logprobs(
             }
             for _, logprob, top in _iterate_logprobs(answer)
         ],
-        "text_offset": [offset + length for length in accumulate(map(len, tokens[:-1]), initial=0)][
-            : len(tokens)
-        ],
+        "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
     }
 
 

@@ -17,23 +17,21 @@ def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
     """Returns a JSON schema; raises ValueError if it is too long or too deep, or has a large `multipleOf`."""
     if (size := len(json.dumps(schema))) > MAX_CONSTRAINT_BYTES:
         raise ValueError(f"the schema has {size:,} characters; the limit is {MAX_CONSTRAINT_BYTES:,}")
-    level: list[Any] = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        for outer in level:
-            multiple_of = outer.get("multipleOf", 1) if isinstance(outer, dict) else 1
-            if isinstance(multiple_of, int | float) and not _has_at_most_four_digits(multiple_of):
-                raise ValueError("multipleOf has more than four digits: give a number with fewer")
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            break
-    else:
-        raise ValueError(f"the schema is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    _check_schema_part(schema, MAX_SCHEMA_DEPTH)
     return schema
+
+
+def _check_schema_part(part: Any, max_depth: int) -> None:
+    """Raises ValueError if a part of a schema has more than `max_depth` levels, or a large `multipleOf`."""
+    if not isinstance(part, dict | list):
+        return
+    if max_depth == 0:
+        raise ValueError(f"the schema is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    multiple_of = part.get("multipleOf") if isinstance(part, dict) else None
+    if isinstance(multiple_of, int | float) and not _has_at_most_four_digits(multiple_of):
+        raise ValueError("multipleOf has more than four digits: give a number with fewer")
+    for inner in part.values() if isinstance(part, dict) else part:
+        _check_schema_part(inner, max_depth - 1)
 
 
 def _has_at_most_four_digits(number: float) -> bool:

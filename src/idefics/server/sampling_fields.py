@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
+from idefics.server.ignored_field_tables import REASONING_HINT
 from idefics.server.request_model import RequestModel, make_field_table, text_or_list
 from idefics.server.response_format import MAX_CONSTRAINT_BYTES, ResponseFormat
 from idefics.tasks.classify import MAX_LABELS
@@ -102,10 +102,10 @@ class ReasoningConfig(RequestModel):
             "context",
         ),
         values_or_hint={
-            "effort": (ignored_field_tables.REASONING_HINT, "none"),
-            "enabled": (ignored_field_tables.REASONING_HINT, False),
-            "max_tokens": (ignored_field_tables.REASONING_HINT, 0),
-            "mode": (ignored_field_tables.REASONING_HINT, "standard"),
+            "effort": (REASONING_HINT, "none"),
+            "enabled": (REASONING_HINT, False),
+            "max_tokens": (REASONING_HINT, 0),
+            "mode": (REASONING_HINT, "standard"),
         },
     )
 

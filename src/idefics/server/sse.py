@@ -35,7 +35,7 @@ class EventStreamResponse(Response):
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.events, self.format_error = events, format_error or _format_error_event
+        self.events, self.format_error = events, format_error or (lambda error: format_event(error.body))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -47,8 +47,3 @@ class EventStreamResponse(Response):
             error_event = self.format_error(to_api_error(error))
             await send({"type": "http.response.body", "body": error_event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-def _format_error_event(error: APIError) -> bytes:
-    """An error as an event without a name, with an `ErrorBody` as its data."""
-    return format_event(error.body)
