@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import PIL.Image
 
-from idefics.compat.batch_feature import Array, BatchFeature
+from idefics.compat.batch_feature import Array
 from idefics.compat.image_utils import load_image
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.media_inputs import as_picture, is_float_array
@@ -170,8 +170,8 @@ def _to_channel_values(value: ChannelValue) -> tuple[float, float, float]:
 
 
 def stack_pixel_values(
-    samples: Sequence[Sequence[PreprocessedImage]], return_tensors: str | None, *, do_pad: bool = True
-) -> BatchFeature:
+    samples: Sequence[Sequence[PreprocessedImage]], return_tensors: str | None, *, do_pad: bool
+) -> dict[str, Any]:
     """`pixel_values` and `pixel_attention_mask` of a batch; no entries where there are no images.
 
     Args:
@@ -182,15 +182,14 @@ def stack_pixel_values(
     """
     frames = [[frame for picture in sample for frame in picture.frames] for sample in samples]
     if not any(frames):
-        return BatchFeature()
+        return {}
     if not do_pad:
         if return_tensors is None:
-            return BatchFeature(pixel_values=frames)
+            return {"pixel_values": frames}
         if len({len(sample) for sample in frames}) > 1 or len({f.shape for s in frames for f in s}) > 1:
             raise BadSetting("do_pad is False, and pictures differ in size or number: give do_pad=True")
     values, mask = pad_and_stack(frames)
-    entries = {"pixel_values": values} | ({"pixel_attention_mask": mask} if do_pad else {})
-    return BatchFeature(entries, return_tensors)
+    return {"pixel_values": values} | ({"pixel_attention_mask": mask} if do_pad else {})
 
 
 def pad_and_stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:

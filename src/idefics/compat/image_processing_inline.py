@@ -82,7 +82,8 @@ class Idefics2ImageProcessor(ImageProcessor):
             [processor.preprocess_picture(one, input_data_format) for one in sample]
             for sample in group_by_sample(images)
         ]
-        entries = stack_pixel_values(samples, return_tensors, do_pad=processor.do_pad)
+        pixels = stack_pixel_values(samples, return_tensors, do_pad=processor.do_pad)
+        entries = BatchFeature(pixels, return_tensors)
         if processor.return_row_col_info:
             entries["rows"] = [[picture.rows for picture in sample] for sample in samples]
             entries["cols"] = [[picture.columns for picture in sample] for sample in samples]

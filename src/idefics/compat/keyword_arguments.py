@@ -221,9 +221,10 @@ def override_video_config(
         BadSetting: a number is too small.
     """
     for name, value in video_kwargs.items():
-        minimum = 0 if name == "skip_secs" else 1 if VIDEO_FIELD_BY_KWARG[name] == "max_frames" else 1e-6
-        if value is not None and not value >= minimum:
-            raise BadSetting(f"{name} is {value!r}; give {'0 or more' if not minimum else 'more than 0'}")
+        if value is not None and not (value > 0 or (value == 0 and name == "skip_secs")):
+            raise BadSetting(
+                f"{name} is {value!r}; give {'0 or more' if name == 'skip_secs' else 'more than 0'}"
+            )
     overrides = {
         VIDEO_FIELD_BY_KWARG[name]: value for name, value in video_kwargs.items() if value is not None
     }

@@ -6,7 +6,7 @@ Each prompt is written by `processing.Processor`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -148,35 +148,33 @@ class BaseProcessor(ProcessorMixin):
 
     def _make_text_entries(
         self,
+        processor: Processor,
         prompts: Sequence[Prompt],
         kept_positions: Sequence[Sequence[int]],
         padding_options: PaddingOptions,
-        assistant_masks: Sequence[Sequence[int]] | None,
-        *,
+        text: Any,
+        spans: Sequence[TextSpans] | None,
         return_attention_mask: bool | None,
     ) -> dict[str, Any]:
-        """Padded `input_ids`, `attention_mask` and `assistant_masks` of prompts truncated to these positions."""
+        """Padded `input_ids` and `attention_mask` of prompts truncated to these positions.
 
-        def truncate(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        Args:
+            processor: made the prompts of `text`.
+            spans: for each text what the assistant says: `assistant_masks` are added.
+        """
+
+        def truncate(rows: Iterable[Sequence[int]]) -> list[list[int]]:
             return [[row[i] for i in kept] for row, kept in zip(rows, kept_positions, strict=True)]
 
-        columns = {"input_ids": truncate([prompt.ids for prompt in prompts])}
+        columns = {"input_ids": truncate(prompt.ids for prompt in prompts)}
         if return_attention_mask:
             columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
-        if assistant_masks is not None:
-            columns["assistant_masks"] = truncate(assistant_masks)
+        if spans:
+            texts_with_prompts = zip(as_text_list(text), prompts, spans, strict=True)
+            columns["assistant_masks"] = truncate(
+                make_assistant_mask(processor, *one) for one in texts_with_prompts
+            )
         return self.tokenizer.pad_columns(columns, padding_options)
-
-
-def make_assistant_masks(
-    processor: Processor, text: Any, prompts: Sequence[Prompt], spans: Sequence[TextSpans] | None
-) -> list[list[int]] | None:
-    """`make_assistant_mask` of each text, and its prompt, in a batch; None where `spans` are not given."""
-    if not spans:
-        return None
-    return [
-        make_assistant_mask(processor, *one) for one in zip(as_text_list(text), prompts, spans, strict=True)
-    ]
 
 
 def make_assistant_mask(processor: Processor, text: str, prompt: Prompt, spans: TextSpans) -> list[int]:

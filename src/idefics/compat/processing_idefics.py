@@ -18,7 +18,7 @@ from idefics.compat.media_inputs import (
     interleave_text_and_media,
     is_nested,
 )
-from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks
+from idefics.compat.processing import BaseProcessor, TextSpans
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture
@@ -146,9 +146,14 @@ class IdeficsProcessor(BaseProcessor):
         truncated_prompts = _select_tokens(prompt_processor, full_prompts, kept_positions)
         if debug:
             self._print_prompts(truncated_prompts)
-        masks = make_assistant_masks(prompt_processor, text, full_prompts, generated)
         entries = self._make_text_entries(
-            full_prompts, kept_positions, padding_options, masks, return_attention_mask=return_attention_mask
+            prompt_processor,
+            full_prompts,
+            kept_positions,
+            padding_options,
+            text,
+            generated,
+            return_attention_mask,
         )
         entries |= self._make_image_entries(image_config.frame_size, truncated_prompts, padding_options)
         return padding_options.to_batch(entries)

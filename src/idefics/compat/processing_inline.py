@@ -21,7 +21,7 @@ from idefics.compat.media_inputs import (
     group_videos_by_text,
     interleave_text_and_media,
 )
-from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks
+from idefics.compat.processing import BaseProcessor, TextSpans
 from idefics.compat.processing_files import TokenText
 from idefics.errors import BadPrompt
 from idefics.processing.chat_prompt import IMAGE_TOKEN
@@ -108,16 +108,17 @@ class InlineModelProcessor(BaseProcessor):
             _positions_left_by_truncation(one, padding_options, num_opening_tokens) for one in prompts
         ]
         entries = self._make_text_entries(
+            prompt_processor,
             prompts,
             kept_positions,
             padding_options,
-            make_assistant_masks(prompt_processor, texts, prompts, generated),
-            return_attention_mask=return_attention_mask,
+            texts,
+            generated,
+            return_attention_mask,
         )
-        batch = padding_options.to_batch(entries)
         pictures = [prompt.pictures for prompt in prompts]
-        batch.update(stack_pixel_values(pictures, return_tensors, do_pad=image_processor.do_pad))
-        return batch
+        entries |= stack_pixel_values(pictures, return_tensors, do_pad=image_processor.do_pad)
+        return padding_options.to_batch(entries)
 
 
 class Idefics2Processor(InlineModelProcessor):

@@ -76,10 +76,9 @@ class AnnotatedFields(JsonMixin):
         cls.__signature__ = Signature([*parameters, kwargs_parameter])  # type: ignore[attr-defined]
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        bound_arguments = signature(type(self)).bind(*values, **named)
-        bound_arguments.apply_defaults()
-        extra_fields = bound_arguments.arguments.pop("kwargs")
-        for name, value in {**bound_arguments.arguments, **extra_fields}.items():
+        arguments = signature(type(self)).bind(*values, **named).arguments
+        extra_fields = arguments.pop("kwargs", {})
+        for name, value in {**self.fields, **arguments, **extra_fields}.items():
             setattr(self, name, copy(value))
 
     @classmethod
