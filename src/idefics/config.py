@@ -234,9 +234,9 @@ class PromptFormat:
     chat_template: str
     turn_end_token: str
     image_tokens: Literal["cross_attention", "inline", "inline_tiles"]
-    strips_text: bool
-    prompt_prefix: str
-    add_special_tokens: bool
+    strips_text: bool = False
+    prompt_prefix: str = ""
+    add_special_tokens: bool = True
 
 
 @reject_unknown_fields

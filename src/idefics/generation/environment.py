@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -169,14 +169,10 @@ def _installed_version(name: str) -> str | None:
 
 def _describe_cache_folder(name: str, path: Path) -> dict[str, Any]:
     """The name, path and size in bytes of a file or folder; several links to one file are counted once."""
-    files = path.rglob("*") if path.is_dir() else iter([path] * path.exists())
-    bytes_by_inode = {(stat.st_dev, stat.st_ino): stat.st_size for stat in _stat_files(files)}
-    return {"name": name, "path": str(path), "bytes": sum(bytes_by_inode.values())}
-
-
-def _stat_files(files: Iterable[Path]) -> Iterator[os.stat_result]:
-    """The `stat` of each regular file; others, and files that cannot be read, are left out."""
-    for file in files:
+    bytes_by_inode = {}
+    for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(OSError):  # deleted meanwhile, or a broken link
             if file.is_file():
-                yield file.stat()
+                stat = file.stat()
+                bytes_by_inode[stat.st_dev, stat.st_ino] = stat.st_size
+    return {"name": name, "path": str(path), "bytes": sum(bytes_by_inode.values())}

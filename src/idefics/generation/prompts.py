@@ -117,13 +117,10 @@ def as_string_tuple(name: str, value: object) -> tuple[str, ...]:
         BadSetting: it is anything else.
         BadPrompt: a string has a lone surrogate.
     """
-    texts = (
-        [value]
-        if isinstance(value, str)
-        else validate_list(name, value, "a text or a list of texts", allow_set=True)
-    )
-    if not all(isinstance(one, str) for one in texts):
-        raise BadSetting(f"{name} is {short_repr(value)}; give a text or a list of texts")
+    expected = "a text or a list of texts"
+    texts = [value] if isinstance(value, str) else validate_list(name, value, expected, allow_set=True)
+    if not all(isinstance(text, str) for text in texts):
+        raise BadSetting(f"{name} is {short_repr(value)}; give {expected}")
     for text in texts:
         reject_lone_surrogates(name, text)
     return tuple(texts)

@@ -146,9 +146,6 @@ def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFor
         chat_template=template or (DEFAULT_CHAT_TEMPLATE if is_chat else ""),
         turn_end_token=END_OF_UTTERANCE if is_chat else "",
         image_tokens="inline",
-        strips_text=False,
-        prompt_prefix="",
-        add_special_tokens=True,
     )
 
 

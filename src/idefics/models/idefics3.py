@@ -147,9 +147,6 @@ def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFor
         chat_template=template,
         turn_end_token=END_OF_UTTERANCE if END_OF_UTTERANCE in added_tokens else "",
         image_tokens="inline_tiles",
-        strips_text=False,
-        prompt_prefix="",
-        add_special_tokens=True,
     )
 
 
