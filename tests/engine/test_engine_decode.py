@@ -7,8 +7,7 @@ import torch
 
 from engine.fakes import make_fake_model
 from idefics.config import KVCacheLayout
-from idefics.engine.decode import TorchDecode
-from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages
+from idefics.engine.decode import BatchedCrossKV, GatheredPages, TorchDecode
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
 from idefics.nn.attention import DenseAttn, LayerCrossKV

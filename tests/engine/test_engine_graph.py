@@ -14,11 +14,12 @@ from engine.random_sequences import make_sequences, run_decode_steps, uncached_l
 from idefics.config import KVCacheLayout
 from idefics.engine import engine as engine_module
 from idefics.engine.cuda_graphs import CudaGraphDecode, CudaGraphRecorder, pad_num_pages, pad_num_rows
-from idefics.engine.decode import TorchDecode, choose_decode_step
-from idefics.engine.decode_attention import (
+from idefics.engine.decode import (
     GatheredPages,
     PagedInPlace,
+    TorchDecode,
     choose_decode_attention,
+    choose_decode_step,
     probe_in_place_attention,
 )
 from idefics.engine.decode_inputs import DecodeInputs

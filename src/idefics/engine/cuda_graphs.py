@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import KVCacheLayout
-from idefics.engine.decode_attention import BatchedCrossKV, choose_decode_attention
+from idefics.engine.decode import BatchedCrossKV, choose_decode_attention
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM

@@ -31,7 +31,7 @@ from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Continuation, Deadline, Request, validate_prompt, validate_request
 from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import RequestOutput, SchedulerOutput
+from idefics.engine.scheduler_output import RequestOutputs, SchedulerOutput
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import Prompt
 
@@ -247,14 +247,12 @@ class Engine:
                     log.debug("done: %s", handle.log_summary)
             self.condition.notify_all()
 
-    def _compute_or_isolate_failures(
-        self, scheduler_output: SchedulerOutput
-    ) -> dict[RequestState, RequestOutput]:
+    def _compute_or_isolate_failures(self, scheduler_output: SchedulerOutput) -> RequestOutputs:
         """Computes a step; if that fails, each request separately, to find out which one fails."""
         try:
             return self._compute_step(scheduler_output)
         except Exception:
-            outputs: dict[RequestState, RequestOutput] = {}
+            outputs: RequestOutputs = {}
         for state in scheduler_output.requests:
             self._discard_launched_step()
             try:
@@ -263,7 +261,7 @@ class Engine:
                 outputs[state] = error
         return outputs
 
-    def _compute_step(self, scheduler_output: SchedulerOutput) -> dict[RequestState, RequestOutput]:
+    def _compute_step(self, scheduler_output: SchedulerOutput) -> RequestOutputs:
         """Runs the model, samples, and processes the samples, while a GPU computes the next step already."""
         step_output = self.model_runner.run(scheduler_output)
         batch = self.output_processor.sample(step_output)

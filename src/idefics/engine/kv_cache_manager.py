@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request_state import RequestState, SequenceState
 
 
+@dataclass(frozen=True)
 class KVCacheManager:
     """Assigns the pages of a `PagePool` to sequences."""
 
-    def __init__(self, page_pool: PagePool) -> None:
-        self.page_pool = page_pool
+    page_pool: PagePool
 
     def allocate_prompt(
         self, sequence: SequenceState, running: Sequence[RequestState], copy_source_by_page: dict[int, int]

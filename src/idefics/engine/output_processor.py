@@ -16,7 +16,7 @@ from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import StepOutput
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.engine.sampler import Sampler
-from idefics.engine.scheduler_output import RequestOutput, SampledToken
+from idefics.engine.scheduler_output import RequestOutput, RequestOutputs, SampledToken
 from idefics.messages import Alternative
 
 
@@ -80,11 +80,9 @@ class OutputProcessor:
         """Discards the sampler, whose token counts are wrong after a sampled id was replaced by another one."""
         self._sampler = None
 
-    def process(
-        self, step_output: StepOutput, batch: SampledBatch | None
-    ) -> dict[RequestState, RequestOutput]:
+    def process(self, step_output: StepOutput, batch: SampledBatch | None) -> RequestOutputs:
         """The output, or the error, of each request of a step. Waits until the sampled ids are on the host."""
-        outputs: dict[RequestState, RequestOutput] = {}
+        outputs: RequestOutputs = {}
         num_sampled, self.has_replaced_tokens = 0, False
         if batch is not None:
             self._process_samples(batch, outputs)
@@ -102,7 +100,7 @@ class OutputProcessor:
             _record(outputs, state, partial(self._score_continuations, state, chunk.trie, h))
         return outputs
 
-    def _process_samples(self, batch: SampledBatch, outputs: dict[RequestState, RequestOutput]) -> None:
+    def _process_samples(self, batch: SampledBatch, outputs: RequestOutputs) -> None:
         """Adds the sampled tokens to the result, replaced where a constraint requires another one."""
         tokens = batch.read_tokens()
         states = [sequence.request_state for sequence in batch.sequences]
@@ -158,7 +156,7 @@ class OutputProcessor:
 
 
 def _record(
-    outputs: dict[RequestState, RequestOutput],
+    outputs: RequestOutputs,
     state: RequestState,
     compute_output: Callable[[], RequestOutput | None],
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from idefics.engine.decode_attention import concatenate_cross_kvs
+from idefics.engine.decode import concatenate_cross_kvs
 from idefics.engine.encoder_cache import encode_frames, first_float_parameter
 from idefics.engine.model_interface import VLM
 from idefics.nn.attention import DenseAttn

@@ -9,7 +9,6 @@ request finishes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from idefics.config import EngineConfig
@@ -21,6 +20,7 @@ from idefics.engine.scheduler_output import (
     NextBeams,
     PrefillChunk,
     RequestOutput,
+    RequestOutputs,
     SampledToken,
     SchedulerOutput,
 )
@@ -119,9 +119,7 @@ class Scheduler:
             self._schedule_prefill(self.running[-1], output)
         return output
 
-    def update_from_output(
-        self, scheduler_output: SchedulerOutput, outputs: Mapping[RequestState, RequestOutput]
-    ) -> None:
+    def update_from_output(self, scheduler_output: SchedulerOutput, outputs: RequestOutputs) -> None:
         """Records what a step computed and sampled; finished requests release their pages."""
         failed = {state for state, output in outputs.items() if isinstance(output, Exception)}
         for sequence in scheduler_output.decode_sequences:

@@ -120,3 +120,4 @@ class BeamSearchResult(NamedTuple):
 
 # What a step computed for one request, or the error with which it failed.
 RequestOutput: TypeAlias = "SampledToken | NextBeams | BeamSearchResult | ContinuationScores | Exception"
+RequestOutputs: TypeAlias = "dict[RequestState, RequestOutput]"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Unpack, overload
 
 from idefics.errors import IdeficsError
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import EXAMPLE_START, parse_prompts_argument, require_prompt
 from idefics.generation.streaming import GenerationResult, Stream
-from idefics.messages import Answer, Message
+from idefics.messages import Answer
 from idefics.options import (
     AnswerKeywords,
     GenerationOptions,
@@ -112,9 +113,7 @@ class TextGenerationMixin:
             validate_bool("add_end_of_utterance_token", add_end_of_utterance_token)
         processor = self.loaded_model.processor.with_image_detail(image_detail)
 
-        def encode(prompt_items: PromptItems) -> Prompt:
-            return processor.encode_raw(prompt_items, add_end_of_utterance_token=add_end_of_utterance_token)
-
+        encode = partial(processor.encode_raw, add_end_of_utterance_token=add_end_of_utterance_token)
         return call.answer(encode, prompts, error_policy)
 
     @overload
@@ -209,11 +208,9 @@ class TextGenerationMixin:
             is_continuation=bool(answer_start) or continue_final_message,
         )
 
-        def encode(conversation: Sequence[Message | Mapping[str, Any]]) -> Prompt:
-            return processor.encode_chat(
-                conversation, answer_start=answer_start, continue_final_message=continue_final_message
-            )
-
+        encode = partial(
+            processor.encode_chat, answer_start=answer_start, continue_final_message=continue_final_message
+        )
         return call.answer(encode, conversations, error_policy)
 
     @document_and_check_options(GenerationOptions)

@@ -1,7 +1,7 @@
 """Attention as an argument of a model's forward pass, so that models are independent of KV caches and batching.
 
 Decoders call `Attn.self_attention` and `Attn.cross_attention`. The trainer and the uncached reference pass `DenseAttn`;
-the engine passes implementations that read its KV cache (`engine.prefill`, `engine.decode_attention`).
+the engine passes implementations that read its KV cache (`engine.prefill`, `engine.decode`).
 
 Shapes: N packed tokens, H query heads, h key/value heads, K head size, P pictures, M image features of a picture.
 """
