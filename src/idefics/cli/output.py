@@ -13,14 +13,16 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from idefics.cli.keyword_flags import keywords_as_flags
+from idefics.cli.flags import ModelFlags
 from idefics.cli.progress import ProgressDisplay
+from idefics.cli.sampling import SamplingFlags
 from idefics.errors import IdeficsError
 from idefics.lazy import cached_property
 from idefics.messages import Answer, Ranking
+from idefics.server.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,11 +33,27 @@ MAX_BARS = 10  # labels in the bar chart; --json has all
 BAR_WIDTH = 30
 MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON lacks
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # they could control a terminal
+KEYWORD_NAMES = (
+    *dict.fromkeys(field.name for group in (ModelFlags, SamplingFlags, Settings) for field in fields(group)),
+    "length_normalized",
+)
 
 
 def one_line(text: str) -> str:
     """The text on one line: line breaks become spaces, control characters are removed."""
     return CONTROL_CHARACTERS.sub("", re.sub(r"\s*[\r\n]\s*", " ", text)).strip()
+
+
+def keywords_as_flags(message: str) -> str:
+    """The message with Python's keywords as flags: "use num_beams=1" -> "use --num-beams 1"."""
+    for name in KEYWORD_NAMES:
+        flag = "--" + name.replace("_", "-")
+        message = re.sub(rf"(?<![\w-]){name}=True\b", flag, message)
+        message = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{flag} ", message)
+        message = re.sub(rf"^{name} (is|cannot) ", rf"{flag} \1 ", message)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w./-]){name}(?![\w./-])", flag, message)
+    return message
 
 
 class OutputWriteError(IdeficsError):
