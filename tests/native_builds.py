@@ -30,7 +30,7 @@ MATMUL_SOURCES = (
     "matmul_bfloat16.c",
     "matmul_int8.c",
     "attention_bfloat16.c",
-    "layer_norm.c",
+    "norm.c",
     "vision.c",
 )
 

@@ -167,16 +167,43 @@ API void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *
 
 /* --- linear layers of many rows: matmul.h --- */
 
+/* All return 0 without memory, or if this processor has no instructions for a kind of weight (BFLOAT16, INT8, INT4);
+ * then nothing is written. */
+
 typedef struct {
-    const float *x; /* (rows, inputs) */
-    Linear linear;  /* BFLOAT16 or INT8 */
-    const float *bias; /* (outputs,) or NULL */
-    float *out;        /* (rows, outputs) */
+    const float *x;        /* (rows, inputs) */
+    Linear linear;
+    const float *bias;     /* (outputs,) or NULL */
+    const float *residual; /* (rows, outputs): added to the result; or NULL */
+    float *out;            /* (rows, outputs); may be `residual` */
     int64_t rows;
 } MatmulArgs;
 
-/* 0: out of memory, or this processor has no instructions for the kind of weight; then nothing is written. */
+typedef struct { /* queries, keys and values of a Llama layer: projections of the normalised rows, then rotated */
+    const float *x;    /* (rows, D) */
+    const float *norm; /* (D,): weight of the root-mean-square norm */
+    float epsilon;
+    Linear q, k, v;                /* of the same kind */
+    const float *cosines, *sines;  /* (rows, size) */
+    int32_t rotated_heads, size;   /* heads of queries and keys together */
+    float *out;                    /* (rows, outputs of q, k and v) */
+    int64_t rows;
+} QkvArgs;
+
+typedef struct { /* residual + down(activation(gate(norm(x))) * up(norm(x))) */
+    const float *x;        /* (rows, D) */
+    const float *norm;     /* (D,) or NULL: no norm */
+    float epsilon;
+    Mlp mlp;               /* gate and up of the same kind */
+    int32_t activation;
+    const float *residual; /* (rows, outputs) or NULL */
+    float *out;            /* (rows, outputs) */
+    int64_t rows;
+} GatedMlpArgs;
+
 API int idefics_matmul(const MatmulArgs *args, int threads, Parallel *parallel);
+API int idefics_project_qkv(const QkvArgs *args, int threads, Parallel *parallel);
+API int idefics_gated_mlp(const GatedMlpArgs *args, int threads, Parallel *parallel);
 
 /* --- vision encoder: vision.c --- */
 

@@ -3,7 +3,6 @@
  */
 #include "attention_bfloat16.h"
 
-#include <stdlib.h>
 
 int64_t attention_scratch_units(int64_t keys, int64_t size) {
     int64_t padded = ceil_div(keys, TILE_OUTPUTS) * TILE_OUTPUTS, pairs = ceil_div(keys, 2);
@@ -166,20 +165,19 @@ int idefics_attention_bfloat16(const AttentionArgs *args, int threads, Parallel 
     FloatAttention attention = {.args = args, .kernel = matmul_kernel(BFLOAT16)};
     if (!attention.kernel) return 0;
     int64_t query_heads = (int64_t)args->frames * args->heads, key_heads = (int64_t)args->frames * args->key_heads;
-    int64_t scratch_units = attention_scratch_units(args->keys, args->size);
-    int64_t query_units = query_heads * args->queries * args->size / 2, key_units = key_heads * args->keys * args->size / 2;
-    uint32_t *memory = malloc(UNIT_BYTES * (size_t)(threads * scratch_units + query_units + 2 * key_units));
-    if (!memory) return 0;
-    uint32_t *next = memory + threads * scratch_units;
-    attention.q = (uint16_t *)next;
-    attention.k = (uint16_t *)(next + query_units);
-    attention.v = (uint16_t *)(next + query_units + key_units);
+    int64_t query_units = query_heads * args->queries * args->size / 2;
+    int64_t key_units = key_heads * args->keys * args->size / 2;
+    RowWork work;
+    uint32_t *rest;
+    if (!row_work_new(&work, threads, parallel, 0, 0, attention_scratch_units(args->keys, args->size),
+                      query_units + 2 * key_units, &rest))
+        return 0;
+    attention.q = (uint16_t *)rest;
+    attention.k = (uint16_t *)(rest + query_units);
+    attention.v = (uint16_t *)(rest + query_units + key_units);
     attention.pieces_per_head = ceil_div(args->queries, QUERIES_PER_PIECE);
-    Stage round = {round_head_piece, &attention, query_heads + 2 * key_heads, memory, scratch_units, 0, 0};
-    run_stage(&round, threads, parallel);
-    Stage attend = {float_attention_piece, &attention, query_heads * attention.pieces_per_head, memory, scratch_units,
-                    0, 0};
-    run_stage(&attend, threads, parallel);
-    free(memory);
+    run_pieces(&work, round_head_piece, &attention, query_heads + 2 * key_heads);
+    run_pieces(&work, float_attention_piece, &attention, query_heads * attention.pieces_per_head);
+    row_work_free(&work);
     return 1;
 }

@@ -16,9 +16,11 @@ from idefics.native.structures import (
     STRUCT_VERSION,
     AttentionArgs,
     DequantizeInt4Args,
+    GatedMlpArgs,
     Int4MatmulArgs,
     MatmulArgs,
     ModelStruct,
+    QkvArgs,
     QuantizeRowsArgs,
     StepStruct,
     VisionArgs,
@@ -85,6 +87,8 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "idefics_scale_rows": (None, (POINTER(QuantizeRowsArgs), c_int, c_void_p)),
     "idefics_int4_matmul": (None, (POINTER(Int4MatmulArgs), c_int, c_void_p)),
     "idefics_matmul": (c_int, (POINTER(MatmulArgs), c_int, c_void_p)),
+    "idefics_project_qkv": (c_int, (POINTER(QkvArgs), c_int, c_void_p)),
+    "idefics_gated_mlp": (c_int, (POINTER(GatedMlpArgs), c_int, c_void_p)),
     "idefics_vision_encode": (c_int, (POINTER(VisionArgs), c_int, c_void_p)),
 }
 

@@ -9,6 +9,7 @@
 #define IDEFICS_MATMUL_H
 
 #include "api.h"
+#include "norm.h"
 
 #include <stdatomic.h>
 
@@ -28,10 +29,11 @@ typedef struct {       /* rows rounded to bfloat16 or int8 */
 typedef struct { /* what is done with the sums of one or more outputs */
     const float *scales, *bias; /* of each output; NULL: none */
     int activation;
+    const float *factor;   /* multiplied after the activation; NULL: none */
     const float *residual; /* added at last; NULL: none */
     float *floats;         /* where results go: float32 or bfloat16, the other is NULL */
     uint16_t *halves;
-    int64_t stride; /* numbers of a row of `residual` and of the result */
+    int64_t stride; /* numbers of a row of `factor`, `residual` and the result */
 } Epilogue;
 
 typedef struct {
@@ -56,30 +58,29 @@ static inline int64_t min_int64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* A stage of work in pieces, which threads take one after another: a slow or late thread takes fewer. */
-typedef struct {
-    void (*run_piece)(void *context, int64_t piece, uint32_t *scratch);
-    void *context;
-    int64_t pieces;
-    uint32_t *scratch; /* (threads, scratch_units) */
-    int64_t scratch_units;
-    atomic_llong next_piece;
-    atomic_int next_thread;
-} Stage;
+typedef void RunPiece(void *context, int64_t piece, uint32_t *scratch);
 
-void run_stage(Stage *stage, int threads, Parallel *parallel);
-
-/* One linear layer as a stage: rounded rows times all outputs. */
+/* Linear layers of the same rows, one after another: the memory and threads that they share. */
 typedef struct {
-    const MatmulKernel *kernel;
-    const RoundedRows *rows;
+    int threads;
+    Parallel *parallel;
     int64_t num_rows;
-    const Linear *linear;
-    Epilogue epilogue; /* `scales` is taken from the layer */
-} LinearStage;
+    RoundedRows rounded; /* inputs of the next product */
+    uint32_t *memory, *scratch; /* scratch: (threads, scratch_units) */
+    int64_t scratch_units;
+} RowWork;
 
-/* Units of scratch memory that a thread needs for layers of up to this many inputs. */
-int64_t linear_scratch_units(int64_t inputs);
-void run_linear_piece(void *linear_stage, int64_t piece, uint32_t *scratch); /* pieces: panels of outputs */
+/* Allocates memory for rows of up to `widest` inputs, for at least `scratch_units` units a thread in the pieces of other
+ * stages, and for `more` units, of which `*rest` becomes the address. -> 0 without memory. */
+int row_work_new(RowWork *work, int threads, Parallel *parallel, int64_t num_rows, int64_t widest,
+                 int64_t scratch_units, int64_t more, uint32_t **rest);
+void row_work_free(RowWork *work);
+void run_pieces(RowWork *work, RunPiece *run_piece, void *context, int64_t pieces);
+
+/* Rounds `x` (rows, inputs), after a norm if its weight is given, for products with weights of this layer's kind. */
+void round_rows(RowWork *work, const Linear *linear, const float *x, const Norm *norm);
+/* The rounded rows times a weight; the epilogue's scales are taken from the layer. */
+void multiply_rows(RowWork *work, const Linear *linear, Epilogue epilogue);
 
 /* One output of an INT4 layer in float32: quantized.c. */
 void dequantize_int4_row(const Linear *linear, int64_t output, float *out);

@@ -55,6 +55,7 @@ INLINE void finish_vector(__m512 values, __mmask16 present, const Epilogue *epil
     int64_t at = row * epilogue->stride + column;
     if (epilogue->bias) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(present, epilogue->bias + column));
     values = activate(values, epilogue->activation);
+    if (epilogue->factor) values = _mm512_mul_ps(values, _mm512_maskz_loadu_ps(present, epilogue->factor + at));
     if (epilogue->residual) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(present, epilogue->residual + at));
     if (epilogue->floats)
         _mm512_mask_storeu_ps(epilogue->floats + at, present, values);

@@ -162,13 +162,39 @@ class Int4MatmulArgs(Structure):
 
 
 class MatmulArgs(Structure):
-    """Arguments of `idefics_matmul`: inputs, a weight in bfloat16 or int8, its bias, and the output."""
+    """Arguments of `idefics_matmul`: inputs, a weight, its bias, what is added, and the output."""
 
     _fields_ = (
         ("x", c_void_p),
         ("linear", LinearStruct),
-        ("bias", c_void_p),
+        *((name, c_void_p) for name in ("bias", "residual", "out")),
+        ("rows", c_int64),
+    )
+
+
+class QkvArgs(Structure):
+    """Arguments of `idefics_project_qkv`: inputs, their norm, the projections, the rotation, and the output."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "norm")),
+        ("epsilon", c_float),
+        *((name, LinearStruct) for name in ("q", "k", "v")),
+        *((name, c_void_p) for name in ("cosines", "sines")),
+        *((name, c_int32) for name in ("rotated_heads", "size")),
         ("out", c_void_p),
+        ("rows", c_int64),
+    )
+
+
+class GatedMlpArgs(Structure):
+    """Arguments of `idefics_gated_mlp`: inputs, their norm, the layers, what is added, and the output."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "norm")),
+        ("epsilon", c_float),
+        ("mlp", MlpStruct),
+        ("activation", c_int32),
+        *((name, c_void_p) for name in ("residual", "out")),
         ("rows", c_int64),
     )
 

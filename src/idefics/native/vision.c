@@ -5,72 +5,22 @@
  * values and attention weights to bfloat16.
  */
 #include "attention_bfloat16.h"
-#include "layer_norm.h"
 
-#include <stdlib.h>
-
-enum { ROWS_PER_PIECE = 16 };
-enum { ROWS_AT_ONCE = 1024 };  /* patches of the frames that pass through the layers together */
+enum { ROWS_AT_ONCE = 1024 }; /* patches of the frames that pass through the layers together */
 
 typedef struct { /* one chunk of frames on its way through the layers, and the memory of all stages */
     const VisionArgs *args;
-    const VisionLayer *layer;
-    const MatmulKernel *bfloat16;
-    int threads;
-    Parallel *parallel;
     float *x; /* (rows, D) */
-    int64_t frames, rows;
-    RoundedRows rounded;    /* inputs of the next product: up to max(D, intermediate size) numbers a row */
-    uint16_t *q, *k, *v;    /* (rows, D) bfloat16 */
-    float *floats;          /* (rows, max(D, intermediate size)): inputs of a product before they are rounded */
-    uint32_t *scratch;
-    int64_t scratch_units;
+    int64_t frames;
+    uint16_t *q, *k, *v; /* (rows, D) bfloat16 */
+    float *floats;       /* (rows, max(D, intermediate size)): inputs of a product before they are rounded */
+    RowWork work;
 } Encoder;
 
-static void run(Encoder *encoder, void (*run_piece)(void *, int64_t, uint32_t *), void *context, int64_t pieces) {
-    Stage stage = {run_piece, context, pieces, encoder->scratch, encoder->scratch_units, 0, 0};
-    run_stage(&stage, encoder->threads, encoder->parallel);
-}
-
-typedef struct {
-    Encoder *encoder;
-    const MatmulKernel *kernel;
-    const float *x, *norm, *norm_bias; /* norm: NULL for none */
-    int64_t inputs;
-} RoundStage;
-
-/* Normalises some rows and rounds them. */
-static void round_piece(void *context, int64_t piece, uint32_t *scratch) {
-    const RoundStage *stage = context;
-    const Encoder *encoder = stage->encoder;
-    int64_t end = min_int64((piece + 1) * ROWS_PER_PIECE, encoder->rows);
-    for (int64_t row = piece * ROWS_PER_PIECE; row < end; row++) {
-        const float *x = stage->x + row * stage->inputs;
-        if (stage->norm) {
-            layer_norm(x, stage->inputs, stage->norm, stage->norm_bias, encoder->args->epsilon,
-                              (float *)scratch);
-            x = (const float *)scratch;
-        }
-        stage->kernel->round_row(x, stage->inputs, &encoder->rounded, row);
-    }
-}
-
-/* Rounds `x` (rows, inputs), after a norm if there is one, for a product with this weight. */
-static void round_rows(Encoder *encoder, const Linear *linear, const float *x, const float *norm,
-                       const float *norm_bias) {
-    const MatmulKernel *kernel = matmul_kernel(linear->kind);
-    RoundStage stage = {encoder, kernel, x, norm, norm_bias, linear->inputs};
-    encoder->rounded.stride = ceil_div(linear->inputs, kernel->numbers_per_unit);
-    run(encoder, round_piece, &stage, ceil_div(encoder->rows, ROWS_PER_PIECE));
-}
-
-/* The rounded rows times a weight; results are stored as floats or as halves. */
-static void multiply(Encoder *encoder, const BiasedLinear *layer, int activation, const float *residual, float *floats,
-                     uint16_t *halves) {
-    const Linear *linear = &layer->linear;
-    LinearStage stage = {matmul_kernel(linear->kind), &encoder->rounded, encoder->rows, linear,
-                         {NULL, layer->bias, activation, residual, floats, halves, linear->outputs}};
-    run(encoder, run_linear_piece, &stage, ceil_div(linear->outputs, PANEL_OUTPUTS));
+static void multiply(Encoder *encoder, const BiasedLinear *layer, Epilogue epilogue) {
+    epilogue.bias = layer->bias;
+    epilogue.stride = layer->linear.outputs;
+    multiply_rows(&encoder->work, &layer->linear, epilogue);
 }
 
 /* Attention of some queries of one head: pieces are (frame, head, block of queries). */
@@ -80,7 +30,7 @@ static void attention_piece(void *context, int64_t piece, uint32_t *scratch) {
     int64_t blocks = ceil_div(args->patches, QUERIES_PER_PIECE), size = args->width / args->heads;
     int64_t block = piece % blocks, head = piece / blocks % args->heads, frame = piece / blocks / args->heads;
     int64_t start = frame * args->patches * args->width + head * size, first = block * QUERIES_PER_PIECE;
-    HeadAttention attention = {.kernel = encoder->bfloat16,
+    HeadAttention attention = {.kernel = matmul_kernel(BFLOAT16),
                                .q = encoder->q + start,
                                .k = encoder->k + start,
                                .v = encoder->v + start,
@@ -95,20 +45,24 @@ static void attention_piece(void *context, int64_t piece, uint32_t *scratch) {
     attend_head(&attention, scratch);
 }
 
-static void run_layer(Encoder *encoder) {
+static void run_layer(Encoder *encoder, const VisionLayer *layer) {
     const VisionArgs *args = encoder->args;
-    const VisionLayer *layer = encoder->layer;
-    round_rows(encoder, &layer->q.linear, encoder->x, layer->norm1, layer->norm1_bias);
-    multiply(encoder, &layer->q, NO_ACTIVATION, NULL, NULL, encoder->q);
-    multiply(encoder, &layer->k, NO_ACTIVATION, NULL, NULL, encoder->k);
-    multiply(encoder, &layer->v, NO_ACTIVATION, NULL, NULL, encoder->v);
-    run(encoder, attention_piece, encoder, encoder->frames * args->heads * ceil_div(args->patches, QUERIES_PER_PIECE));
-    round_rows(encoder, &layer->o.linear, encoder->floats, NULL, NULL);
-    multiply(encoder, &layer->o, NO_ACTIVATION, encoder->x, encoder->x, NULL);
-    round_rows(encoder, &layer->fc1.linear, encoder->x, layer->norm2, layer->norm2_bias);
-    multiply(encoder, &layer->fc1, args->activation, NULL, encoder->floats, NULL);
-    round_rows(encoder, &layer->fc2.linear, encoder->floats, NULL, NULL);
-    multiply(encoder, &layer->fc2, NO_ACTIVATION, encoder->x, encoder->x, NULL);
+    RowWork *work = &encoder->work;
+    float *x = encoder->x, *floats = encoder->floats;
+    const Norm first = {layer->norm1, layer->norm1_bias, args->epsilon}, none = {NULL, NULL, 0.0f};
+    const Norm second = {layer->norm2, layer->norm2_bias, args->epsilon};
+    round_rows(work, &layer->q.linear, x, &first);
+    multiply(encoder, &layer->q, (Epilogue){.activation = NO_ACTIVATION, .halves = encoder->q});
+    multiply(encoder, &layer->k, (Epilogue){.activation = NO_ACTIVATION, .halves = encoder->k});
+    multiply(encoder, &layer->v, (Epilogue){.activation = NO_ACTIVATION, .halves = encoder->v});
+    run_pieces(work, attention_piece, encoder,
+               encoder->frames * args->heads * ceil_div(args->patches, QUERIES_PER_PIECE));
+    round_rows(work, &layer->o.linear, floats, &none);
+    multiply(encoder, &layer->o, (Epilogue){.activation = NO_ACTIVATION, .residual = x, .floats = x});
+    round_rows(work, &layer->fc1.linear, x, &second);
+    multiply(encoder, &layer->fc1, (Epilogue){.activation = args->activation, .floats = floats});
+    round_rows(work, &layer->fc2.linear, floats, &none);
+    multiply(encoder, &layer->fc2, (Epilogue){.activation = NO_ACTIVATION, .residual = x, .floats = x});
 }
 
 /* Whether this processor has the instructions for all weights; q, k and v share their rounded inputs. */
@@ -127,28 +81,21 @@ int idefics_vision_encode(const VisionArgs *args, int threads, Parallel *paralle
     if (!is_supported(args)) return 0;
     int64_t chunk = ceil_div(ROWS_AT_ONCE, args->patches), rows = min_int64(chunk, args->frames) * args->patches;
     int64_t widest = args->width > args->intermediate_size ? args->width : args->intermediate_size;
-    int64_t attention = attention_scratch_units(args->patches, args->width / args->heads);
-    int64_t scratch_units = linear_scratch_units(widest), rounded = rows * ceil_div(widest, 2);
-    scratch_units = attention > scratch_units ? attention : scratch_units;
     int64_t halves = ceil_div(rows * args->width, 2);
-    uint32_t *memory = malloc(UNIT_BYTES
-                              * (size_t)(threads * scratch_units + rounded + 2 * rows + 3 * halves + rows * widest));
-    if (!memory) return 0;
-    Encoder encoder = {.args = args, .bfloat16 = matmul_kernel(BFLOAT16), .threads = threads, .parallel = parallel,
-                       .scratch = memory, .scratch_units = scratch_units};
-    uint32_t *next = memory + threads * scratch_units;
-    encoder.rounded = (RoundedRows){next, 0, (float *)(next + rounded), (int32_t *)(next + rounded + rows)};
-    next += rounded + 2 * rows;
-    encoder.q = (uint16_t *)next, encoder.k = (uint16_t *)(next + halves), encoder.v = (uint16_t *)(next + 2 * halves);
-    encoder.floats = (float *)(next + 3 * halves);
+    Encoder encoder = {.args = args};
+    uint32_t *rest;
+    if (!row_work_new(&encoder.work, threads, parallel, rows, widest,
+                      attention_scratch_units(args->patches, args->width / args->heads), 3 * halves + rows * widest,
+                      &rest))
+        return 0;
+    encoder.q = (uint16_t *)rest, encoder.k = (uint16_t *)(rest + halves), encoder.v = (uint16_t *)(rest + 2 * halves);
+    encoder.floats = (float *)(rest + 3 * halves);
     for (int64_t frame = 0; frame < args->frames; frame += chunk) {
         encoder.x = args->x + frame * args->patches * args->width;
-        encoder.frames = min_int64(chunk, args->frames - frame), encoder.rows = encoder.frames * args->patches;
-        for (int i = 0; i < args->layer_count; i++) {
-            encoder.layer = &args->layers[i];
-            run_layer(&encoder);
-        }
+        encoder.frames = min_int64(chunk, args->frames - frame);
+        encoder.work.num_rows = encoder.frames * args->patches;
+        for (int i = 0; i < args->layer_count; i++) run_layer(&encoder, &args->layers[i]);
     }
-    free(memory);
+    row_work_free(&encoder.work);
     return 1;
 }

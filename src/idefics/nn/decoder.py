@@ -7,6 +7,13 @@ from torch import Tensor, nn
 from idefics.config import Activation, TextConfig
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.attention import Attn
+from idefics.nn.native_decoder import (
+    find_native_decoder_layer,
+    find_native_mlp,
+    gated_mlp,
+    project_qkv,
+)
+from idefics.nn.native_linear import native_linear
 from idefics.nn.norm import RMSNorm
 from idefics.nn.rope import apply_rotary, rotary_cos_sin
 from idefics.nn.upcast import TokenEmbedding
@@ -26,6 +33,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), or (..., output_size)."""
+        if (native_mlp := find_native_mlp(self, x)) is not None:
+            return gated_mlp(native_mlp, x)
         out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -61,6 +70,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
         """(N, D) -> (N, D); arguments as in `SelfAttention`."""
+        if (native_layer := find_native_decoder_layer(self, x)) is not None:
+            q, k, v = project_qkv(native_layer, self.input_layernorm, x, rotary)
+            attended = attn.self_attention(layer_index, q, k, v).flatten(1)
+            x = native_linear(attended, native_layer.o, None, residual=x)
+            return gated_mlp(native_layer.mlp, x, self.post_attention_layernorm, residual=x)
         x = x + self.self_attn(layer_index, self.input_layernorm(x), rotary, attn)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out

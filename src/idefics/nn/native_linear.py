@@ -85,13 +85,16 @@ def can_use_native_inputs(input: Tensor) -> bool:
     return input.dtype == torch.float32 and input.is_cpu and not torch.is_grad_enabled()
 
 
-def native_linear(input: Tensor, weight: NativeWeight, bias: Tensor | None) -> Tensor:
+def native_linear(
+    input: Tensor, weight: NativeWeight, bias: Tensor | None, residual: Tensor | None = None
+) -> Tensor:
     """A linear layer of any number of rows: (..., I) float32 -> (..., O) float32.
 
     Args:
         input: see `can_use_native_inputs`.
         weight: see `can_use_native_weight`.
         bias: (O,) or None.
+        residual: (..., O) float32, added to the result; or None.
 
     Raises:
         MemoryError: there is no memory for the rounded inputs.
@@ -99,10 +102,12 @@ def native_linear(input: Tensor, weight: NativeWeight, bias: Tensor | None) -> T
     rows = input.reshape(-1, input.shape[-1]).contiguous()
     out = rows.new_empty(len(rows), len(weight.weight))
     float_bias = None if bias is None else bias.float().contiguous()
+    added = None if residual is None else residual.reshape(out.shape).contiguous()
     args = MatmulArgs(
         x=rows.data_ptr(),
         linear=weight.struct(),
         bias=None if float_bias is None else float_bias.data_ptr(),
+        residual=None if added is None else added.data_ptr(),
         out=out.data_ptr(),
         rows=len(rows),
     )

@@ -1,0 +1,160 @@
+"""Calls the C kernels for the parts of a Llama layer around its attention, for many tokens at once.
+
+Norms, residuals, rotary embedding and activations are computed in float32 with the products (`native_linear`), which
+round their inputs. N packed tokens, D width, H query heads, h key/value heads, K head size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from idefics.native import library
+from idefics.native.structures import ACTIVATION_NAMES, GatedMlpArgs, MlpStruct, QkvArgs
+from idefics.nn.activation import ACTIVATIONS
+from idefics.nn.native_linear import NativeLinear, NativeWeight, can_use_native_inputs, thread_args
+
+if TYPE_CHECKING:
+    from idefics.nn.decoder import DecoderLayer, GatedMLP
+    from idefics.nn.norm import RMSNorm
+
+ACTIVATION_NUMBERS = {ACTIVATIONS[name]: number for number, name in enumerate(ACTIVATION_NAMES)}
+
+
+class NativeMLP(NamedTuple):
+    """The weights of a gated MLP, and the number of its activation."""
+
+    gate: NativeWeight
+    up: NativeWeight
+    down: NativeWeight
+    activation: int
+
+
+class NativeDecoderLayer(NamedTuple):
+    """The weights of a Llama layer."""
+
+    q: NativeWeight
+    k: NativeWeight
+    v: NativeWeight
+    o: NativeWeight
+    mlp: NativeMLP
+
+
+def find_native_decoder_layer(layer: DecoderLayer, x: Tensor) -> NativeDecoderLayer | None:
+    """The weights of a layer for C; None if C cannot compute the layer for these inputs (N, D) as torch would."""
+    if not can_use_native_inputs(x) or any(map(_has_hooks, layer.modules())):
+        return None
+    attention = layer.self_attn
+    weights = [
+        _unbiased_weight(projection)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    ]
+    mlp, norms = _find_mlp_weights(layer.mlp), (layer.input_layernorm, layer.post_attention_layernorm)
+    q, k, v, o = weights
+    if q is None or k is None or v is None or o is None or mlp is None:
+        return None
+    has_one_dtype = q.weight.dtype == k.weight.dtype == v.weight.dtype
+    return NativeDecoderLayer(q, k, v, o, mlp) if has_one_dtype and all(map(_is_float32, norms)) else None
+
+
+def find_native_mlp(mlp: GatedMLP, x: Tensor) -> NativeMLP | None:
+    """The weights of an MLP for C; None if C cannot compute it for these inputs as torch would."""
+    if not can_use_native_inputs(x) or any(map(_has_hooks, mlp.children())):
+        return None
+    return _find_mlp_weights(mlp)
+
+
+def project_qkv(
+    layer: NativeDecoderLayer, norm: RMSNorm, x: Tensor, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of the normalised tokens, rotated: (N, D) -> (N, H, K), (N, h, K), (N, h, K).
+
+    Args:
+        rotary: cosines and sines of `rope.rotary_cos_sin`, (N, 1, K) each.
+
+    Raises:
+        MemoryError: there is no memory for the rounded inputs.
+    """
+    x, (cosines, sines) = x.contiguous(), (table.contiguous() for table in rotary)
+    size = cosines.shape[-1]
+    num_outputs = [len(part.weight) for part in (layer.q, layer.k, layer.v)]
+    out = x.new_empty(len(x), sum(num_outputs))
+    args = QkvArgs(
+        x=x.data_ptr(),
+        norm=norm.weight.data_ptr(),
+        epsilon=norm.epsilon,
+        q=layer.q.struct(),
+        k=layer.k.struct(),
+        v=layer.v.struct(),
+        cosines=cosines.data_ptr(),
+        sines=sines.data_ptr(),
+        rotated_heads=(num_outputs[0] + num_outputs[1]) // size,
+        size=size,
+        out=out.data_ptr(),
+        rows=len(x),
+    )
+    _call("idefics_project_qkv", args, len(x))
+    q, k, v = (part.unflatten(-1, (-1, size)) for part in out.split(num_outputs, dim=1))
+    return q, k, v
+
+
+def gated_mlp(
+    mlp: NativeMLP, x: Tensor, norm: RMSNorm | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """residual + down(act(gate(norm(x))) * up(norm(x))): (..., D) -> (..., O).
+
+    Args:
+        norm: None: `x` as it is.
+        residual: (..., O); None: nothing is added.
+
+    Raises:
+        MemoryError: there is no memory for the hidden units.
+    """
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    added = None if residual is None else residual.reshape(len(rows), -1).contiguous()
+    out = rows.new_empty(len(rows), len(mlp.down.weight))
+    args = GatedMlpArgs(
+        x=rows.data_ptr(),
+        norm=None if norm is None else norm.weight.data_ptr(),
+        epsilon=0.0 if norm is None else norm.epsilon,
+        mlp=MlpStruct(mlp.gate.struct(), mlp.up.struct(), mlp.down.struct()),
+        activation=mlp.activation,
+        residual=None if added is None else added.data_ptr(),
+        out=out.data_ptr(),
+        rows=len(rows),
+    )
+    _call("idefics_gated_mlp", args, len(rows))
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _call(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
+    """Calls a function of the library with its arguments."""
+    kernels = library.load_library()
+    assert kernels is not None, "see the find_ functions"
+    if not getattr(kernels, function)(args, *thread_args()):
+        raise MemoryError(f"not enough memory for the activations of {num_rows} tokens")
+
+
+def _find_mlp_weights(mlp: GatedMLP) -> NativeMLP | None:
+    """The weights of an MLP for C, if it supports them; hooks are not considered."""
+    gate, up, down = map(_unbiased_weight, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    if gate is None or up is None or down is None or gate.weight.dtype != up.weight.dtype:
+        return None
+    return NativeMLP(gate, up, down, ACTIVATION_NUMBERS[mlp.act])
+
+
+def _unbiased_weight(layer: nn.Linear) -> NativeWeight | None:
+    """The weight of a layer without a bias; None if C does not support it."""
+    return layer.native_weight() if isinstance(layer, NativeLinear) and layer.bias is None else None
+
+
+def _is_float32(norm: RMSNorm) -> bool:
+    """Whether C can read the weight of a norm as an array of floats."""
+    return norm.weight.dtype == torch.float32 and norm.weight.is_cpu and norm.weight.is_contiguous()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module would call other functions before or after."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
