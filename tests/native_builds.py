@@ -29,6 +29,7 @@ MATMUL_SOURCES = (
     "quantized.c",
     "matmul_bfloat16.c",
     "matmul_int8.c",
+    "matmul_float32.c",
     "attention_bfloat16.c",
     "norm.c",
     "vision.c",

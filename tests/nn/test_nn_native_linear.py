@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from idefics.native import library
-from idefics.nn.native_linear import NativeWeight, can_use_native_weight, native_linear
+from idefics.nn.native_linear import (
+    NativeWeight,
+    can_use_float32_products,
+    can_use_native_weight,
+    float32_linear,
+    native_linear,
+)
 from idefics.nn.upcast import UpcastLinear
 from idefics.quant import apply_kernel_choice
 from idefics.quant.autotune import KernelChoice
@@ -170,3 +176,33 @@ def test_int8_layers_use_the_kernel():
     assert layer.native_weight() is None, "nothing was chosen yet"
     layer.matmul = w8a8_matmul
     assert torch.equal(layer(x), native_linear(x, layer.native_weight(), layer.bias))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 33, 70), (16, 64, 130)])
+@pytest.mark.parametrize("has_bias", [True, False])
+@torch.inference_mode()
+def test_few_rows_in_float32(size, has_bias, set_openmp_threads):
+    rows, inputs, outputs = size
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs).bfloat16(), torch.randn(outputs)
+    bias = bias if has_bias else None
+    assert can_use_float32_products(x, weight)
+    expected = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(float32_linear(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_head_multiplies_few_rows_in_float32_by_the_kernel():
+    layer = UpcastLinear(32, 16)
+    layer.weight = nn.Parameter(layer.weight.bfloat16())
+    apply_kernel_choice(model := nn.ModuleDict({"lm_head": layer}), KernelChoice(bfloat16=True))
+    x = torch.randn(3, 32)
+    assert torch.equal(model["lm_head"](x), float32_linear(x, layer.weight, layer.bias))
+    assert not can_use_float32_products(torch.randn(17, 32), layer.weight)
+    assert not can_use_float32_products(x, layer.weight.float())
+
+
+@torch.inference_mode()
+def test_a_residual_is_added(needs_bfloat16):
+    x, weight, residual = torch.randn(20, 33), torch.randn(40, 33).bfloat16(), torch.randn(20, 40)
+    plain = native_linear(x, NativeWeight(weight), None)
+    assert torch.equal(native_linear(x, NativeWeight(weight), None, residual), plain + residual)

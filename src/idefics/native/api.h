@@ -202,6 +202,8 @@ typedef struct { /* residual + down(activation(gate(norm(x))) * up(norm(x))) */
 } GatedMlpArgs;
 
 API int idefics_matmul(const MatmulArgs *args, int threads, Parallel *parallel);
+/* A few rows and a weight in BFLOAT16: inputs are not rounded, no residual. Needs AVX512. */
+API int idefics_matmul_float32(const MatmulArgs *args, int threads, Parallel *parallel);
 API int idefics_project_qkv(const QkvArgs *args, int threads, Parallel *parallel);
 API int idefics_gated_mlp(const GatedMlpArgs *args, int threads, Parallel *parallel);
 

@@ -36,6 +36,7 @@ Kernel = Literal[
     "int4 products",
     "bfloat16 products",
     "int8 products",
+    "float32 products",
 ]
 
 
@@ -69,6 +70,7 @@ VARIANTS: dict[Kernel, tuple[InstructionSet, ...]] = {
     "int4 products": (InstructionSet.AVX512_VNNI,),
     "bfloat16 products": (InstructionSet.AVX512_BF16,),
     "int8 products": (InstructionSet.AVX512_VNNI,),
+    "float32 products": (InstructionSet.AVX512,),  # of few rows with weights in bfloat16
 }
 
 # Result and arguments of each function of `api.h`.
@@ -87,6 +89,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "idefics_scale_rows": (None, (POINTER(QuantizeRowsArgs), c_int, c_void_p)),
     "idefics_int4_matmul": (None, (POINTER(Int4MatmulArgs), c_int, c_void_p)),
     "idefics_matmul": (c_int, (POINTER(MatmulArgs), c_int, c_void_p)),
+    "idefics_matmul_float32": (c_int, (POINTER(MatmulArgs), c_int, c_void_p)),
     "idefics_project_qkv": (c_int, (POINTER(QkvArgs), c_int, c_void_p)),
     "idefics_gated_mlp": (c_int, (POINTER(GatedMlpArgs), c_int, c_void_p)),
     "idefics_vision_encode": (c_int, (POINTER(VisionArgs), c_int, c_void_p)),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from idefics.nn.decoder import DecoderLayer, GatedMLP
     from idefics.nn.norm import RMSNorm
 
-ACTIVATION_NUMBERS = {ACTIVATIONS[name]: number for number, name in enumerate(ACTIVATION_NAMES)}
+ACTIVATION_NUMBERS = {function: ACTIVATION_NAMES.index(name) for name, function in ACTIVATIONS.items()}
 
 
 class NativeMLP(NamedTuple):

@@ -24,6 +24,9 @@ from idefics.native.structures import (
 )
 
 MAX_INPUTS = 2**16  # int32 holds the sums of this many products of bytes
+MAX_FLOAT32_ROWS = (
+    16  # with more rows, upcasting a weight once for all costs less than reading it again for each four
+)
 
 # How weights are stored, by dtype, and the kernel that multiplies them.
 STORAGE: dict[torch.dtype, tuple[int, Kernel]] = {
@@ -99,6 +102,30 @@ def native_linear(
     Raises:
         MemoryError: there is no memory for the rounded inputs.
     """
+    return _call_matmul("idefics_matmul", input, weight, bias, residual)
+
+
+def can_use_float32_products(input: Tensor, weight: Tensor) -> bool:
+    """Whether `float32_linear` supports these tensors, and the rows are so few that it is faster than torch."""
+    return (
+        weight.dtype == torch.bfloat16
+        and can_use_native_inputs(input)
+        and input.numel() <= MAX_FLOAT32_ROWS * input.shape[-1]
+        and weight.is_cpu
+        and weight.is_contiguous()
+        and library.best_instruction_set("float32 products") is not None
+    )
+
+
+def float32_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer of a few rows whose weight (O, I) in bfloat16 is upcast as it is read: (..., I) -> (..., O)."""
+    return _call_matmul("idefics_matmul_float32", input, NativeWeight(weight), bias, None)
+
+
+def _call_matmul(
+    function: str, input: Tensor, weight: NativeWeight, bias: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    """Calls a function of the library; arguments as of `native_linear`."""
     rows = input.reshape(-1, input.shape[-1]).contiguous()
     out = rows.new_empty(len(rows), len(weight.weight))
     float_bias = None if bias is None else bias.float().contiguous()
@@ -113,7 +140,7 @@ def native_linear(
     )
     kernels = library.load_library()
     assert kernels is not None, "see can_use_native_weight"
-    if not kernels.idefics_matmul(args, *thread_args()):
+    if not getattr(kernels, function)(args, *thread_args()):
         raise MemoryError(f"not enough memory for a product of {len(rows)} rows of {rows.shape[1]} inputs")
     return out.view(*input.shape[:-1], len(weight.weight))
 

@@ -11,8 +11,10 @@ from torch.nn import functional
 from idefics.nn.native_linear import (
     NativeLinear,
     NativeWeight,
+    can_use_float32_products,
     can_use_native_inputs,
     can_use_native_weight,
+    float32_linear,
     native_linear,
 )
 
@@ -33,10 +35,12 @@ class UpcastLinear(NativeLinear):
         linear_function: computes the product with the upcast weight.
         multiplies_bfloat16: whether inputs are rounded to bfloat16 for a weight in bfloat16, instead of upcasting the
             weight, where C kernels support it: sums, bias and outputs stay float32.
+        uses_float32_kernel: whether a C kernel upcasts a weight in bfloat16 while it multiplies a few rows.
     """
 
     linear_function: LinearFunction = staticmethod(functional.linear)
     multiplies_bfloat16 = False
+    uses_float32_kernel = False
 
     def native_weight(self) -> NativeWeight | None:
         """The weight for the C kernels, if the layer multiplies in bfloat16 and they support it."""
@@ -47,6 +51,8 @@ class UpcastLinear(NativeLinear):
         """(..., I) -> (..., O)."""
         if can_use_native_inputs(input) and (weight := self.native_weight()):
             return native_linear(input, weight, self.bias)
+        if self.uses_float32_kernel and can_use_float32_products(input, self.weight):
+            return float32_linear(input, self.weight, self.bias)
         return upcast_linear(input, self.weight, self.bias, self.linear_function)
 
 

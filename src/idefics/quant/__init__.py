@@ -120,6 +120,7 @@ def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
         match module:
             case UpcastLinear():
                 module.multiplies_bfloat16 = kernel_choice.bfloat16 and not name.startswith("lm_head")
+                module.uses_float32_kernel = kernel_choice.onednn or kernel_choice.bfloat16
                 if kernel_choice.onednn:
                     module.linear_function = onednn_linear
             case Int8Linear():
