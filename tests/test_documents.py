@@ -153,16 +153,11 @@ def in_reader_folder(reader_folder, monkeypatch):
 
 def run_command(words):
     """Runs `idefics` in this process, which has imported torch already: (exit code, output)."""
-    from idefics.__main__ import main
+    from idefics.cli.main import run
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
-        patch.setattr(sys, "argv", words)
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
+    with redirect_stdout(out), redirect_stderr(out):
+        code = run(words[1:])
     return code, out.buffer.getvalue().decode()
 
 

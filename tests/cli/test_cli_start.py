@@ -87,6 +87,47 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+EXIT_SCRIPT = """
+import atexit, os, sys
+from idefics.__main__ import main
+
+os._exit = lambda code, end=os._exit: (os.write(1, b"no teardown"), end(code))
+sys.argv[1:] = ["models", *sys.argv[1:]]
+try:
+    main()
+finally:
+    atexit.register(print, "handler", end=" ")
+"""
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 0), (["--unknown"], 2)])
+def test_a_process_ends_with_its_handlers_and_its_exit_code_and_without_teardown(flags, code):
+    done = subprocess.run([sys.executable, "-c", EXIT_SCRIPT, *flags], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout.endswith("handler no teardown")
+
+
+def test_a_process_that_fails_unexpectedly_is_torn_down():
+    code = f"import idefics.cli.main\nidefics.cli.main.run = None\n{EXIT_SCRIPT}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == "handler "
+    assert done.stderr.endswith("TypeError: 'NoneType' object is not callable\n")
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_collection_of_garbage_is_paused_and_then_as_before(is_enabled):
+    code = (
+        "import gc; from idefics.cli.process import paused_garbage_collection\n"
+        f"{'gc.enable' if is_enabled else 'gc.disable'}()\n"
+        "runs = []; gc.callbacks.append(lambda *_: runs.append(1))\n"
+        "with paused_garbage_collection(): kept = [[] for _ in range(100_000)]\n"
+        "print(len(runs), gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"0 {is_enabled} True\n"
+
+
 def test_the_installed_command_is_the_one_that_an_interrupt_ends():
     scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"idefics": "idefics.__main__:main"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
+from idefics.cli.process import paused_garbage_collection
 
 if TYPE_CHECKING:
     from idefics import Idefics
@@ -23,7 +24,8 @@ def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
 
     writer.progress.start(f"Loading {flags.model}")
     settings = asdict(flags) | {"offline": flags.offline or None}  # None leaves it to the environment
-    vlm = idefics.load(**settings, progress=download_progress_callback(flags.model, writer))
+    with paused_garbage_collection():  # most of the time is the import of torch
+        vlm = idefics.load(**settings, progress=download_progress_callback(flags.model, writer))
     writer.progress.stop()
     return vlm
 
