@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from idefics.messages import Answer, Delta
 from idefics.server.request_context import RequestContext
-from idefics.server.response_fields import CompletionUsage, collect_notes, finish_reason, sum_usage
+from idefics.server.response_fields import collect_notes, sum_usage
 from idefics.server.sampling_fields import ChoicesRequest
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 
@@ -53,10 +53,10 @@ class ChoicesResponseBuilder(ABC):
             return EventStreamResponse(self._stream_events())
         answers = self.empty_answers or await self.context.wait_for_answers()
         choices = [
-            {"index": index, **self.choice_fields(index, answer), "finish_reason": finish_reason(answer)}
+            {"index": index, **self.choice_fields(index, answer), "finish_reason": answer.finish}
             for index, answer in enumerate(answers)
         ]
-        usage = self._sum_usage(answers)
+        usage = sum_usage(answers, self.request.n or 1)
         return JSONResponse(
             {**self.common_fields, "choices": choices, "usage": usage, **collect_notes(answers)}
         )
@@ -73,16 +73,14 @@ class ChoicesResponseBuilder(ABC):
         for index, answer in enumerate(answers):
             yield self._format_chunk(index, self.last_chunk_fields, answer)
         if self.request.streams_usage:
-            yield format_event({**self.common_fields, "choices": [], "usage": self._sum_usage(answers)})
+            yield format_event(
+                {**self.common_fields, "choices": [], "usage": sum_usage(answers, self.request.n or 1)}
+            )
         yield DONE_EVENT
 
     def _format_chunk(self, index: int, fields: ChoiceFields, answer: Answer | None = None) -> bytes:
         """The event for a chunk of the choice `index`; `answer` is the whole choice, if this is its last chunk."""
-        choice = {"index": index, **fields, "finish_reason": answer and finish_reason(answer)}
+        choice = {"index": index, **fields, "finish_reason": answer and answer.finish}
         usage_field = {"usage": None} if self.request.streams_usage else {}
         notes = collect_notes([answer] if answer else [])
         return format_event({**self.common_fields, "choices": [choice], **usage_field, **notes})
-
-    def _sum_usage(self, answers: Sequence[Answer]) -> CompletionUsage:
-        """The usage of all prompts; `answers` has the `n` choices of each prompt in a row."""
-        return sum_usage([answer.usage for answer in answers], self.request.n or 1)

@@ -11,10 +11,11 @@ from typing import Literal, NotRequired
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from idefics.messages import Answer, Usage
+from idefics.engine.handle import RequestHandle
+from idefics.messages import Answer
 from idefics.prompt import Prompt
 
-ResponseFinishReason = Literal["stop", "length"]  # those of `FinishReason` that are sent
+ResponseFinishReason = Literal["stop", "length"]  # cancelled answers are never sent
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -61,28 +62,22 @@ class StreamUsageField(ResponseFields):
     usage: NotRequired[CompletionUsage | None]
 
 
-def finish_reason(answer: Answer) -> ResponseFinishReason:
-    """Why an answer ended. Cancelled answers are never sent: `RequestContext.deltas` raises instead."""
-    assert answer.finish != "cancelled"
-    return answer.finish
-
-
 def collect_notes(noted: Iterable[Answer | Prompt]) -> NotesField:
     """The notes of all answers or prompts, each once."""
     notes = list(dict.fromkeys(note for one in noted for note in one.notes))
     return {"notes": notes} if notes else {}
 
 
-def sum_usage(choices: Sequence[Usage], num_choices: int = 1) -> CompletionUsage:
+def sum_usage(choices: Sequence[Answer | RequestHandle], num_choices: int = 1) -> CompletionUsage:
     """The usage of all prompts and their choices. A prompt counts once, with the cached tokens of its first choice.
 
     Args:
-        choices: the usage of each choice: those of the first prompt, then those of the second, and so on.
+        choices: all choices: those of the first prompt, then those of the second, and so on.
         num_choices: number of choices of each prompt.
     """
-    prompts = choices[::num_choices]
+    prompts = [choice.usage for choice in choices[::num_choices]]
     num_prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
-    num_completion_tokens = sum(usage.completion_tokens for usage in choices)
+    num_completion_tokens = sum(choice.usage.completion_tokens for choice in choices)
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,

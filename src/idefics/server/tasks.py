@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, create_model
 
-from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot, Usage
+from idefics.engine.handle import RequestHandle
+from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_PICTURES, MaxTiles, picture_from_url
 from idefics.server.errors import APIError
@@ -23,7 +24,6 @@ from idefics.server.response_fields import (
     ResponseFields,
     ResponseFinishReason,
     collect_notes,
-    finish_reason,
     sum_usage,
 )
 from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, ResponseDocs, document_responses
@@ -127,7 +127,7 @@ class ClassificationResponse(NotesField):
     usage: TaskUsage
 
 
-class PictureContext:
+class TaskInputs:
     """The picture and the few-shot examples of a request, not fetched yet, and the context of the request.
 
     Args:
@@ -159,31 +159,27 @@ class PictureContext:
         self.context.check_and_count_texts([words, *shot_texts])
 
 
-async def _generate_text(task: Task, source: PictureContext, request: TaskRequest) -> Response:
+async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -> Response:
     """Answers a request of a task that generates text."""
-    context = source.context
+    context = inputs.context
     words = request.model_dump().get("words", "").strip()
     generation_kwargs = request.sampling_kwargs() | {
         "max_new_tokens": request.max_new_tokens or task.max_new_tokens,
         "num_beams": request.num_beams or 1,
         "start": task.answer_start.format(words=words),
     }
-    source.check_and_count_texts(words)
+    inputs.check_and_count_texts(words)
     await context.submit_prompt(
-        partial(source.vlm.task_prompt, task, source.picture, words, source.detail),
+        partial(inputs.vlm.task_prompt, task, inputs.picture, words, inputs.detail),
         generation_kwargs,
-        pictures=[source.picture, *source.shot_pictures],
+        pictures=[inputs.picture, *inputs.shot_pictures],
     )
     if request.stream:
         return EventStreamResponse(_stream_events(context))
     (answer,) = await context.wait_for_answers()
-    response: TaskResponse = {
-        "object": "image.task",
-        "task": task.name,
-        "text": answer.text,
-        **_final_fields(answer),
-    }
-    return JSONResponse(response)
+    return JSONResponse(
+        {"object": "image.task", "task": task.name, "text": answer.text, **_final_fields(answer)}
+    )
 
 
 async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
@@ -194,18 +190,18 @@ async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
     yield DONE_EVENT
 
 
-async def _rank_labels(source: PictureContext, request: ClassificationRequest) -> Response:
+async def _rank_labels(inputs: TaskInputs, request: ClassificationRequest) -> Response:
     """Answers a classification request: scores the labels, and a neutral picture's if `calibrated`."""
     labels = classify.check_and_strip_labels(request.labels)
-    task, words = classify.task_and_label_text(labels, source.vlm.processor.prompt_format.kind)
-    source.check_and_count_texts(words)
+    task, words = classify.task_and_label_text(labels, inputs.vlm.processor.prompt_format.kind)
+    inputs.check_and_count_texts(words)
     handles = []
-    for picture in [source.picture, neutral_picture()] if request.calibrated else [source.picture]:
-        handle = await source.context.score_continuations(
-            partial(source.vlm.label_scoring_prompt, labels, picture, source.detail),
-            pictures=[picture, *source.shot_pictures],
+    for picture in [inputs.picture, neutral_picture()] if request.calibrated else [inputs.picture]:
+        handle = await inputs.context.score_continuations(
+            partial(inputs.vlm.label_scoring_prompt, labels, picture, inputs.detail),
+            pictures=[picture, *inputs.shot_pictures],
         )
-        source.context.record_prompt_metrics(handle.request.prompt)
+        inputs.context.record_prompt_metrics(handle.request.prompt)
         handles.append(handle)
     rows = classify.rank_labels(
         labels,
@@ -217,24 +213,20 @@ async def _rank_labels(source: PictureContext, request: ClassificationRequest) -
             "object": "image.task",
             "task": task.name,
             "labels": [row._asdict() for row in rows],
-            "usage": _task_usage(handles[0].usage),
+            "usage": _task_usage(handles[0]),
             **collect_notes([handles[0].request.prompt]),
         }
     )
 
 
-def _final_fields(answer: Answer) -> TaskFinalFields:
+def _final_fields(answer: Answer) -> dict[str, Any]:
     """The fields of a complete answer, as `TaskFinalFields` describes them."""
-    return {
-        "finish_reason": finish_reason(answer),
-        "usage": _task_usage(answer.usage),
-        **collect_notes([answer]),
-    }
+    return {"finish_reason": answer.finish, "usage": _task_usage(answer), **collect_notes([answer])}
 
 
-def _task_usage(usage: Usage) -> TaskUsage:
+def _task_usage(answer: Answer | RequestHandle) -> TaskUsage:
     """The usage with the number of pictures."""
-    return {**sum_usage([usage]), "pictures": usage.pictures}
+    return {**sum_usage([answer]), "pictures": answer.usage.pictures}
 
 
 def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:
@@ -251,14 +243,14 @@ def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any
 def _add_route(
     task: Task,
     request_class: type[PictureRequest],
-    answer: Callable[[PictureContext, Any], Awaitable[Response]],
+    answer: Callable[[TaskInputs, Any], Awaitable[Response]],
     response_docs: ResponseDocs,
 ) -> None:
     """Adds the route of a task. `answer` answers a request of the class."""
 
     async def handle_task(request: Request, context: RequestContextDep) -> Response:
         task_request, file = await read_json_or_form(request, request_class)
-        return await answer(PictureContext(context, task_request, file), task_request)
+        return await answer(TaskInputs(context, task_request, file), task_request)
 
     router.add_api_route(
         f"/{task.name}",
