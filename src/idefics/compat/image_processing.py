@@ -59,11 +59,6 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
             raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(self.fields))
         super().__init__(*values, **settings)
 
-    @classmethod
-    def settings_from_processor_config(cls, config: ImageProcessorConfig) -> dict[str, Any]:
-        """The settings whose default a checkpoint names in other files than preprocessor_config.json: sizes."""
-        return {}
-
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`; each frame has `tokens_per_frame` tokens in a prompt."""
         return ImageProcessorConfig(
@@ -160,6 +155,16 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
     def preprocess(self, images: Any, **options: Any) -> Any:
         """Computes the pixel values of images; each family has its own arguments."""
         raise NotImplementedError
+
+
+def size_settings(config: ImageProcessorConfig) -> dict[str, Any]:
+    """The sizes in `config` as settings of the image processors, each of which has some of these."""
+    edges = {"shortest_edge": config.shortest_edge, "longest_edge": config.longest_edge}
+    return {
+        "image_size": config.frame_size,
+        "max_image_size": {"longest_edge": config.frame_size},
+        "size": {name: edge for name, edge in edges.items() if edge is not None} or None,
+    }
 
 
 def _to_channel_values(value: ChannelValue) -> tuple[float, float, float]:

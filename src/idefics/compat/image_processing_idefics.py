@@ -17,7 +17,6 @@ from idefics.compat.image_processing import (
     pad_and_stack,
 )
 from idefics.compat.media_inputs import group_by_sample
-from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
 from idefics.models.idefics1_config import CLIP_MEAN, CLIP_STD
 from idefics.prompt import PreprocessedImage
@@ -61,11 +60,6 @@ class IdeficsImageProcessor(ImageProcessor):
             )
         self.image_mean = list(CLIP_MEAN) if self.image_mean is None else self.image_mean
         self.image_std = list(CLIP_STD) if self.image_std is None else self.image_std
-
-    @classmethod
-    def settings_from_processor_config(cls, config: ImageProcessorConfig) -> dict[str, Any]:
-        """The size of a frame."""
-        return {"image_size": config.frame_size, "size": None}
 
     def _frame_sizes(self) -> dict[str, Any]:
         return {"frame_size": self.image_size, "longest_edge": None}

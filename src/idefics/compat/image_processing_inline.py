@@ -15,7 +15,6 @@ from idefics.compat.image_processing import (
     stack_pixel_values,
 )
 from idefics.compat.media_inputs import group_by_sample
-from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
 from idefics.models.family import HALF_PER_CHANNEL
 from idefics.models.idefics3 import read_video_config
@@ -107,14 +106,6 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
     do_image_splitting: bool = True
     max_image_size: Mapping[str, int] = {"longest_edge": 364}
     video_sampling: Mapping[str, Any] | None = None
-
-    @classmethod
-    def settings_from_processor_config(cls, config: ImageProcessorConfig) -> dict[str, Any]:
-        """The sizes of an image and of a tile."""
-        return {
-            "size": {"longest_edge": config.longest_edge},
-            "max_image_size": {"longest_edge": config.frame_size},
-        }
 
     def _frame_sizes(self) -> dict[str, Any]:
         tile_size = get_edge("max_image_size", self.max_image_size, "longest_edge")

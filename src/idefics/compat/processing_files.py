@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from idefics.compat.image_processing import ImageProcessor
+from idefics.compat.image_processing import ImageProcessor, size_settings
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import JsonMixin, StrPath, write_json
@@ -113,7 +113,7 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
                     "use AutoProcessor"
                 )
             image_config = checkpoint.family.read_image_config(checkpoint.config, preprocessor_config)
-            preprocessor_config |= cls.image_processor_type.settings_from_processor_config(image_config)
+            preprocessor_config |= size_settings(image_config)
             image_seq_len, text = image_config.tokens_per_frame, checkpoint.config.text
             added_tokens = tokenizer.codec.added_tokens_below(text.vocab_size + text.additional_vocab_size)
         image_processor = image_processor or cls.image_processor_type.from_dict(preprocessor_config)

@@ -125,11 +125,11 @@ class IdeficsProcessor(BaseProcessor):
         }
         image_processor, padding_options, _ = self._image_processor_padding_and_video_kwargs(keywords)
         image_config = image_processor.to_processor_config()
-        prompt_processor = self._make_prompt_processor(image_config, adds_special=False)
+        processor = self._make_prompt_processor(image_config, adds_special=False)
         if add_end_of_utterance_token is None:
             add_end_of_utterance_token = self.add_end_of_utterance_token
         full_prompts = [
-            prompt_processor.encode_parts(
+            processor.encode_parts(
                 [
                     item
                     if isinstance(item, str)
@@ -141,19 +141,13 @@ class IdeficsProcessor(BaseProcessor):
             for items in _as_documents(prompts, text, images)
         ]
         if add_eos_token:
-            full_prompts = [self._append_eos(prompt_processor, prompt) for prompt in full_prompts]
+            full_prompts = [self._append_eos(processor, prompt) for prompt in full_prompts]
         kept_positions = [padding_options.kept_positions(len(prompt)) for prompt in full_prompts]
-        truncated_prompts = _select_tokens(prompt_processor, full_prompts, kept_positions)
+        truncated_prompts = _select_tokens(processor, full_prompts, kept_positions)
         if debug:
             self._print_prompts(truncated_prompts)
         entries = self._make_text_entries(
-            prompt_processor,
-            full_prompts,
-            kept_positions,
-            padding_options,
-            text,
-            generated,
-            return_attention_mask,
+            processor, full_prompts, kept_positions, padding_options, text, generated, return_attention_mask
         )
         entries |= self._make_image_entries(image_config.frame_size, truncated_prompts, padding_options)
         return padding_options.to_batch(entries)

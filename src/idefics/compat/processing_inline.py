@@ -81,24 +81,26 @@ class InlineModelProcessor(BaseProcessor):
         if text is None:
             if images is None:
                 raise BadPrompt("there is neither text nor a picture: give at least one")
-            only_images: BatchFeature = image_processor.preprocess(
-                images, return_tensors=return_tensors, input_data_format=input_data_format
+            return BatchFeature(
+                image_processor.preprocess(
+                    images, return_tensors=return_tensors, input_data_format=input_data_format
+                )
             )
-            return only_images
         texts = as_text_list(text)
         image_config = image_processor.to_processor_config(image_seq_len or self.image_seq_len)
         image_config = replace(image_config, video=override_video_config(image_config.video, video_kwargs))
-        image_groups = [
-            [image_processor.preprocess_picture(image, input_data_format) for image in group]
-            for group in group_pictures_by_text(texts, images)
-        ]
-        media: dict[str, list[list[Any]]] = {IMAGE_TOKEN: image_groups}
+        media = {
+            IMAGE_TOKEN: [
+                [image_processor.preprocess_picture(image, input_data_format) for image in group]
+                for group in group_pictures_by_text(texts, images)
+            ]
+        }
         if videos is not None or image_config.video is not None:
             samples_frames = keywords.get("do_sample_frames") is not False
             media[VIDEO_TOKEN] = group_videos_by_text(texts, videos, samples_frames=samples_frames)
-        prompt_processor = self._make_prompt_processor(image_config, adds_special=add_special_tokens)
+        processor = self._make_prompt_processor(image_config, adds_special=add_special_tokens)
         prompts = [
-            prompt_processor.encode_parts(
+            processor.encode_parts(
                 interleave_text_and_media(one, {name: groups[row] for name, groups in media.items()})
             )
             for row, one in enumerate(texts)
@@ -108,13 +110,7 @@ class InlineModelProcessor(BaseProcessor):
             _positions_left_by_truncation(one, padding_options, num_opening_tokens) for one in prompts
         ]
         entries = self._make_text_entries(
-            prompt_processor,
-            prompts,
-            kept_positions,
-            padding_options,
-            texts,
-            generated,
-            return_attention_mask,
+            processor, prompts, kept_positions, padding_options, texts, generated, return_attention_mask
         )
         pictures = [prompt.pictures for prompt in prompts]
         entries |= stack_pixel_values(pictures, return_tensors, do_pad=image_processor.do_pad)

@@ -29,7 +29,6 @@ PADDING_KWARGS = (
     "pad_to_multiple_of",
     "return_tensors",
 )
-PADDED_COLUMNS = ("input_ids", *PADDING_VALUE_BY_COLUMN)
 
 
 class EncodingMixin(VocabularyMixin):
@@ -118,7 +117,9 @@ class EncodingMixin(VocabularyMixin):
         if "input_ids" not in inputs:
             raise BadPrompt(f"there are no input_ids among {', '.join(inputs) or 'no entries'}")
         columns = {
-            name: [list(row) for row in batch] for name, batch in inputs.items() if name in PADDED_COLUMNS
+            name: [list(row) for row in batch]
+            for name, batch in inputs.items()
+            if name in {"input_ids", *PADDING_VALUE_BY_COLUMN}
         }
         if return_attention_mask is not False:
             columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
