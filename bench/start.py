@@ -44,7 +44,7 @@ def make_process_timer(*python_arguments: str) -> Callable[[int], float]:
         [sys.executable, *python_arguments],
         check=True,
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": pythonpath, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": pythonpath, "HF_HUB_OFFLINE": "1", "IDEFICS_FEATURE_CACHE": "0"},
     )
     return lambda _: time_call(call)
 

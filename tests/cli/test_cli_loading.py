@@ -42,6 +42,7 @@ def test_the_keywords_are_those_of_load(fake_load, capsys):
         "kernels": "auto",
         "revision": "v1",
         "offline": None,
+        "feature_cache": None,
         "remote_images": "public",
     }
     assert fake_load.calls == [("smolvlm-500m", options)]

@@ -164,6 +164,11 @@ class ModelFlags:
         metavar="HOW",
     )
     offline: bool = model_flag("Never use the network for models.", default=False)
+    feature_cache: bool | None = model_flag(
+        "Keep encoded pictures in files, so that a later command need not encode them again; else "
+        "$IDEFICS_FEATURE_CACHE (1 or 0), else on.",
+        names="--feature-cache/--no-feature-cache",
+    )
     remote_images: str = remote_images_flag(
         "any",
         "Which picture addresses may be fetched: any, public, off, or hosts separated by commas; else "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from idefics.cli.command import command
-from idefics.cli.flags import ModelFlags, flag, flag_group, remote_images_flag
+from idefics.cli.flags import ModelFlags, flag, flag_group, model_flag, remote_images_flag
 from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
@@ -99,7 +99,13 @@ class UIFlags:
 
 @flag_group
 class UIModelFlags(ModelFlags):
-    """The flags of the model, with "public" as the default of `--remote-images`."""
+    """The flags of the model, with other defaults of `--feature-cache` and `--remote-images`."""
+
+    feature_cache: bool = model_flag(
+        "Keep encoded pictures in files, as in other commands; off unless given, as the page keeps no pictures.",
+        default=False,
+        names="--feature-cache/--no-feature-cache",
+    )
 
     remote_images: str = remote_images_flag(
         "public",

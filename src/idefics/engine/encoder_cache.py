@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from idefics.config import EngineConfig
+from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.model_interface import VLM
-from idefics.nn.attention import CrossKV
+from idefics.nn.attention import CrossKV, LayerCrossKV
 from idefics.prompt import PreprocessedImage
 
 log = logging.getLogger(__name__)
@@ -68,17 +70,23 @@ class CachedImage:
     cross_kv: CrossKV = ()
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """The features, then the keys and values of each layer."""
+        return [*self.features, *chain.from_iterable(self.cross_kv)]
+
+    @property
     def size_bytes(self) -> int:
         """The memory that the picture's tensors take, in bytes."""
-        return sum(x.nbytes for x in (*self.features, *chain.from_iterable(self.cross_kv)))
+        return sum(x.nbytes for x in self.tensors)
 
 
 class EncoderCache:
     """Encoded pictures by content hash: each picture is encoded once and kept until evicted.
 
     Args:
-        max_batch_frames: how many frames of one size go through the vision tower in one batch.
-        max_bytes: above this size unused pictures are evicted, the least recently used first; used ones are kept.
+        config: `encode_frames` of one size go through the vision tower in one batch; above `picture_bytes` unused
+            pictures are evicted, the least recently used first, and used ones are kept.
+        feature_cache: files of pictures that were encoded before, also by other processes; None: there are none.
 
     Attributes:
         image_by_key: the cached pictures, the least recently used first.
@@ -86,14 +94,15 @@ class EncoderCache:
         num_encoded: how many pictures have been encoded so far.
     """
 
-    def __init__(self, model: VLM, max_batch_frames: int, max_bytes: int) -> None:
-        self.model, self.max_batch_frames, self.max_bytes = model, max_batch_frames, max_bytes
+    def __init__(self, model: VLM, config: EngineConfig, feature_cache: FeatureCache | None = None) -> None:
+        self.model, self.feature_cache = model, feature_cache
+        self.max_batch_frames, self.max_bytes = config.encode_frames, config.picture_bytes
         self.image_by_key: OrderedDict[str, CachedImage] = OrderedDict()
         self.size_bytes = self.num_encoded = 0
 
     def count_missing_frames(self, image: PreprocessedImage) -> int:
-        """How many frames of a picture are still to be encoded."""
-        cached = self.image_by_key.get(image.content_hash)
+        """How many frames of a picture are still to be encoded, once its file is read if there is one."""
+        cached = self.image_by_key.get(image.content_hash) or self._load_image(image)
         return len(image.frames) - (cached.num_frames if cached is not None else 0)
 
     def features(self, image: PreprocessedImage) -> Tensor:
@@ -129,6 +138,8 @@ class EncoderCache:
             cached = CachedImage(len(features), features)
             if cached.num_frames == len(image.frames):
                 cached = self._complete_image(features)
+                if self.feature_cache is not None:
+                    self.feature_cache.store(image.content_hash, cached.tensors)
             # Stored last: an error above leaves the cache unchanged.
             self.image_by_key[image.content_hash] = cached
             self.size_bytes += cached.size_bytes - previous.size_bytes
@@ -155,6 +166,19 @@ class EncoderCache:
         if cross_kv is None:
             return CachedImage(len(features), [all_features])
         return CachedImage(len(features), [], cross_kv)
+
+    def _load_image(self, image: PreprocessedImage) -> CachedImage | None:
+        """Reads the file of a picture into the cache; None if there is none."""
+        tensors = None if self.feature_cache is None else self.feature_cache.load(image.content_hash)
+        if tensors is None:
+            return None
+        cached = CachedImage(len(image.frames), tensors)
+        if self.model.layout.num_cross_attention_layers:
+            cross_kv = [LayerCrossKV(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
+            cached = CachedImage(len(image.frames), [], cross_kv)
+        self.image_by_key[image.content_hash] = cached
+        self.size_bytes += cached.size_bytes
+        return cached
 
     def _mark_recently_used(self, image: PreprocessedImage) -> CachedImage:
         """The cached picture, marked as the most recently used."""

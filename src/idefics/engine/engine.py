@@ -20,6 +20,7 @@ from idefics.config import EngineConfig
 from idefics.engine.decode import DecodeStep, choose_decode_step
 from idefics.engine.encoder_cache import EncoderCache, first_float_parameter
 from idefics.engine.engine_thread import EngineThread
+from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.handle import RequestHandle
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.kv_cache_size import compute_num_pages, kv_cache_dtype
@@ -62,15 +63,22 @@ class Engine:
 
     Args:
         free_bytes: memory that its caches may use; None: what is free now on the model's device.
+        feature_cache: files of encoded pictures that it reads and writes; None: it uses none.
 
     Attributes:
         condition: the lock over requests and scheduler; notified when there is work, or a free place in the queue.
     """
 
-    def __init__(self, model: VLM, config: EngineConfig, free_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        model: VLM,
+        config: EngineConfig,
+        free_bytes: int | None = None,
+        feature_cache: FeatureCache | None = None,
+    ) -> None:
         self._model: VLM | None = model
         self._unavailable_reason = CLOSED_MESSAGE  # the message of ModelClosed, once `_model` is None
-        self.config = config
+        self.config, self._feature_cache = config, feature_cache
         first_parameter = first_float_parameter(model)
         devices = {parameter.device for parameter in model.parameters()}
         cache_dtype = kv_cache_dtype(model)
@@ -88,17 +96,12 @@ class Engine:
 
     def _initialize(self, model: VLM, num_pages: int, decode_step: DecodeStep) -> None:
         """Creates everything but the KV cache and the decode step: no requests, empty caches."""
-        self.encoder_cache = EncoderCache(model, self.config.encode_frames, self.config.picture_bytes)
+        self.encoder_cache = EncoderCache(model, self.config, self._feature_cache)
         self.scheduler = Scheduler(
             PagePool(num_pages), self.config, self.encoder_cache, uses_lookahead_pages=self._is_async
         )
         self.model_runner = ModelRunner(
-            model,
-            self.kv_cache,
-            decode_step,
-            self.encoder_cache,
-            self._device,
-            is_async=self._is_async,
+            model, self.kv_cache, decode_step, self.encoder_cache, self._device, is_async=self._is_async
         )
         self.output_processor = OutputProcessor(model, is_async=self._is_async)
         self.condition = threading.Condition(threading.RLock())
@@ -177,7 +180,7 @@ class Engine:
             return self.model.logits(ReferenceModel(self.model, prompt).hidden_states()).float()
 
     def clear_caches(self) -> None:
-        """Empties the prefix cache and the encoder cache, except for pictures that running requests need."""
+        """Empties the prefix and encoder caches in memory, except for pictures that running requests need."""
         _ = self.model  # raises if the engine is closed
         with self._compute_lock, self.condition:
             self.scheduler.page_pool.clear_prefix_cache()

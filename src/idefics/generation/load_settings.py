@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -27,6 +28,11 @@ from idefics.quant.autotune import KernelChoice, choose_kernels
 from idefics.validation import validate_bool, validate_choice, validate_range
 
 MAX_THREADS = 1024
+FEATURE_CACHE_VARIABLE = "IDEFICS_FEATURE_CACHE"  # an environment variable
+FEATURE_CACHE_VALUES = {
+    **dict.fromkeys(("", "1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
 DTYPE_BY_NAME = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,7 +41,7 @@ class LoadSettings:
     """Where and how a model is loaded. The fields are the keywords of `Idefics.load`, which documents them.
 
     Raises:
-        BadSetting: `offline` or `kernels` is wrong; the other settings are checked where they are used.
+        BadSetting: `offline`, `feature_cache` or `kernels` is wrong; the other settings are checked where they are used.
     """
 
     device: DeviceLike = "auto"
@@ -50,13 +56,30 @@ class LoadSettings:
     kernels: KernelMode = "auto"
     revision: str | None = None
     offline: bool | None = None
+    feature_cache: bool | None = None
     remote_images: UrlPolicy = "any"
     progress: weights.ProgressCallback | None = None
 
     def __post_init__(self) -> None:
         if self.offline is not None:
             validate_bool("offline", self.offline)
+        if self.feature_cache is not None:
+            validate_bool("feature_cache", self.feature_cache)
         validate_choice("kernels", self.kernels, get_args(KernelMode))
+
+    @property
+    def uses_feature_cache(self) -> bool:
+        """Whether encoded pictures are kept in files: as `feature_cache` or the environment says, else True.
+
+        Raises:
+            BadSetting: the environment's value means neither.
+        """
+        if self.feature_cache is not None:
+            return self.feature_cache
+        value = os.environ.get(FEATURE_CACHE_VARIABLE, "").lower()
+        if value not in FEATURE_CACHE_VALUES:
+            raise BadSetting(f"{FEATURE_CACHE_VARIABLE} is {value!r}; give 1 or 0")
+        return FEATURE_CACHE_VALUES[value]
 
     @property
     def is_reference(self) -> bool:

@@ -28,6 +28,7 @@ from idefics.generation.load_settings import (
     set_num_threads,
     to_quantization_config,
 )
+from idefics.generation.picture_features import open_feature_cache
 from idefics.lazy import cached_property
 from idefics.messages import ImageDetail
 from idefics.models import Checkpoint
@@ -83,6 +84,8 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         if device.type == "cpu" and not settings.is_reference:
             warn_once_about_missing_kernels()
         processor = create_processor(checkpoint, fetcher)
+        # Before the weights are read: an edit of their files meanwhile then changes the key.
+        feature_cache = open_feature_cache(checkpoint, plan, placement, quantization, settings)
         # A second measurement of free memory, for the error message: the imports took some of it.
         with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
             models.load_weights(
@@ -100,7 +103,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         set_attention_backend(module, plan.attention_backend)
         if free_bytes is not None:  # weights that stay in the files do not take memory yet
             free_bytes = min(free_bytes - memory_footprint(module), free_memory(device))
-        engine = Engine(module, config, free_bytes)  # type: ignore[arg-type]  # a VLM by its methods
+        engine = Engine(module, config, free_bytes, feature_cache)  # type: ignore[arg-type]  # a VLM by its methods
     seconds = time.perf_counter() - start_time
     log.info("loaded %s from %s in %.2f s: %s", model, folder, seconds, _describe_engine(engine))
     return LoadedModel(processor, engine, collect_stop_ids(checkpoint, processor), generation_config)

@@ -92,7 +92,7 @@ def autotune_kernels(model: nn.Module) -> KernelChoice:
     if shapes.total() < MIN_TUNED_WEIGHTS:
         return KernelChoice()
     largest_shapes = sorted({(min(o, MAX_TIMED_OUTPUTS), i) for (o, i), _ in shapes.most_common(2)})
-    key = " | ".join((_processor_key(), torch.__version__, str(CACHE_VERSION), str(largest_shapes)))
+    key = " | ".join((processor_key(), torch.__version__, str(CACHE_VERSION), str(largest_shapes)))
     cached_choices = _read_cache(path := kernel_choice_cache_file())
     if (choice := _parse_kernel_choice(cached_choices.get(key))) is None:
         choice = time_kernels(largest_shapes)
@@ -172,8 +172,8 @@ def read_cpuinfo(field: str) -> str:
     return ""
 
 
-def _processor_key() -> str:
-    """The processor's name and features, for the key of a cached result."""
+def processor_key() -> str:
+    """The processor's name, and the instructions that torch uses on it, for the keys of caches."""
     name = read_cpuinfo("model name") or platform.processor()
     return f"{platform.machine()} {name} {torch.backends.cpu.get_cpu_capability()}"
 

@@ -64,6 +64,11 @@ class Settings:
         "Model", "auto", "Kernels: auto (by the kind of processor), autotune or reference."
     )
     offline: bool = _setting("Model", False, "Never use the network for models.")
+    feature_cache: bool = _setting(
+        "Model",
+        False,
+        "Keep encoded pictures in files of the cache folder of the server's user, for the next start.",
+    )
     host: str = _setting("Address", "127.0.0.1", "Address to listen on.")
     port: int = _setting("Address", 8000, "Port to listen on; 0 takes a free one.", 0, 65535)
     ui: bool = _setting("Address", False, "Serve the web page too, at /.")

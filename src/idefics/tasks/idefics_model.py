@@ -74,6 +74,7 @@ class Idefics(TextTaskMixin, RankingMixin, TextGenerationMixin, PromptScoringMix
         kernels: KernelMode = "auto",
         revision: str | None = None,
         offline: bool | None = None,
+        feature_cache: bool | None = None,
         remote_images: UrlPolicy = "any",
         progress: weights.ProgressCallback | None = None,
     ) -> Self:
@@ -102,6 +103,8 @@ class Idefics(TextTaskMixin, RankingMixin, TextGenerationMixin, PromptScoringMix
                 only.
             revision: branch, tag or commit on the hub.
             offline: True: never use the network; None: as IDEFICS_OFFLINE and HF_HUB_OFFLINE say.
+            feature_cache: keep encoded pictures in files of the user's cache folder, so that a later process need not
+                encode them again (on a CPU); None: as IDEFICS_FEATURE_CACHE says (1 or 0), else True.
             remote_images: the URLs from which pictures may be fetched: "any", "public" (no private addresses), "off",
                 or hosts ("a.example,*.b.example").
             progress: called with (bytes done, bytes in all) during a download.
@@ -131,6 +134,7 @@ class Idefics(TextTaskMixin, RankingMixin, TextGenerationMixin, PromptScoringMix
             kernels=kernels,
             revision=revision,
             offline=offline,
+            feature_cache=feature_cache,
             remote_images=remote_images,
             progress=progress,
         )

@@ -3,7 +3,7 @@
 Importing this package does not import torch; `load` does.
 """
 
-from idefics.weights.files import safetensors_files
+from idefics.weights.files import fingerprint_files, safetensors_files
 from idefics.weights.hub import ProgressCallback, cache_folder, complete_cached_folder
 from idefics.weights.key_rules import KeyRules
 from idefics.weights.locate import find_checkpoint
@@ -16,6 +16,7 @@ __all__ = [
     "cache_folder",
     "complete_cached_folder",
     "find_checkpoint",
+    "fingerprint_files",
     "load",
     "safetensors_files",
 ]

@@ -1,10 +1,11 @@
-"""Lists the safetensors files of a checkpoint's folder, without opening them; refuses adapters and pickles."""
+"""Lists the safetensors files of a checkpoint's folder without reading their tensors; refuses adapters and pickles."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
@@ -20,6 +21,7 @@ WRAPPER_PREFIXES = (
 )
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MAX_FINGERPRINT_HEADER = 64 << 10  # bytes
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
@@ -104,6 +106,23 @@ def _no_weights_error(folder: Path) -> UnsupportedModel | BrokenCheckpoint:
     return BrokenCheckpoint(
         f"{folder} holds no weights: {SINGLE_FILE}, or {INDEX_FILE} with its shards, must be in it"
     )
+
+
+def fingerprint_files(files: Iterable[Path]) -> str:
+    """A SHA-256 (hex) that changes if one of the files is edited or replaced; of each, 64 KiB at most are read.
+
+    It covers the first bytes, which are a safetensors file's header, the size, the inode, and the times of the last
+    changes of the content and of the status. No program can set the last one, which changes with every edit, also where
+    the time of the content is restored. In the hub's cache the resolved path is the content's own hash.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        digest.update(f"{(str(file.resolve()), status.st_ino, status.st_size, *times)!r}".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(MAX_FINGERPRINT_HEADER))
+    return digest.hexdigest()
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -1,0 +1,153 @@
+"""Files of encoded pictures, which later processes read instead of encoding the pictures again.
+
+One safetensors file for each picture, in a folder that only its owner can open. Without access to the folder nothing is
+stored, and nothing fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = (
+    2 << 30
+)  # of all files: 800 pictures of 17 tiles by SmolVLM-256M, 120 by Idefics 1 of 9 billion weights
+DIGEST_NAME = "digest"  # of the tensor with the SHA-256 of the key and of the other tensors
+
+
+class FeatureCache:
+    """The files of one model's encoded pictures. Several processes may use one folder at the same time.
+
+    Args:
+        folder: made when the first picture is stored, for its owner alone; not used if it is another user's.
+        model_key: everything that the features depend on, apart from the picture.
+        max_bytes: above this size of all files in the folder the least recently used ones are deleted.
+    """
+
+    def __init__(self, folder: Path, model_key: str, max_bytes: int = MAX_BYTES) -> None:
+        self.folder, self.model_key, self.max_bytes = folder, model_key, max_bytes
+
+    def load(self, content_hash: str) -> list[Tensor] | None:
+        """The tensors that were stored for a picture, or None. A file that is damaged or not ours is deleted."""
+        tensors, file = None, self._file(content_hash)
+        with suppress(OSError):  # no such file, or no access
+            if self._is_private():
+                tensors = _parse(_read_own_file(file), self._key(content_hash))
+                if tensors is None:
+                    log.debug("%s is damaged or was not written by idefics: it is deleted", file)
+                    file.unlink()
+                else:
+                    os.utime(file)  # the time of its last use
+        return tensors
+
+    def store(self, content_hash: str, tensors: Sequence[Tensor]) -> None:
+        """Writes the tensors of a picture, on the CPU, and deletes the least recently used files if there are too many.
+
+        The file appears when it is complete; if it cannot be written, nothing is stored.
+        """
+        from safetensors.torch import save
+
+        named_tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(tensors)}
+        digest = _compute_digest(self._key(content_hash), list(named_tensors.values()))
+        content = save({**named_tensors, DIGEST_NAME: torch.tensor(list(digest), dtype=torch.uint8)})
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._is_private():
+                _write_whole(self._file(content_hash), content)
+                self._delete_least_recently_used()
+        except OSError as error:
+            log.debug("a picture's features are not stored in %s: %s", self.folder, error)
+
+    def _key(self, content_hash: str) -> str:
+        """What the numbers of a picture's features depend on."""
+        return f"{self.model_key} {content_hash}"
+
+    def _file(self, content_hash: str) -> Path:
+        """The file of a picture."""
+        return self.folder / f"{hashlib.sha256(self._key(content_hash).encode()).hexdigest()}.safetensors"
+
+    def _is_private(self) -> bool:
+        """Whether the folder is this user's; then it is closed to others.
+
+        Raises:
+            OSError: the folder does not exist, or is open to others and this cannot be changed.
+        """
+        status = self.folder.stat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            log.debug("%s is not a folder of this user: no features are stored", self.folder)
+            return False
+        if status.st_mode & 0o077:
+            self.folder.chmod(0o700)
+        return True
+
+    def _delete_least_recently_used(self) -> None:
+        """Deletes files, the least recently used first, until the rest is within `max_bytes`."""
+        files = []
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # another process has deleted it
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    files.append((status.st_mtime_ns, status.st_size, entry.path))
+        num_bytes = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if num_bytes <= self.max_bytes:
+                break
+            Path(path).unlink(missing_ok=True)
+            num_bytes -= size
+
+
+def _read_own_file(path: Path) -> bytes:
+    """The content of a file; nothing if it is not a regular file of this user."""
+    status = path.lstat()
+    is_own_file = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return path.read_bytes() if is_own_file else b""
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file, for its owner alone, under a temporary name and renames it.
+
+    Raises:
+        OSError: it cannot be written; then nothing is left of it.
+    """
+    with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as temporary:
+        try:
+            temporary.write(content)
+            temporary.flush()
+            Path(temporary.name).replace(path)
+        except OSError:
+            Path(temporary.name).unlink()
+            raise
+
+
+def _parse(content: bytes, key: str) -> list[Tensor] | None:
+    """The tensors in a file's content; None if they are not those that were stored under `key`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        named_tensors = load(content)
+        digest = named_tensors.pop(DIGEST_NAME)
+        tensors = [named_tensors[str(index)] for index in range(len(named_tensors))]
+    except (SafetensorError, KeyError, ValueError):
+        return None
+    return tensors if digest.tolist() == list(_compute_digest(key, tensors)) else None
+
+
+def _compute_digest(key: str, tensors: Sequence[Tensor]) -> bytes:
+    """SHA-256 of a key, and of the dtypes, shapes and values of contiguous tensors on the CPU."""
+    digest = hashlib.sha256(key.encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -1,0 +1,97 @@
+"""Which files of encoded pictures a model may read: the key of everything, apart from the picture, that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from idefics import weights
+from idefics.config import QuantizationConfig, VisionConfig
+from idefics.engine.feature_cache import FeatureCache
+from idefics.generation.load_settings import ComputePlan, LoadSettings
+from idefics.models import Checkpoint
+from idefics.native import library
+from idefics.placement.devices import DeviceMap
+from idefics.quant.autotune import kernel_choice_cache_file, processor_key
+
+PACKAGE_FOLDER = Path(__file__).parents[1]
+FEATURE_CODE = ("models", "native", "nn", "processing", "quant")  # folders whose code computes features
+# Multiply-adds in the vision tower for one frame. A CPU core computes 10 to 300 in a nanosecond: fewer of them take
+# less than some milliseconds, in which the file of a picture is written or read.
+MIN_TOWER_MULTIPLICATIONS = 10**9
+
+
+def feature_cache_folder() -> Path:
+    """The folder of the files of encoded pictures, in the cache folder of the XDG Base Directory Specification."""
+    return kernel_choice_cache_file().with_name("features")
+
+
+def open_feature_cache(
+    checkpoint: Checkpoint,
+    plan: ComputePlan,
+    placement: torch.device | DeviceMap,
+    quantization: QuantizationConfig | None,
+    settings: LoadSettings,
+) -> FeatureCache | None:
+    """The files of encoded pictures that a model uses; None if it uses none.
+
+    That is so if the settings say so; if a part of the model is on a GPU, which encodes a picture about as fast as its
+    file is read; if the vision tower is small (`MIN_TOWER_MULTIPLICATIONS`); and on Windows, where a folder has no
+    owner and mode that keep others out.
+
+    Args:
+        quantization: how the weights are quantized when they are loaded.
+    """
+    if (
+        sys.platform == "win32"
+        or not settings.uses_feature_cache
+        or isinstance(placement, DeviceMap)
+        or placement.type != "cpu"
+        or count_tower_multiplications(checkpoint.config.vision) < MIN_TOWER_MULTIPLICATIONS
+    ):
+        return None
+    return FeatureCache(feature_cache_folder(), compute_model_key(checkpoint, plan, quantization, settings))
+
+
+def count_tower_multiplications(config: VisionConfig) -> int:
+    """Multiply-adds of the linear layers of a vision tower for one frame of `image_size`."""
+    per_patch = config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+    return config.patches_per_side**2 * config.num_layers * per_patch
+
+
+def compute_model_key(
+    checkpoint: Checkpoint,
+    plan: ComputePlan,
+    quantization: QuantizationConfig | None,
+    settings: LoadSettings,
+) -> str:
+    """SHA-256 (hex) of everything but the picture that changes the features of a picture on a CPU.
+
+    The number of threads, and the pictures that are encoded in the same batch, may change a last bit and do not count.
+    """
+    parts = (
+        weights.fingerprint_files(weights.safetensors_files(checkpoint.folder)),
+        weights.fingerprint_files(_feature_code_files()),
+        processor_key(),
+        checkpoint.config,
+        checkpoint.quantization,
+        quantization,
+        plan.dtype,
+        plan.storage,
+        plan.kernel_choice,
+        settings.attn_implementation,
+        settings.is_reference,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _feature_code_files() -> Iterator[Path]:
+    """The files of this package whose code computes features, the compiled kernels included."""
+    for part in FEATURE_CODE:
+        yield from sorted((PACKAGE_FOLDER / part).glob("*.py"))
+    if library.LIBRARY_PATH.exists():
+        yield library.LIBRARY_PATH
