@@ -129,15 +129,14 @@ def pop_prompt_ids(inputs: Tensor | None, model_inputs: dict[str, Any], config: 
         if config.bos_token_id is None:
             raise BadPrompt("there is no prompt: give input_ids, or bos_token_id to begin from nothing")
         return first.new_full((len(first), 1), config.bos_token_id, dtype=torch.long)
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         description = (
             f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
         )
         raise BadPrompt(
-            f'input_ids is {description}; give ids of shape (prompts, length), as return_tensors="pt" does'
+            f"input_ids is {description}; give ids of shape (prompts, length), one id at least, "
+            'as return_tensors="pt" does'
         )
-    if not ids.numel():
-        raise BadPrompt(f"input_ids has shape {tuple(ids.shape)}: give at least one id")
     return ids
 
 

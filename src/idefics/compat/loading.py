@@ -20,14 +20,13 @@ from idefics.compat.modeling_adapters import adapter_base_model
 from idefics.compat.pretrained import HUB_KWARGS, MODEL_FILES, resolve_folder_and_settings
 from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, as_quantization_config
 from idefics.errors import BadSetting, ModelNotFound, UnknownArgument
+from idefics.generation.load_settings import DTYPE_BY_NAME
 from idefics.models import Checkpoint, load_weights, read_checkpoint
 from idefics.placement.devices import DeviceLike, resolve_device
 from idefics.weights import KeyRules
 
 if TYPE_CHECKING:
     from idefics.compat.modeling import PreTrainedModel
-
-DTYPE_BY_NAME = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(kw_only=True, slots=True)

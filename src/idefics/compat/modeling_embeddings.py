@@ -88,10 +88,7 @@ class EmbeddingAccessMixin(nn.Module):
         """Resizes the weight of an embedding or a head."""
         weight = cast(Tensor, table.weight)
         table.weight = resize_rows(weight, num_rows, init_with_mean=mean_resizing, std=self.init_std)
-        if isinstance(table, nn.Embedding):
-            table.num_embeddings = num_rows
-        else:
-            cast(nn.Linear, table).out_features = num_rows
+        setattr(table, "num_embeddings" if isinstance(table, nn.Embedding) else "out_features", num_rows)
 
     def enable_input_require_grads(self) -> None:
         """Makes the outputs of a frozen embedding require gradients, as adapters with checkpointing need it."""
