@@ -340,8 +340,8 @@ def test_untrusted_pictures_are_rotated_upright_too(orientation, format):
 def test_orientation_in_either_order_of_bytes(order):
     exif = PIL.Image.Exif()
     exif.endian, exif[0x0112], exif[0x010F] = order, 6, "a camera"
-    assert untrusted.read_orientation(exif.tobytes()) == 6
-    assert untrusted.read_orientation(exif.tobytes()[: len(exif.tobytes()) // 2]) in (1, 6)
+    assert untrusted.read_exif_orientation(exif.tobytes()) == 6
+    assert untrusted.read_exif_orientation(exif.tobytes()[: len(exif.tobytes()) // 2]) in (1, 6)
 
 
 BROKEN_EXIF = [
@@ -357,7 +357,7 @@ BROKEN_EXIF = [
 
 @pytest.mark.parametrize("exif", BROKEN_EXIF)
 def test_a_tag_that_means_nothing(exif):
-    assert untrusted.read_orientation(exif) == 1
+    assert untrusted.read_exif_orientation(exif) == 1
     assert open_untrusted(jpeg_with_segments(encode_image("JPEG"), [b"Exif\0\0" + exif])).size == (37, 23)
 
 

@@ -153,7 +153,10 @@ def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
         untrusted.ReadLimitedFile(data), head, name, UNTRUSTED_IMAGE_FORMATS, max_pixels
     ) as image:
         return _load_with_note(
-            image, name, max_pixels, lambda: untrusted.read_orientation(exif or image.info.get("exif", b""))
+            image,
+            name,
+            max_pixels,
+            lambda: untrusted.read_exif_orientation(exif or image.info.get("exif", b"")),
         )
 
 

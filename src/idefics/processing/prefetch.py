@@ -32,7 +32,7 @@ class Prefetcher(Fetcher):
     def get(self, url: str) -> bytes:
         """As `Fetcher.get`; waits where the fetch has started, and starts the next one after the last use of a URL."""
         while url in self.pending_urls:  # called out of order
-            self.start_next()
+            self.start_next_fetch()
         if url not in self.future_by_url:
             return Fetcher.get(self, url)
         try:
@@ -41,9 +41,9 @@ class Prefetcher(Fetcher):
             self.num_uses_by_url[url] -= 1
             if self.num_uses_by_url[url] == 0:
                 del self.future_by_url[url]
-                self.start_next()
+                self.start_next_fetch()
 
-    def start_next(self) -> None:
+    def start_next_fetch(self) -> None:
         """Starts to fetch the next pending URL, if there is one."""
         if self.pending_urls:
             url = self.pending_urls.popleft()
@@ -67,5 +67,5 @@ def create_prefetcher(fetcher: Fetcher, sources: Iterable[object]) -> Fetcher:
     fetcher_fields = {one.name: getattr(fetcher, one.name) for one in fields(Fetcher)}
     prefetcher = Prefetcher(**fetcher_fields, pending_urls=deque(num_uses), num_uses_by_url=num_uses)
     for _ in range(MAX_CONCURRENT_FETCHES):
-        prefetcher.start_next()
+        prefetcher.start_next_fetch()
     return prefetcher

@@ -57,7 +57,7 @@ class TextLimit:
                 if min_tokens > max_tokens + 1:  # one token of tolerance for rounding
                     raise TextTooLong(num_characters, self._max_characters, max_tokens)
 
-    def precompute(self) -> None:
+    def precompute_byte_costs(self) -> None:
         """Computes the bytes' costs now rather than with the first long text: about a second for a large vocabulary."""
         if self._tokenizer.preserves_non_space_text:
             _ = self._min_cost_by_byte

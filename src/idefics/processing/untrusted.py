@@ -91,7 +91,7 @@ def strip_jpeg_metadata(data: bytes) -> tuple[bytes, bytes]:
     raise excessive_work_error()
 
 
-def read_orientation(exif: bytes) -> int:
+def read_exif_orientation(exif: bytes) -> int:
     """The orientation (EXIF 2.32, 4.6.4) in EXIF data, or 1 where there is none. Reads no other tag's data."""
     tiff = exif.removeprefix(EXIF_HEADER)
     byte_order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])

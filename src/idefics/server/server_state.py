@@ -46,7 +46,7 @@ class ServerState:
 
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
         self.vlm, self.settings = with_untrusted_fetcher(vlm, settings), settings
-        self.vlm.processor.text_limit.precompute()
+        self.vlm.processor.text_limit.precompute_byte_costs()
         self.admission = AdmissionControl(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
         self.metrics = Metrics(vlm, lambda: len(self.admission.slots))
         self.workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="idefics-server")

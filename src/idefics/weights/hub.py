@@ -147,7 +147,9 @@ def _download(
     if ADAPTER_CONFIG in size_by_file and (needs_weights or "config.json" not in size_by_file):
         raise UnsupportedModel(adapter_error_message(repo_id))
     needed_files = _files_to_download(repo_id, info.config or {}, size_by_file)
-    needed_files = needed_files if needs_weights else [name for name in needed_files if name in CONFIG_FILES]
+    small_files = [name for name in needed_files if name in CONFIG_FILES]
+    if not needs_weights:
+        needed_files = small_files
     existing_folder = snapshot_folder(repo_id, info.sha, cache)
     total = sum(
         size_by_file[name]
@@ -159,7 +161,7 @@ def _download(
     folder, start_time = "", time.monotonic()
     try:
         # Small files first: a snapshot that has its weights is then complete, wherever a download breaks off.
-        for names in ([name for name in needed_files if name in CONFIG_FILES], needed_files):
+        for names in (small_files, needed_files):
             folder = snapshot_download(
                 repo_id,
                 revision=revision,

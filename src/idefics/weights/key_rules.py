@@ -46,7 +46,7 @@ class KeyRules:
         for name in names:
             if any(re.search(pattern, name) for pattern, _ in self.ignore):
                 continue
-            target, part_index = target_by_source.get(name) or (self._rename(name), 0)
+            target, part_index = target_by_source.get(name) or (self._new_name(name), 0)
             parts = parts_by_target.setdefault(target, {})
             if part_index in parts:
                 raise BrokenCheckpoint(
@@ -58,7 +58,7 @@ class KeyRules:
             for target, parts in parts_by_target.items()
         }
 
-    def _rename(self, name: str) -> str:
+    def _new_name(self, name: str) -> str:
         """The name after the first matching rule of `rename`; unchanged if none matches."""
         for pattern, replacement in self.rename:
             new_name, count = re.subn(pattern, replacement, name)
