@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from idefics import models, quant, weights
 from idefics.config import QuantizationConfig
 from idefics.demo import pictures
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, UnsupportedModel
 from idefics.generation.load_settings import LoadSettings
 from idefics.generation.loading import load_model
 from idefics.models import Checkpoint
 from idefics.native.structures import GROUP_SIZE
+from idefics.processing.checkpoint_settings import read_json_object
 from idefics.quant.linear import Int4Linear, Int8Linear
 from idefics.weights.files import safetensors_files
 
@@ -103,7 +105,7 @@ def quantize_checkpoint(
         raise BadSetting(
             f"{folder} is already quantized ({checkpoint.quantization.kind}): give the original checkpoint"
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(folder / "config.json")
     config["quantization_config"] = models.quantization_config_dict(quantization)
     is_new = not _is_already_written(out, config)
     module = models.build_on_meta_device(checkpoint)
@@ -220,12 +222,8 @@ def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
     """Returns whether the folder holds a checkpoint with this config; raises BadSetting if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if (out / "config.json").is_file():
-        try:
-            existing_config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        except ValueError:
-            existing_config = None
-        if existing_config == config and safetensors_files(out):
+    with suppress(UnsupportedModel):  # no JSON object
+        if read_json_object(out / "config.json") == config and safetensors_files(out):
             return True
     raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
 

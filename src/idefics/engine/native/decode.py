@@ -143,7 +143,7 @@ class CrossKVPointers:
     def __init__(self, cross_kvs: Sequence[CrossKV], num_cross_layers: int) -> None:
         self.cross_kvs, self.num_cross_layers = cross_kvs, num_cross_layers
         self.contiguous_kvs = [
-            [_to_contiguous_float32(layer.keys, layer.values) for layer in memory] for memory in cross_kvs
+            [[x.float().contiguous() for x in layer] for layer in memory] for memory in cross_kvs
         ]
         self.pointers = (c.CrossKVStruct * max(1, len(cross_kvs) * num_cross_layers))()
         self.lengths = (ctypes.c_int32 * max(1, len(cross_kvs)))()
@@ -161,11 +161,6 @@ class CrossKVPointers:
     def num_features_address(self, row: int) -> int:
         """The address of the number of image features of a row."""
         return ctypes.addressof(self.lengths) + 4 * row
-
-
-def _to_contiguous_float32(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values in the layout that the C code reads; copies unless they have it already."""
-    return keys.float().contiguous(), values.float().contiguous()
 
 
 def _free_native_engine(

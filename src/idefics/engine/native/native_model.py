@@ -41,12 +41,7 @@ def find_hooked_module(parts: DecoderParts) -> nn.Module | None:
     """The first module that has a hook, which C would not call; None if there is none."""
     modules_with_parts: list[nn.Module] = [*parts.embeddings, *parts.layers, parts.norm, *list_linears(parts)]
     for cross in filter(None, parts.cross_blocks):
-        modules_with_parts += [
-            cross.norm,
-            cross.mlp_norm,
-            cross.mlp,
-            *([cross.q_norm] if cross.q_norm else []),
-        ]
+        modules_with_parts += filter(None, (cross.norm, cross.mlp_norm, cross.mlp, cross.q_norm))
     modules = chain.from_iterable(part.modules() for part in modules_with_parts)
     return next((module for module in modules if module._forward_hooks or module._forward_pre_hooks), None)
 
