@@ -136,7 +136,7 @@ def test_an_error_is_one_line_and_loads_no_model(capsys, argv, parts):
     ids=lambda value: " ".join(value)[-40:],
 )
 def test_the_error_for_a_missing_model_is_one_line(capsys, argv, parts):
-    from idefics.cli.loading import load
+    from idefics.cli.command import load
 
     line = run_refused_command(capsys, argv, load)
     assert all(part in line for part in parts), line

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import idefics
+from idefics.cli.command import load
 from idefics.cli.flags import ModelFlags
-from idefics.cli.loading import load
 from idefics.cli.main import run
 from idefics.cli.output import OutputWriter
 from idefics.demo import pictures

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.cli.command import command
+from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, PictureFlags, PromptFlags
-from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import fetch_readable_pictures, find_pictures, split_prompt
 from idefics.cli.sampling import SamplingFlags

@@ -1,19 +1,27 @@
-"""Commands: a function whose flags are the fields of dataclasses becomes a command of typer."""
+"""Commands: a function whose flags are the fields of dataclasses becomes a command of typer, and loads its model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from inspect import Signature, cleandoc, signature
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from idefics.cli.flags import DebugFlags, JSONFlags, choice_parser, number_parser
+from idefics.cli.flags import DebugFlags, JSONFlags, ModelFlags, choice_parser, number_parser
 from idefics.cli.help_format import HelpCommand
 from idefics.cli.output import OutputWriter
+from idefics.cli.process import paused_garbage_collection
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+    from idefics.weights import ProgressCallback
+
+ModelLoader = Callable[[ModelFlags, OutputWriter], "Idefics"]
+LoadModel = Callable[[ModelFlags], "Idefics"]  # a `ModelLoader` that has its writer
 
 # The placeholder for a flag's value in the help, where the flag names none.
 METAVAR_BY_TYPE: dict[Any, str] = {
@@ -118,3 +126,29 @@ def _default_parser(flag: str, value_type: Any) -> Callable[[str], Any] | None:
     if value_type in (int, float):
         return number_parser(flag, value_type)
     return choice_parser(flag, get_args(value_type)) if get_origin(value_type) is Literal else None
+
+
+def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
+    """Loads the model that the flags name. If it is not on this machine, announces the download and shows progress."""
+    import idefics
+
+    writer.progress.start(f"Loading {flags.model}")
+    settings = asdict(flags) | {"offline": flags.offline or None}  # None leaves it to the environment
+    with paused_garbage_collection():  # most of the time is the import of torch
+        vlm = idefics.load(**settings, progress=download_progress_callback(flags.model, writer))
+    writer.progress.stop()
+    return vlm
+
+
+def download_progress_callback(model: str, writer: OutputWriter) -> ProgressCallback:
+    """A callback `(bytes done, bytes total)` that announces a download and shows its progress."""
+
+    def report(done: int, total: int) -> None:
+        if done:
+            writer.progress.set_completed(done)
+            return
+        writer.progress.stop()
+        writer.print_status(f"{model} is not on this machine yet: downloading {total / 1e9:.1f} GB, once")
+        writer.progress.start(model, total, in_bytes=True)
+
+    return report

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from idefics.cli.command import command
+from idefics.cli.command import LoadModel, ModelLoader, command
 from idefics.cli.flags import ModelFlags, flag_group, model_flag
-from idefics.cli.loading import LoadModel, ModelLoader
 from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:

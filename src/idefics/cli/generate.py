@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from idefics.cli.command import command
+from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, PositionalArguments, flag_group
-from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import NamedPicture, fetch_and_check_picture, read_standard_input
 from idefics.cli.sampling import SamplingFlags

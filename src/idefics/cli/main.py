@@ -23,12 +23,11 @@ import typer
 
 from idefics import __version__
 from idefics.cli.chat import chat
-from idefics.cli.command import add_command
+from idefics.cli.command import ModelLoader, add_command, load
 from idefics.cli.demo import demo
 from idefics.cli.generate import generate
 from idefics.cli.help_format import CommandGroup
 from idefics.cli.info import info
-from idefics.cli.loading import ModelLoader, load
 from idefics.cli.models import models
 from idefics.cli.output import (
     ClosedOutput,

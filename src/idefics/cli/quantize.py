@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from idefics.catalog import DEFAULT_MODEL
-from idefics.cli.command import command
+from idefics.cli.command import command, download_progress_callback
 from idefics.cli.flags import flag_group, output_flag
-from idefics.cli.loading import download_progress_callback
 from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:

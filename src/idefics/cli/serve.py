@@ -7,9 +7,8 @@ from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from idefics.cli.command import command
+from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, flag, flag_group, model_flag, remote_images_flag
-from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
 from idefics.server.settings import ENVIRONMENT_PREFIX, Settings, read_settings

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from idefics.cli.command import Command
+from idefics.cli.command import Command, LoadModel
 from idefics.cli.flags import (
     ImageDetailFlags,
     ModelFlags,
@@ -20,7 +20,6 @@ from idefics.cli.flags import (
     flag,
     flag_group,
 )
-from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import (
     NamedPicture,
