@@ -192,7 +192,7 @@ def test_files_of_another_class_or_none(tmp_path):
     with pytest.raises(UnsupportedModel, match="'idefics', Idefics3Config of 'idefics3'"):
         Idefics3Config.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(BrokenCheckpoint, match="not an object"):
+    with pytest.raises(BrokenCheckpoint, match="not a JSON object"):
         IdeficsConfig.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BrokenCheckpoint, match="is not JSON"):

@@ -146,10 +146,14 @@ def test_unrelated_fields_of_a_file(tmp_path):
         GenerationConfig.from_dict({"penalty_alpha": 0.6})
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "\udcff"], ids=repr)
-def test_a_file_that_is_none(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "is not JSON"), ("[]", "not a JSON object"), ("\udcff", "cannot be read")],
+    ids=repr,
+)
+def test_a_file_that_is_none(tmp_path, content, reason):
     (tmp_path / "generation_config.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(BrokenCheckpoint, match="JSON"):
+    with pytest.raises(BrokenCheckpoint, match=reason):
         GenerationConfig.from_pretrained(tmp_path)
 
 

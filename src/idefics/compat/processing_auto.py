@@ -62,9 +62,8 @@ class AutoImageProcessor(AutoClass):
         )
         for processor in PROCESSOR_CLASSES:
             image_processor = processor.image_processor_type
-            if str(name).startswith(
-                image_processor.__name__
-            ):  # with "Fast" or "Pil" at the end in newer files
+            # Newer files have "Fast" or "Pil" at the end.
+            if str(name).startswith(image_processor.__name__):
                 return image_processor.from_dict(preprocessor_config, **settings)
         raise UnsupportedModel(
             f"{folder} has an image processor of class {name!r}; there are "

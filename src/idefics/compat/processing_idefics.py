@@ -201,16 +201,12 @@ def _select_tokens(
 
 
 def _as_documents(prompts: Any, text: Any, images: Any) -> list[list[Any]]:
-    """The prompts of a call, each a list of texts and images."""
+    """The prompts of a call, which may be one prompt or a batch: each becomes a list of texts and images."""
     if (prompts is None) == (text is None) or (prompts is not None and images is not None):
         raise BadPrompt("give prompts, or text, or text and images")
     if images is not None:
         return _interleave_text_and_images(text, images)
-    return _normalize_prompts(prompts if text is None else text)
-
-
-def _normalize_prompts(prompts: Any) -> list[list[Any]]:
-    """A prompt or a batch of them as a list of prompts, each a list of texts and images."""
+    prompts = text if prompts is None else prompts
     if not isinstance(prompts, (list, tuple)):
         prompts = [prompts]
     is_list = [isinstance(prompt, (list, tuple)) for prompt in prompts]

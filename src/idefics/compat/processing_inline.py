@@ -133,8 +133,7 @@ class Idefics3Processor(InlineModelProcessor):
     image_processor_type = Idefics3ImageProcessor
     image_processor_class = "Idefics3ImageProcessor"
     default_image_seq_len = 169
-    global_image_tag = TokenText("<global-img>")
-    global_image_token = TokenText("<global-img>")
+    global_image_tag = global_image_token = TokenText("<global-img>")
 
 
 class SmolVLMProcessor(Idefics3Processor):

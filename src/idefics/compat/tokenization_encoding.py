@@ -31,6 +31,9 @@ PADDING_KWARGS = (
 )
 
 
+Texts = str | Sequence[str]  # one, or a batch
+
+
 class EncodingMixin(VocabularyMixin):
     """Gives a tokenizer its call, `encode` and `pad`.
 
@@ -45,8 +48,8 @@ class EncodingMixin(VocabularyMixin):
 
     def __call__(
         self,
-        text: str | Sequence[str],
-        text_pair: str | Sequence[str] | None = None,
+        text: Texts,
+        text_pair: Texts | None = None,
         *,
         add_special_tokens: bool = True,
         return_attention_mask: bool | None = True,
@@ -163,8 +166,8 @@ class EncodingMixin(VocabularyMixin):
 
     def _encode_columns(
         self,
-        text: str | Sequence[str],
-        text_pair: str | Sequence[str] | None,
+        text: Texts,
+        text_pair: Texts | None,
         padding_options: PaddingOptions,
         *,
         add_special_tokens: bool,

@@ -69,7 +69,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UnsupportedModel(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(settings, dict):
-        raise UnsupportedModel(f"{path} holds a {type(settings).__name__}, not an object: download it again")
+        raise UnsupportedModel(
+            f"{path} holds a {type(settings).__name__}, not a JSON object: download it again"
+        )
     return settings
 
 
