@@ -126,15 +126,17 @@ def quantize_checkpoint(
         folder=out,
         is_new=is_new,
         group_size=GROUP_SIZE if quantization.kind == "int4" else None,
-        num_layers_by_bits=Counter(
-            8 if isinstance(layer, Int8Linear) else 4
-            for layer in module.modules()
-            if isinstance(layer, (Int8Linear, Int4Linear))
-        ),
+        num_layers_by_bits=_count_layers_by_bits(module),
         skipped_layers=_unquantized_layer_name_patterns(module),
         bytes_before=_size_of_weight_files(folder),
         bytes_after=_size_of_weight_files(out),
     )
+
+
+def _count_layers_by_bits(module: nn.Module) -> Counter[int]:
+    """The number of quantized layers by the bits of their weights."""
+    layers = (layer for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear)))
+    return Counter(8 if isinstance(layer, Int8Linear) else 4 for layer in layers)
 
 
 @torch.inference_mode()
