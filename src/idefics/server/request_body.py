@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from idefics.server.server_state import ServerState
 
 FILE_FIELD = "image"  # field of a form that has the file of a picture
-URL_FIELD = "image_url"  # field that has the URL of a picture
 
 # Fields of a form are texts. Those that are not listed here are parsed as JSON, if they are valid JSON.
 LIST_FIELDS = ("labels", "choices", "banned", "stop")  # lists of texts: the field occurs once per text
