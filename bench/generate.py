@@ -5,6 +5,7 @@ decode           text, one row, after 100 tokens: every weight format (SmolVLM-2
 context          the same after 1,100 tokens
 batch            8 and 32 rows
 first            from the frames of a picture of 17 tiles to the first token
+prompt           from a text of 100 tokens to the first token
 cross-attention  Idefics 1 with 1 and with 4 pictures, at 9b's width
 wide             Idefics2-8b and Idefics3-8B, text, at their width
 `--quick` runs everything on the demo checkpoints with few rounds, to test the script.
@@ -166,31 +167,71 @@ def measure_batch_sizes(report: BenchmarkReport, name: str, size: BenchmarkSize)
 def measure_first_token(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
     """Time to the first token, from preprocessed frames of a new picture in each round."""
     folder = get_checkpoint(name)
-    runner_by_system = {f"ours {kind}": IdeficsRunner(folder, kind) for kind in ("fp32", "int8")}
+    runner_by_system = {
+        f"ours {kind}": IdeficsRunner(folder, kind) for kind in ("fp32", "bf16", "int8", "int4")
+    }
     prompts = image_prompts(runner_by_system["ours fp32"])
     runs = {who: make_run(runner, prompts, 1) for who, runner in runner_by_system.items()}
-    runs["transformers fp32"] = make_run(TransformersBaseline(folder, torch.float32), prompts, 1)
-    timings_by_system = run_rounds(runs, size.num_rounds)
+    for kind, dtype in DTYPES.items():
+        runs[f"transformers {kind}"] = make_run(TransformersBaseline(folder, dtype), prompts, 1)
     (prompt,) = prompts(0)
     num_frames = sum(len(tiles.frames) for tiles in prompt.pictures)
-    for who, timings in timings_by_system.items():
-        report.add_figure(
-            f"{folder.name}, a picture of {num_frames} frames, {len(prompt)} tokens",
-            who,
-            median_first_token_seconds(timings),
-            "s",
-        )
-    transformers_seconds = median_first_token_seconds(timings_by_system["transformers fp32"])
-    report.add_target(
-        f"{name}: int8 / transformers fp32, first token",
-        median_first_token_seconds(timings_by_system["ours int8"]) / transformers_seconds,
-        max_value=0.4,
+    seconds = report_first_tokens(
+        report,
+        f"{folder.name}, a picture of {num_frames} frames, {len(prompt)} tokens",
+        runs,
+        size.num_rounds,
     )
+    best_transformers = min(seconds[f"transformers {kind}"] for kind in DTYPES)
+    for kind, max_ratio in (("bf16", 0.7), ("int8", 0.3)):
+        title = "the default" if kind == "bf16" else kind
+        report.add_target(
+            f"{name}: {title} / transformers at its best, first token",
+            seconds[f"ours {kind}"] / best_transformers,
+            max_value=max_ratio,
+        )
     report.add_target(
         f"{name}: fp32 / transformers fp32, first token",
-        median_first_token_seconds(timings_by_system["ours fp32"]) / transformers_seconds,
+        seconds["ours fp32"] / seconds["transformers fp32"],
         max_value=0.75,
     )
+
+
+def measure_text_prompt(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
+    """Time to the first token of a short text, of which each round has another."""
+    folder, num_threads = get_checkpoint(name), torch.get_num_threads()
+    prompts = text_prompts(folder, size.short_context, 1)
+    runs = {
+        f"ours {kind}": make_run(IdeficsRunner(folder, kind), prompts, 1) for kind in ("bf16", "int8", "int4")
+    }
+    for kind in ("f16", "q8_0", "q4_0") if name in SMOLVLM_NAMES else ():
+        baseline = LlamaCppBaseline(write_gguf(folder, kind), num_threads)
+        runs[f"llama.cpp {kind}"] = make_run(baseline, prompts, 1)
+    for kind, dtype in DTYPES.items():
+        runs[f"transformers {kind}"] = make_run(TransformersBaseline(folder, dtype), prompts, 1)
+    seconds = report_first_tokens(
+        report, f"{folder.name}, text of {size.short_context} tokens", runs, size.num_rounds
+    )
+    if name in SMOLVLM_NAMES:
+        best_llama_cpp = min(time for who, time in seconds.items() if who.startswith("llama.cpp"))
+        for kind in ("bf16", "int8"):
+            report.add_target(
+                f"{name}: {kind} / llama.cpp at its best, first token of a text",
+                seconds[f"ours {kind}"] / best_llama_cpp,
+                max_value=0.8,
+            )
+
+
+def report_first_tokens(
+    report: BenchmarkReport, case: str, runs: dict[str, Callable[[int], RunTiming]], num_rounds: int
+) -> dict[str, float]:
+    """Runs rounds of all systems; reports and returns their median seconds to the first token."""
+    seconds = {
+        who: median_first_token_seconds(timings) for who, timings in run_rounds(runs, num_rounds).items()
+    }
+    for who, time in seconds.items():
+        report.add_figure(case, who, 1e3 * time, "ms")
+    return seconds
 
 
 def measure_cross_attention(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
@@ -236,7 +277,8 @@ CASES: dict[str, tuple[Callable[[BenchmarkReport, str, BenchmarkSize], None], tu
     "decode": (measure_decode, SMOLVLM_NAMES),
     "context": (measure_long_context, SMOLVLM_NAMES),
     "batch": (measure_batch_sizes, ("smolvlm-256m",)),
-    "first": (measure_first_token, ("smolvlm-256m",)),
+    "first": (measure_first_token, SMOLVLM_NAMES),
+    "prompt": (measure_text_prompt, SMOLVLM_NAMES),
     "cross-attention": (measure_cross_attention, ("9b",)),
     "wide": (measure_wide_layers, ("idefics2-8b", "idefics3-8b")),
 }
