@@ -118,7 +118,7 @@ static void round_head(const MatmulKernel *kernel, const float *x, int64_t rows,
     for (int64_t row = 0; row < rows; row++) kernel->round_row(x + row * row_stride, size, &rounded, row);
 }
 
-static void round_head_piece(void *context, int64_t piece, uint32_t *scratch) {
+static void round_head_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const FloatAttention *attention = context;
     const AttentionArgs *args = attention->args;
     int64_t queries = (int64_t)args->frames * args->heads, keys = (int64_t)args->frames * args->key_heads;
@@ -140,7 +140,7 @@ static void round_head_piece(void *context, int64_t piece, uint32_t *scratch) {
                    args->key_row, args->size, attention->k + at);
 }
 
-static void float_attention_piece(void *context, int64_t piece, uint32_t *scratch) {
+static void float_attention_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const FloatAttention *attention = context;
     const AttentionArgs *args = attention->args;
     int64_t block = piece % attention->pieces_per_head, query_head = piece / attention->pieces_per_head;
@@ -161,23 +161,31 @@ static void float_attention_piece(void *context, int64_t piece, uint32_t *scratc
     attend_head(&one, scratch);
 }
 
-int idefics_attention_bfloat16(const AttentionArgs *args, int threads, Parallel *parallel) {
-    FloatAttention attention = {.args = args, .kernel = matmul_kernel(BFLOAT16)};
-    if (!attention.kernel) return 0;
+static int64_t query_units(const AttentionArgs *args) {
+    return (int64_t)args->frames * args->heads * args->queries * args->size / 2;
+}
+
+static int64_t key_units(const AttentionArgs *args) {
+    return (int64_t)args->frames * args->key_heads * args->keys * args->size / 2;
+}
+
+static void attention_program(Work *work, const void *attention_args) {
+    const AttentionArgs *args = attention_args;
     int64_t query_heads = (int64_t)args->frames * args->heads, key_heads = (int64_t)args->frames * args->key_heads;
-    int64_t query_units = query_heads * args->queries * args->size / 2;
-    int64_t key_units = key_heads * args->keys * args->size / 2;
-    RowWork work;
-    uint32_t *rest;
-    if (!row_work_new(&work, threads, parallel, 0, 0, attention_scratch_units(args->keys, args->size),
-                      query_units + 2 * key_units, &rest))
-        return 0;
-    attention.q = (uint16_t *)rest;
-    attention.k = (uint16_t *)(rest + query_units);
-    attention.v = (uint16_t *)(rest + query_units + key_units);
-    attention.pieces_per_head = ceil_div(args->queries, QUERIES_PER_PIECE);
-    run_pieces(&work, round_head_piece, &attention, query_heads + 2 * key_heads);
-    run_pieces(&work, float_attention_piece, &attention, query_heads * attention.pieces_per_head);
-    row_work_free(&work);
-    return 1;
+    uint32_t *keys = work->shared + query_units(args);
+    FloatAttention attention = {.args = args,
+                                .kernel = matmul_kernel(BFLOAT16),
+                                .q = (uint16_t *)work->shared,
+                                .k = (uint16_t *)keys,
+                                .v = (uint16_t *)(keys + key_units(args)),
+                                .pieces_per_head = ceil_div(args->queries, QUERIES_PER_PIECE)};
+    run_pieces(work, round_head_piece, &attention, query_heads + 2 * key_heads);
+    run_pieces(work, float_attention_piece, &attention, query_heads * attention.pieces_per_head);
+}
+
+int idefics_attention_bfloat16(const AttentionArgs *args, int threads, Parallel *parallel) {
+    if (!matmul_kernel(BFLOAT16)) return 0;
+    MemoryNeeds needs = {.scratch = attention_scratch_units(args->keys, args->size),
+                         .shared = query_units(args) + 2 * key_units(args)};
+    return run_program(attention_program, args, needs, threads, parallel);
 }

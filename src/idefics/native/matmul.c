@@ -1,8 +1,10 @@
 /* Linear layers of many rows, made of the kernels of `matmul.h`. */
 #include "matmul.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 const MatmulKernel *matmul_kernel(int kind) {
 #if defined(__x86_64__)
@@ -13,30 +15,57 @@ const MatmulKernel *matmul_kernel(int kind) {
     return NULL;
 }
 
-/* --- work in pieces --- */
+/* --- threads --- */
 
-typedef struct {
-    RunPiece *run_piece;
-    void *context;
-    const RowWork *work;
-    int64_t pieces;
-    atomic_llong next_piece;
+enum { SPINS = 2000, SLEEP_NANOSECONDS = 20000 }; /* of a thread that waits for a stage's end: some 50 us, then pauses */
+
+struct Team {
+    _Atomic uint64_t place; /* number of the current stage << 32 | its next piece */
+    _Atomic int64_t done;   /* finished pieces of the current stage */
     atomic_int next_thread;
-} Stage;
+    Program *program;
+    const void *args;
+    int64_t scratch_units;
+    Work work; /* what each thread begins with; `scratch`: of the first thread */
+};
 
-static void stage_worker(void *shared) {
-    Stage *stage = shared;
-    uint32_t *scratch = stage->work->scratch + atomic_fetch_add(&stage->next_thread, 1) * stage->work->scratch_units;
-    for (int64_t piece; (piece = atomic_fetch_add(&stage->next_piece, 1)) < stage->pieces;)
-        stage->run_piece(stage->context, piece, scratch);
+static void wait_for_next_stage(Team *team, uint32_t stage) {
+    const struct timespec pause = {0, SLEEP_NANOSECONDS};
+    for (int i = 0; atomic_load(&team->place) >> 32 == stage; i++) {
+        if (i >= SPINS) nanosleep(&pause, NULL);
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
 }
 
-void run_pieces(RowWork *work, RunPiece *run_piece, void *context, int64_t pieces) {
-    Stage stage = {run_piece, context, work, pieces, 0, 0};
-    if (work->threads > 1 && pieces > 1)
-        work->parallel(stage_worker, &stage, (unsigned)work->threads, 0);
-    else
-        stage_worker(&stage);
+void run_pieces(Work *work, RunPiece *run_piece, const void *context, int64_t pieces) {
+    if (!pieces) return;
+    Team *team = work->team;
+    uint32_t stage = work->stage++;
+    uint64_t place = atomic_load(&team->place);
+    while (place >> 32 == stage) {
+        int64_t piece = (int64_t)(uint32_t)place;
+        if (piece >= pieces) {
+            wait_for_next_stage(team, stage);
+            return;
+        }
+        /* Succeeds only while this stage is current, which then waits for this piece. */
+        if (!atomic_compare_exchange_weak(&team->place, &place, place + 1)) continue;
+        run_piece(context, piece, work->scratch);
+        if (atomic_fetch_add(&team->done, 1) + 1 == pieces) {
+            atomic_store(&team->done, 0);
+            atomic_store(&team->place, (uint64_t)(stage + 1) << 32);
+        }
+        place = atomic_load(&team->place);
+    }
+}
+
+static void thread_main(void *shared) {
+    Team *team = shared;
+    Work work = team->work;
+    work.scratch += atomic_fetch_add(&team->next_thread, 1) * team->scratch_units;
+    team->program(&work, team->args);
 }
 
 /* A packed panel; for INT4 also one output in float32, and a tile of outputs in bfloat16. */
@@ -44,35 +73,37 @@ static int64_t linear_scratch_units(int64_t inputs) {
     return (PANEL_OUTPUTS + TILE_OUTPUTS) * ceil_div(inputs, 2) + inputs;
 }
 
-int row_work_new(RowWork *work, int threads, Parallel *parallel, int64_t num_rows, int64_t widest,
-                 int64_t scratch_units, int64_t more, uint32_t **rest) {
-    int64_t linear = linear_scratch_units(widest), rounded = num_rows * ceil_div(widest, 2);
-    scratch_units = linear > scratch_units ? linear : scratch_units;
-    uint32_t *memory = malloc(UNIT_BYTES * (size_t)(threads * scratch_units + rounded + 2 * num_rows + more));
+int run_program(Program *program, const void *args, MemoryNeeds needs, int threads, Parallel *parallel) {
+    int64_t linear = linear_scratch_units(needs.widest), rounded = needs.rows * ceil_div(needs.widest, 2);
+    int64_t scratch = linear > needs.scratch ? linear : needs.scratch;
+    uint32_t *memory = malloc(UNIT_BYTES * (size_t)(threads * scratch + rounded + 2 * needs.rows + needs.shared) + 1);
     if (!memory) return 0;
-    uint32_t *units = memory + threads * scratch_units;
+    Team team = {.program = program, .args = args, .scratch_units = scratch};
+    uint32_t *units = memory + threads * scratch;
     float *scales = (float *)(units + rounded);
-    *work = (RowWork){threads, parallel, num_rows, {units, 0, scales, (int32_t *)(scales + num_rows)}, memory, memory,
-                      scratch_units};
-    *rest = (uint32_t *)(scales + 2 * num_rows);
+    team.work = (Work){&team, 0, memory, (uint32_t *)(scales + 2 * needs.rows), needs.rows,
+                       {units, 0, scales, (int32_t *)(scales + needs.rows)}};
+    if (threads > 1)
+        parallel(thread_main, &team, (unsigned)threads, 0);
+    else
+        thread_main(&team);
+    free(memory);
     return 1;
 }
-
-void row_work_free(RowWork *work) { free(work->memory); }
 
 /* --- rounding --- */
 
 enum { ROWS_PER_PIECE = 16 };
 
 typedef struct {
-    const RowWork *work;
+    const Work *work;
     const MatmulKernel *kernel;
     const float *x;
     int64_t inputs;
     const Norm *norm;
 } RoundStage;
 
-static void round_piece(void *context, int64_t piece, uint32_t *scratch) {
+static void round_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const RoundStage *stage = context;
     int64_t end = min_int64((piece + 1) * ROWS_PER_PIECE, stage->work->num_rows);
     for (int64_t row = piece * ROWS_PER_PIECE; row < end; row++) {
@@ -85,7 +116,7 @@ static void round_piece(void *context, int64_t piece, uint32_t *scratch) {
     }
 }
 
-void round_rows(RowWork *work, const Linear *linear, const float *x, const Norm *norm) {
+void round_rows(Work *work, const Linear *linear, const float *x, const Norm *norm) {
     RoundStage stage = {work, matmul_kernel(linear->kind), x, linear->inputs, norm};
     work->rounded.stride = ceil_div(linear->inputs, stage.kernel->numbers_per_unit);
     run_pieces(work, round_piece, &stage, ceil_div(work->num_rows, ROWS_PER_PIECE));
@@ -94,7 +125,7 @@ void round_rows(RowWork *work, const Linear *linear, const float *x, const Norm 
 /* --- products --- */
 
 typedef struct {
-    const RowWork *work;
+    const Work *work;
     const MatmulKernel *kernel;
     const Linear *linear;
     Epilogue epilogue;
@@ -127,7 +158,7 @@ static void pack_outputs(const LinearStage *stage, int64_t output, int64_t outpu
     stage->kernel->pack_tile(scratch, units * UNIT_BYTES, linear->inputs, outputs, tile);
 }
 
-static void multiply_piece(void *context, int64_t piece, uint32_t *scratch) {
+static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const LinearStage *stage = context;
     const Linear *linear = stage->linear;
     const MatmulKernel *kernel = stage->kernel;
@@ -158,7 +189,7 @@ static void multiply_piece(void *context, int64_t piece, uint32_t *scratch) {
                                   &epilogues[tile], linear->outputs - first - tile * TILE_OUTPUTS);
 }
 
-void multiply_rows(RowWork *work, const Linear *linear, Epilogue epilogue) {
+void multiply_rows(Work *work, const Linear *linear, Epilogue epilogue) {
     LinearStage stage = {work, matmul_kernel(linear->kind), linear, epilogue};
     run_pieces(work, multiply_piece, &stage, ceil_div(linear->outputs, PANEL_OUTPUTS));
 }
@@ -167,21 +198,20 @@ void multiply_rows(RowWork *work, const Linear *linear, Epilogue epilogue) {
 
 static const Norm NO_NORM = {NULL, NULL, 0.0f};
 
-int idefics_matmul(const MatmulArgs *args, int threads, Parallel *parallel) {
-    RowWork work;
-    uint32_t *rest;
-    if (!matmul_kernel(args->linear.kind)
-        || !row_work_new(&work, threads, parallel, args->rows, args->linear.inputs, 0, 0, &rest))
-        return 0;
-    round_rows(&work, &args->linear, args->x, &NO_NORM);
-    multiply_rows(&work, &args->linear,
+static void matmul_program(Work *work, const void *matmul_args) {
+    const MatmulArgs *args = matmul_args;
+    round_rows(work, &args->linear, args->x, &NO_NORM);
+    multiply_rows(work, &args->linear,
                   (Epilogue){.bias = args->bias,
                              .activation = NO_ACTIVATION,
                              .residual = args->residual,
                              .floats = args->out,
                              .stride = args->linear.outputs});
-    row_work_free(&work);
-    return 1;
+}
+
+int idefics_matmul(const MatmulArgs *args, int threads, Parallel *parallel) {
+    if (!matmul_kernel(args->linear.kind)) return 0;
+    return run_program(matmul_program, args, (MemoryNeeds){args->rows, args->linear.inputs, 0, 0}, threads, parallel);
 }
 
 typedef struct {
@@ -189,15 +219,12 @@ typedef struct {
     int64_t stride;
 } RotateStage;
 
-/* Rotates the pairs (i, i + size / 2) of the heads of queries and keys. */
-static void rotate_piece(void *context, int64_t row, uint32_t *scratch) {
-    const RotateStage *stage = context;
-    const QkvArgs *args = stage->args;
+/* Rotates the pairs (i, i + size / 2) of the heads of queries and keys of one row. */
+static void rotate_row(const QkvArgs *args, int64_t row, float *heads) {
     int64_t size = args->size, half = size / 2;
     const float *cosines = args->cosines + row * size, *sines = args->sines + row * size;
-    (void)scratch;
     for (int64_t head = 0; head < args->rotated_heads; head++) {
-        float *low = args->out + row * stage->stride + head * size, *high = low + half;
+        float *low = heads + head * size, *high = low + half;
         for (int64_t i = 0; i < half; i++) {
             float first = low[i], second = high[i];
             low[i] = first * cosines[i] - second * sines[i];
@@ -206,46 +233,54 @@ static void rotate_piece(void *context, int64_t row, uint32_t *scratch) {
     }
 }
 
-int idefics_project_qkv(const QkvArgs *args, int threads, Parallel *parallel) {
-    RowWork work;
-    uint32_t *rest;
-    if (!matmul_kernel(args->q.kind) || args->k.kind != args->q.kind || args->v.kind != args->q.kind
-        || !row_work_new(&work, threads, parallel, args->rows, args->q.inputs, 0, 0, &rest))
-        return 0;
+static void rotate_piece(const void *context, int64_t piece, uint32_t *scratch) {
+    const RotateStage *stage = context;
+    int64_t end = min_int64((piece + 1) * ROWS_PER_PIECE, stage->args->rows);
+    (void)scratch;
+    for (int64_t row = piece * ROWS_PER_PIECE; row < end; row++)
+        rotate_row(stage->args, row, stage->args->out + row * stage->stride);
+}
+
+static void qkv_program(Work *work, const void *qkv_args) {
+    const QkvArgs *args = qkv_args;
     Norm norm = {args->norm, NULL, args->epsilon};
     RotateStage rotate = {args, args->q.outputs + args->k.outputs + args->v.outputs};
     Epilogue epilogue = {.activation = NO_ACTIVATION, .floats = args->out, .stride = rotate.stride};
-    round_rows(&work, &args->q, args->x, &norm);
-    multiply_rows(&work, &args->q, epilogue);
+    round_rows(work, &args->q, args->x, &norm);
+    multiply_rows(work, &args->q, epilogue);
     epilogue.floats += args->q.outputs;
-    multiply_rows(&work, &args->k, epilogue);
+    multiply_rows(work, &args->k, epilogue);
     epilogue.floats += args->k.outputs;
-    multiply_rows(&work, &args->v, epilogue);
-    run_pieces(&work, rotate_piece, &rotate, args->rows);
-    row_work_free(&work);
-    return 1;
+    multiply_rows(work, &args->v, epilogue);
+    run_pieces(work, rotate_piece, &rotate, ceil_div(args->rows, ROWS_PER_PIECE));
+}
+
+int idefics_project_qkv(const QkvArgs *args, int threads, Parallel *parallel) {
+    if (!matmul_kernel(args->q.kind) || args->k.kind != args->q.kind || args->v.kind != args->q.kind) return 0;
+    return run_program(qkv_program, args, (MemoryNeeds){args->rows, args->q.inputs, 0, 0}, threads, parallel);
+}
+
+static void mlp_program(Work *work, const void *mlp_args) {
+    const GatedMlpArgs *args = mlp_args;
+    const Mlp *mlp = &args->mlp;
+    float *gated = (float *)work->shared;
+    Norm norm = {args->norm, NULL, args->epsilon};
+    Epilogue epilogue = {.activation = args->activation, .floats = gated, .stride = mlp->gate.outputs};
+    round_rows(work, &mlp->gate, args->x, &norm);
+    multiply_rows(work, &mlp->gate, epilogue);
+    epilogue.activation = NO_ACTIVATION, epilogue.factor = gated;
+    multiply_rows(work, &mlp->up, epilogue);
+    round_rows(work, &mlp->down, gated, &NO_NORM);
+    multiply_rows(work, &mlp->down,
+                  (Epilogue){.activation = NO_ACTIVATION,
+                             .residual = args->residual,
+                             .floats = args->out,
+                             .stride = mlp->down.outputs});
 }
 
 int idefics_gated_mlp(const GatedMlpArgs *args, int threads, Parallel *parallel) {
     const Mlp *mlp = &args->mlp;
     int64_t inner = mlp->gate.outputs, widest = inner > mlp->gate.inputs ? inner : mlp->gate.inputs;
-    RowWork work;
-    uint32_t *rest;
-    if (!matmul_kernel(mlp->gate.kind) || mlp->up.kind != mlp->gate.kind || !matmul_kernel(mlp->down.kind)
-        || !row_work_new(&work, threads, parallel, args->rows, widest, 0, args->rows * inner, &rest))
-        return 0;
-    float *gated = (float *)rest;
-    Norm norm = {args->norm, NULL, args->epsilon};
-    round_rows(&work, &mlp->gate, args->x, &norm);
-    multiply_rows(&work, &mlp->gate, (Epilogue){.activation = args->activation, .floats = gated, .stride = inner});
-    multiply_rows(&work, &mlp->up,
-                  (Epilogue){.activation = NO_ACTIVATION, .factor = gated, .floats = gated, .stride = inner});
-    round_rows(&work, &mlp->down, gated, &NO_NORM);
-    multiply_rows(&work, &mlp->down,
-                  (Epilogue){.activation = NO_ACTIVATION,
-                             .residual = args->residual,
-                             .floats = args->out,
-                             .stride = mlp->down.outputs});
-    row_work_free(&work);
-    return 1;
+    if (!matmul_kernel(mlp->gate.kind) || mlp->up.kind != mlp->gate.kind || !matmul_kernel(mlp->down.kind)) return 0;
+    return run_program(mlp_program, args, (MemoryNeeds){args->rows, widest, 0, args->rows * inner}, threads, parallel);
 }

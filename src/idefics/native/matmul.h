@@ -11,8 +11,6 @@
 #include "api.h"
 #include "norm.h"
 
-#include <stdatomic.h>
-
 enum { UNIT_BYTES = 4 };
 enum { TILE_ROWS = 12 };                   /* rows multiplied together: 24 sums and 2 weights fit 32 registers */
 enum { TILE_OUTPUTS = 32 };                /* outputs multiplied together: two vectors */
@@ -57,30 +55,44 @@ extern const MatmulKernel matmul_bfloat16, matmul_int8;
 static inline int64_t min_int64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* A stage of work in pieces, which threads take one after another: a slow or late thread takes fewer. */
-typedef void RunPiece(void *context, int64_t piece, uint32_t *scratch);
+/* --- threads ---
+ *
+ * All threads of a call run the same function, stage by stage. A stage is work in pieces: threads take one piece after
+ * another, and the thread that finishes the last one begins the next stage. So nobody waits for a thread that holds no
+ * piece: one that the system has descheduled delays nobody, and passes over the stages that are done when it runs again.
+ */
 
-/* Linear layers of the same rows, one after another: the memory and threads that they share. */
-typedef struct {
-    int threads;
-    Parallel *parallel;
-    int64_t num_rows;
-    RoundedRows rounded; /* inputs of the next product */
-    uint32_t *memory, *scratch; /* scratch: (threads, scratch_units) */
-    int64_t scratch_units;
-} RowWork;
+typedef struct Team Team;
 
-/* Allocates memory for rows of up to `widest` inputs, for at least `scratch_units` units a thread in the pieces of other
- * stages, and for `more` units, of which `*rest` becomes the address. -> 0 without memory. */
-int row_work_new(RowWork *work, int threads, Parallel *parallel, int64_t num_rows, int64_t widest,
-                 int64_t scratch_units, int64_t more, uint32_t **rest);
-void row_work_free(RowWork *work);
-void run_pieces(RowWork *work, RunPiece *run_piece, void *context, int64_t pieces);
+typedef struct { /* of one thread */
+    Team *team;
+    uint32_t stage;       /* number of the next stage of this thread */
+    uint32_t *scratch;    /* memory of this thread */
+    uint32_t *shared;     /* memory of all threads */
+    int64_t num_rows;     /* of the products that follow */
+    RoundedRows rounded;  /* inputs of the next product; the memory is of all threads */
+} Work;
+
+typedef struct { /* the memory that a call needs, in units */
+    int64_t rows, widest; /* products of this many rows of up to this many inputs */
+    int64_t scratch;      /* for each thread, at least */
+    int64_t shared;
+} MemoryNeeds;
+
+typedef void Program(Work *work, const void *args);
+typedef void RunPiece(const void *context, int64_t piece, uint32_t *scratch);
+
+/* Runs `program` on all threads. -> 0 without memory. */
+int run_program(Program *program, const void *args, MemoryNeeds needs, int threads, Parallel *parallel);
+/* One stage: returns when all its pieces are done. Threads give equal arguments in the same order. */
+void run_pieces(Work *work, RunPiece *run_piece, const void *context, int64_t pieces);
+
+/* --- products, as stages --- */
 
 /* Rounds `x` (rows, inputs), after a norm if its weight is given, for products with weights of this layer's kind. */
-void round_rows(RowWork *work, const Linear *linear, const float *x, const Norm *norm);
+void round_rows(Work *work, const Linear *linear, const float *x, const Norm *norm);
 /* The rounded rows times a weight; the epilogue's scales are taken from the layer. */
-void multiply_rows(RowWork *work, const Linear *linear, Epilogue epilogue);
+void multiply_rows(Work *work, const Linear *linear, Epilogue epilogue);
 
 /* One output of an INT4 layer in float32: quantized.c. */
 void dequantize_int4_row(const Linear *linear, int64_t output, float *out);

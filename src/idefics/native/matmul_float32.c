@@ -30,7 +30,7 @@ TARGET static void multiply_output(const MatmulArgs *args, int64_t row, int64_t 
         args->out[(row + r) * args->linear.outputs + output] = _mm512_reduce_add_ps(sums[r]) + bias;
 }
 
-static void multiply_piece(void *context, int64_t piece, uint32_t *scratch) {
+static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const MatmulArgs *args = context;
     int64_t end = min_int64((piece + 1) * PANEL_OUTPUTS, args->linear.outputs);
     (void)scratch;
@@ -38,15 +38,13 @@ static void multiply_piece(void *context, int64_t piece, uint32_t *scratch) {
         for (int64_t row = 0; row < args->rows; row += ROWS_TOGETHER) multiply_output(args, row, output);
 }
 
+static void float32_program(Work *work, const void *args) {
+    run_pieces(work, multiply_piece, args, ceil_div(((const MatmulArgs *)args)->linear.outputs, PANEL_OUTPUTS));
+}
+
 int idefics_matmul_float32(const MatmulArgs *args, int threads, Parallel *parallel) {
-    RowWork work;
-    uint32_t *rest;
-    if (!idefics_has_instruction_set(AVX512) || args->linear.kind != BFLOAT16
-        || !row_work_new(&work, threads, parallel, 0, 0, 0, 0, &rest))
-        return 0;
-    run_pieces(&work, multiply_piece, (void *)args, ceil_div(args->linear.outputs, PANEL_OUTPUTS));
-    row_work_free(&work);
-    return 1;
+    if (!idefics_has_instruction_set(AVX512) || args->linear.kind != BFLOAT16) return 0;
+    return run_program(float32_program, args, (MemoryNeeds){0, 0, 0, 0}, threads, parallel);
 }
 
 #else

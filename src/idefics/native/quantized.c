@@ -7,6 +7,7 @@
 
 #include "matmul.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #define ZERO_POINT 8      /* the level of a weight of 0 */

@@ -14,17 +14,17 @@ typedef struct { /* one chunk of frames on its way through the layers, and the m
     int64_t frames;
     uint16_t *q, *k, *v; /* (rows, D) bfloat16 */
     float *floats;       /* (rows, max(D, intermediate size)): inputs of a product before they are rounded */
-    RowWork work;
+    Work *work;
 } Encoder;
 
-static void multiply(Encoder *encoder, const BiasedLinear *layer, Epilogue epilogue) {
+static void multiply(const Encoder *encoder, const BiasedLinear *layer, Epilogue epilogue) {
     epilogue.bias = layer->bias;
     epilogue.stride = layer->linear.outputs;
-    multiply_rows(&encoder->work, &layer->linear, epilogue);
+    multiply_rows(encoder->work, &layer->linear, epilogue);
 }
 
 /* Attention of some queries of one head: pieces are (frame, head, block of queries). */
-static void attention_piece(void *context, int64_t piece, uint32_t *scratch) {
+static void attention_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const Encoder *encoder = context;
     const VisionArgs *args = encoder->args;
     int64_t blocks = ceil_div(args->patches, QUERIES_PER_PIECE), size = args->width / args->heads;
@@ -45,9 +45,9 @@ static void attention_piece(void *context, int64_t piece, uint32_t *scratch) {
     attend_head(&attention, scratch);
 }
 
-static void run_layer(Encoder *encoder, const VisionLayer *layer) {
+static void run_layer(const Encoder *encoder, const VisionLayer *layer) {
     const VisionArgs *args = encoder->args;
-    RowWork *work = &encoder->work;
+    Work *work = encoder->work;
     float *x = encoder->x, *floats = encoder->floats;
     const Norm first = {layer->norm1, layer->norm1_bias, args->epsilon}, none = {NULL, NULL, 0.0f};
     const Norm second = {layer->norm2, layer->norm2_bias, args->epsilon};
@@ -77,25 +77,36 @@ static int is_supported(const VisionArgs *args) {
     return matmul_kernel(BFLOAT16) != NULL;
 }
 
-int idefics_vision_encode(const VisionArgs *args, int threads, Parallel *parallel) {
-    if (!is_supported(args)) return 0;
-    int64_t chunk = ceil_div(ROWS_AT_ONCE, args->patches), rows = min_int64(chunk, args->frames) * args->patches;
-    int64_t widest = args->width > args->intermediate_size ? args->width : args->intermediate_size;
-    int64_t halves = ceil_div(rows * args->width, 2);
-    Encoder encoder = {.args = args};
-    uint32_t *rest;
-    if (!row_work_new(&encoder.work, threads, parallel, rows, widest,
-                      attention_scratch_units(args->patches, args->width / args->heads), 3 * halves + rows * widest,
-                      &rest))
-        return 0;
-    encoder.q = (uint16_t *)rest, encoder.k = (uint16_t *)(rest + halves), encoder.v = (uint16_t *)(rest + 2 * halves);
-    encoder.floats = (float *)(rest + 3 * halves);
-    for (int64_t frame = 0; frame < args->frames; frame += chunk) {
+static int64_t frames_at_once(const VisionArgs *args) {
+    return min_int64(ceil_div(ROWS_AT_ONCE, args->patches), args->frames);
+}
+
+static int64_t half_units(const VisionArgs *args) { /* of a bfloat16 matrix (rows, D) */
+    return ceil_div(frames_at_once(args) * args->patches * args->width, 2);
+}
+
+static void vision_program(Work *work, const void *vision_args) {
+    const VisionArgs *args = vision_args;
+    int64_t halves = half_units(args);
+    Encoder encoder = {.args = args,
+                       .q = (uint16_t *)work->shared,
+                       .k = (uint16_t *)(work->shared + halves),
+                       .v = (uint16_t *)(work->shared + 2 * halves),
+                       .floats = (float *)(work->shared + 3 * halves),
+                       .work = work};
+    for (int64_t frame = 0; frame < args->frames; frame += frames_at_once(args)) {
         encoder.x = args->x + frame * args->patches * args->width;
-        encoder.frames = min_int64(chunk, args->frames - frame);
-        encoder.work.num_rows = encoder.frames * args->patches;
+        encoder.frames = min_int64(frames_at_once(args), args->frames - frame);
+        work->num_rows = encoder.frames * args->patches;
         for (int i = 0; i < args->layer_count; i++) run_layer(&encoder, &args->layers[i]);
     }
-    row_work_free(&encoder.work);
-    return 1;
+}
+
+int idefics_vision_encode(const VisionArgs *args, int threads, Parallel *parallel) {
+    if (!is_supported(args)) return 0;
+    int64_t rows = frames_at_once(args) * args->patches;
+    int64_t widest = args->width > args->intermediate_size ? args->width : args->intermediate_size;
+    MemoryNeeds needs = {rows, widest, attention_scratch_units(args->patches, args->width / args->heads),
+                         3 * half_units(args) + rows * widest};
+    return run_program(vision_program, args, needs, threads, parallel);
 }
