@@ -1,7 +1,8 @@
 """What caches save: a second question, few-shot classification, ranking; compared with transformers.
 
-`python bench/reuse.py [--case second|shots|ranking] [--model smolvlm-256m]`
+`python bench/reuse.py [--case second|process|shots|ranking] [--model smolvlm-256m]`
 second   another question about a picture of 17 tiles that is cached: time to the first token
+process  `idefics ask` about a photo of 17 tiles, and another question about it in a new process: whole processes
 shots    100 pictures with 8 shots and 20 labels, one tile a picture. transformers' loop scores a few labels, and their
          time is multiplied: the loop has 2,000 equal rounds
 ranking  20 labels for one new picture of 17 tiles
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -24,6 +27,7 @@ from checkpoints import copy_without_image_splitting, get_checkpoint
 from harness import BenchmarkReport, RunTiming, median_first_token_seconds, run_rounds, time_call
 from idefics.prompt import Prompt
 from idefics_runner import IdeficsRunner, classification_prompt, random_photo
+from start import run_python
 
 LABELS = [
     "a red apple", "a green pear", "a dog", "a cat", "a small boat", "a tall tower", "a bridge", "a garden",
@@ -78,6 +82,38 @@ def measure_second_question(report: BenchmarkReport, name: str, size: BenchmarkS
     report.add_target(f"{folder.name}: second question, ours / transformers", ratio, max_value=0.05)
 
 
+def measure_new_process(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
+    """A question about a new photo, and another one in a new process, which reads the features from a file."""
+    folder, seconds = get_checkpoint(name), defaultdict[str, list[float]](list)
+    questions = {
+        "first question": "What is in the picture?",
+        "second question": "Which colours does it have?",
+    }
+    with TemporaryDirectory() as cache_folder:
+        variables = {"IDEFICS_FEATURE_CACHE": "1", "XDG_CACHE_HOME": cache_folder}
+        for number in range(size.num_rounds):
+            photo = Path(cache_folder) / f"{number}.png"
+            random_photo(number).save(photo)
+            for who, words in questions.items():
+                ask = [
+                    "-m",
+                    "idefics",
+                    "ask",
+                    str(photo),
+                    words,
+                    "--model",
+                    str(folder),
+                    "--max-new-tokens",
+                    "1",
+                ]
+                seconds[who].append(run_python(ask, **variables).total_seconds)
+    medians = {who: statistics.median(times) for who, times in seconds.items()}
+    for who, median in medians.items():
+        report.add_figure(f"{folder.name}, `idefics ask` about one photo, whole process", who, median, "s")
+    ratio = medians["second question"] / medians["first question"]
+    report.add_target(f"{folder.name}: second question in a new process / first", ratio, max_value=0.2)
+
+
 def measure_few_shot(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
     """Classification of many pictures with the same shots and labels."""
     folder = copy_without_image_splitting(get_checkpoint(name))
@@ -129,7 +165,12 @@ def _random_picture(number: int) -> idefics.Picture:
     return idefics.Picture(random_photo(number))
 
 
-CASES = {"second": measure_second_question, "shots": measure_few_shot, "ranking": measure_ranking}
+CASES = {
+    "second": measure_second_question,
+    "process": measure_new_process,
+    "shots": measure_few_shot,
+    "ranking": measure_ranking,
+}
 
 
 def main() -> None:

@@ -53,13 +53,20 @@ print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:]))
 """
 
 
-def run_python(arguments: list[str]) -> ProcessTiming:
-    """Runs a Python process with these arguments until its end."""
+def run_python(arguments: list[str], **variables: str) -> ProcessTiming:
+    """Runs a Python process with these arguments until its end, without files of encoded pictures.
+
+    Args:
+        variables: environment variables, which take precedence.
+    """
     pythonpath = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": pythonpath, "HF_HUB_OFFLINE": "1", "IDEFICS_FEATURE_CACHE": "0"}
+    defaults = {"PYTHONPATH": pythonpath, "HF_HUB_OFFLINE": "1", "IDEFICS_FEATURE_CACHE": "0"}
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *arguments],
+        env=os.environ | defaults | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         process.stdout.read(1)

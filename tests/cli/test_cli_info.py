@@ -38,6 +38,15 @@ def test_info_shows_kernels_devices_and_memory(run_idefics):
     assert any(text == f"models: 0 MB in {weights.cache_folder()}" for word, text in said if word == "cache")
 
 
+def test_the_files_of_encoded_pictures_are_counted(run_idefics, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "idefics" / "features"
+    assert ("cache", f"features: 0 MB in {folder}") in parse_info_lines(run_idefics("info").stdout)
+    folder.mkdir(parents=True)
+    (folder / "one.safetensors").write_bytes(bytes(3_000_000))
+    assert ("cache", f"features: 3 MB in {folder}") in parse_info_lines(run_idefics("info").stdout)
+
+
 def test_json_is_one_object(run_idefics):
     done = run_idefics("info", "--json")
     [line] = done.stdout.splitlines()

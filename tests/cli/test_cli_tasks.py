@@ -240,6 +240,13 @@ def test_flags_reach_the_model(run_idefics, monkeypatch):
     assert run_idefics("caption", "a.png", "--model", "x").load_flags[0].model == "x"
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"), [((), None), (("--feature-cache",), True), (("--no-feature-cache",), False)]
+)
+def test_files_of_encoded_pictures_are_a_flag(run_idefics, flags, expected):
+    assert run_idefics("caption", "a.png", *flags).load_flags[0].feature_cache is expected
+
+
 def test_ranking_flags_reach_the_call(run_idefics):
     done = run_idefics("classify", "a.png", "--labels", "cat,dog", "--calibrated", "--length-normalized")
     assert done.vlm.calls[0].words == ["cat", "dog"]

@@ -74,6 +74,22 @@ def test_every_setting_is_a_flag():
     assert {f"--{one.name.replace('_', '-')}" for one in fields(Settings)} <= flags
 
 
+def test_pictures_of_clients_are_kept_in_files_only_when_told(monkeypatch):
+    loaded = []
+
+    def load(flags, *_):
+        loaded.append(flags.feature_cache)
+        raise BadSetting("far enough")
+
+    run(["serve", "--model", "demo", "--port", "0"], load)
+    run(["serve", "--model", "demo", "--port", "0", "--feature-cache"], load)
+    monkeypatch.setenv("IDEFICS_FEATURE_CACHE", "1")
+    run(["serve", "--model", "demo", "--port", "0"], load)
+    run(["ui", "--model", "demo", "--port", "0"], load)
+    run(["ui", "--model", "demo", "--port", "0", "--feature-cache"], load)
+    assert loaded == [False, True, True, False, True]
+
+
 def test_the_documented_settings_are_up_to_date():
     text = page.SERVER_DOC.read_text(encoding="utf-8")
     assert page.refresh_settings(text) == text, "run scripts/refresh_server_docs.py"
