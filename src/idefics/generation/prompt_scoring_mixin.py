@@ -61,7 +61,7 @@ class PromptScoringMixin:
     def cost(
         self, picture: Picture | PictureSource, *, detail: Detail = "high", max_tiles: int | None = None
     ) -> int:
-        """Counts the prompt tokens of one picture.
+        """Counts the prompt tokens of one picture; only its size is read.
 
         Args:
             picture: in any form that `Picture` takes.
