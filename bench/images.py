@@ -1,7 +1,7 @@
 """Preprocessing of a picture on one core and the vision tower, compared with transformers.
 
-`python bench/images.py [--rounds 5] [--kinds fp32 bf16 int8] [--quick]`. Photos are JPEG files in memory; towers have the
-released shapes and random weights. transformers' image processors are those without torchvision.
+`python bench/images.py [--rounds 5] [--kinds fp32 bf16 int8] [--quick]`. Photos are JPEG files in memory; towers have
+the released shapes and random weights. transformers' image processors are those without torchvision.
 """
 
 from __future__ import annotations

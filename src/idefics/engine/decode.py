@@ -1,7 +1,7 @@
 """Decode steps: one token of each row through the model, over the paged KV cache; and the choice of implementation.
 
-`PagedDecodeAttn` is the attention of a step in torch: it writes the new keys and values; of its subclasses `PagedInPlace`
-attends where torch has a kernel that reads pages, else `GatheredPages`.
+`PagedDecodeAttn` is the attention of a step in torch: it writes the new keys and values. Of its subclasses
+`PagedInPlace` attends where torch has a kernel that reads pages, else `GatheredPages`.
 
 R rows, P pages of the longest row, L positions, S rows with a picture, H query heads, h key/value heads, K head size, M
 feature rows of a picture, V vocabulary.

@@ -1,7 +1,7 @@
 """The inputs of a call: prompts are made ahead on worker threads, and errors about one input raised or returned.
 
-`prefetch_map` decodes, resizes and tiles pictures while the engine generates. `ErrorPolicy` is the `on_error` argument: an
-error about one input is raised with its number, or returned in its place.
+`prefetch_map` decodes, resizes and tiles pictures while the engine generates. `ErrorPolicy` is the `on_error` argument:
+an error about one input is raised with its number, or returned in its place.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class LoadSettings:
     """Where and how a model is loaded. The fields are the keywords of `Idefics.load`, which documents them.
 
     Raises:
-        BadSetting: `offline`, `feature_cache` or `kernels` is wrong; the other settings are checked where they are used.
+        BadSetting: `offline`, `feature_cache` or `kernels` is wrong; other settings are checked where they are used.
     """
 
     device: DeviceLike = "auto"

@@ -1,4 +1,4 @@
-"""Which files of encoded pictures a model may read: the key of everything, apart from the picture, that they depend on."""
+"""Which files of encoded pictures a model may read: the key of all that they depend on, apart from the picture."""
 
 from __future__ import annotations
 

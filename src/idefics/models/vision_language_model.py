@@ -5,8 +5,8 @@ Inline-image families (Idefics 2, Idefics 3, SmolVLM) differ in their connector 
     pixels (P, 3, h, w) -> SigLIP -> patches (P, S, D') -> connector -> image features (P, M, D)
     token ids (N,) -> embeddings (N, D), those of `<image>` tokens replaced by image features -> Llama layers -> logits
 
-P frames (images or tiles of an image), S patches and M features of a frame, D' width of the vision tower or of features,
-N tokens, D width of the decoder, R rows, V vocabulary. Source: arXiv 2405.02246, arXiv 2408.12637 and the released configs.
+P frames (images or tiles), S patches and M features of a frame, D' width of the vision tower or of features,
+N tokens, D width of the decoder, R rows, V vocabulary. Source: arXiv 2405.02246, arXiv 2408.12637, released configs.
 """
 
 from __future__ import annotations

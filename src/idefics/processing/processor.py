@@ -21,19 +21,17 @@ from idefics.messages import ContentPart, ImageDetail, Message, Picture
 from idefics.processing.chat_prompt import IMAGE_TOKEN, render_conversation
 from idefics.processing.continuations import check_continuation, encode_continuations
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_processor import open_picture
 from idefics.processing.message_parsing import to_messages
 from idefics.processing.picture_expansion import (
     FAKE_IMAGE_TOKEN,
     PromptPart,
     build_prompt,
     expand_pictures,
-    image_placeholder_text,
+    measure_placeholder_text,
 )
 from idefics.processing.prompt_items import parse_item
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
 from idefics.processing.text_limit import TextLimit
-from idefics.processing.tile_plan import plan_tiles
 from idefics.processing.tokenizer import TextPiece, Tokenizer
 from idefics.prompt import PreprocessedImage, Prompt, ScoringPrompt
 
@@ -188,15 +186,8 @@ class Processor:
 
     def count_image_tokens(self, picture: Picture) -> int:
         """How many tokens one picture takes in a prompt of its own; only its size is read."""
-        width, height = open_picture(picture, self.fetcher).size
-        plan = plan_tiles(width, height, self.image_config, picture.resolve_detail(self.image_detail))
-        text = image_placeholder_text(
-            self.prompt_format,
-            self.image_config.tokens_per_frame,
-            plan.rows,
-            plan.columns,
-            follows_picture=False,
-        )
+        detail = picture.resolve_detail(self.image_detail)
+        text = measure_placeholder_text(picture, self.image_config, self.prompt_format, self.fetcher, detail)
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     @property
