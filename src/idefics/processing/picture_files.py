@@ -73,15 +73,12 @@ class OpenedImage(NamedTuple):
 def readable_formats() -> tuple[MediaFormat, ...]:
     """The formats of `IMAGE_FORMATS` that this installation of Pillow, with pillow_heif if installed, reads."""
     PIL.Image.init()
-    supported = {*PIL.features.get_supported(), None}
+    missing = {one for one, feature in PILLOW_FEATURE_BY_FORMAT.items() if not PIL.features.check(feature)}
     return tuple(
         one
         for one in IMAGE_FORMATS
         if (one.pillow_format == "HEIF" and find_spec("pillow_heif") is not None)
-        or (
-            one.pillow_format in PIL.Image.OPEN
-            and PILLOW_FEATURE_BY_FORMAT.get(one.pillow_format) in supported
-        )
+        or (one.pillow_format in PIL.Image.OPEN and one.pillow_format not in missing)
     )
 
 
