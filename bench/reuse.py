@@ -2,7 +2,7 @@
 
 `python bench/reuse.py [--case second|process|shots|ranking] [--model smolvlm-256m]`
 second   another question about a picture of 17 tiles that is cached: time to the first token
-process  `idefics ask` about a photo of 17 tiles, and another question about it in a new process: whole processes
+process  `idefics ask` about a photo of 17 tiles, and again in a new process: start to the first token
 shots    100 pictures with 8 shots and 20 labels, one tile a picture. transformers' loop scores a few labels, and their
          time is multiplied: the loop has 2,000 equal rounds
 ranking  20 labels for one new picture of 17 tiles
@@ -106,10 +106,12 @@ def measure_new_process(report: BenchmarkReport, name: str, size: BenchmarkSize)
                     "--max-new-tokens",
                     "1",
                 ]
-                seconds[who].append(run_python(ask, **variables).total_seconds)
+                seconds[who].append(run_python(ask, **variables).first_output_seconds)
     medians = {who: statistics.median(times) for who, times in seconds.items()}
     for who, median in medians.items():
-        report.add_figure(f"{folder.name}, `idefics ask` about one photo, whole process", who, median, "s")
+        report.add_figure(
+            f"{folder.name}, `idefics ask` about one photo, start to first token", who, median, "s"
+        )
     ratio = medians["second question"] / medians["first question"]
     report.add_target(f"{folder.name}: second question in a new process / first", ratio, max_value=0.2)
 
