@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from idefics.cli import main
 from idefics.demo import pictures
 
 # What no answer about a picture in a file needs. torch._dynamo is its compiler, which takes seconds.
@@ -27,6 +28,7 @@ MODULES_NOT_IMPORTED = (
     "torchvision",
     "transformers",
 )
+ALL_NAMES = {command.name for command in main.COMMANDS}
 ASK_ARGUMENTS = ["ask", str(pictures()[0]), "What is it?", "--model", "demo", "--max-new-tokens", "1"]
 
 
@@ -126,6 +128,11 @@ def test_collection_of_garbage_is_paused_and_then_as_before(is_enabled):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"0 {is_enabled} True\n"
+
+
+@pytest.mark.parametrize(("name", "built"), [("ask", {"ask"}), ("", ALL_NAMES), ("--version", ALL_NAMES)])
+def test_the_parser_has_the_command_that_is_typed_or_all(name, built):
+    assert set(main._root_command(name).commands) == built
 
 
 def test_the_installed_command_is_the_one_that_an_interrupt_ends():

@@ -158,17 +158,18 @@ def _invoke_command(argv: Sequence[str], loader: ModelLoader) -> int:
     """Parses the arguments and runs the command; returns its exit code. Errors are raised."""
     if list(argv[:1]) == ["help"]:
         argv = [*argv[1:], "--help"]
+    group = _root_command("".join(argv[:1]))
     try:
-        with _root_command().make_context("idefics", list(argv), obj=loader) as context:
-            exit_code: int = _root_command().invoke(context)
+        with group.make_context("idefics", list(argv), obj=loader) as context:
+            exit_code: int = group.invoke(context)
             return exit_code
     except typer.Exit as done:  # --help, --version
         return done.exit_code
 
 
 @cache
-def _root_command() -> CommandGroup:
-    """The command-line parser with all commands, built once."""
+def _root_command(name: str = "") -> CommandGroup:
+    """The command-line parser, built once: with the command of this name alone, with all if no command has it."""
     app = typer.Typer(
         cls=CommandGroup,
         add_completion=False,
@@ -195,7 +196,7 @@ def _root_command() -> CommandGroup:
             raise typer.Exit
         return 0
 
-    for command in COMMANDS:
+    for command in [one for one in COMMANDS if one.name == name] or COMMANDS:
         add_command(app, command)
     group = typer.main.get_command(app)
     assert isinstance(group, CommandGroup)
