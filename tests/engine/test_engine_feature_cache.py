@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import subprocess
 import sys
 
@@ -151,6 +152,20 @@ def test_a_damaged_file_is_deleted_and_written_again(kind, folder, damage):
     generate(damaged_again, 3, make_tiles("cat"), 4)
     assert num_encoded_frames(damaged_again) == 1
     assert file.read_bytes() == whole
+
+
+def test_no_damage_raises_or_changes_a_number(folder):
+    cache, tensor = FeatureCache(folder, "model"), torch.arange(24.0).view(4, 6)
+    cache.store("picture", [tensor])
+    (file,) = folder.iterdir()
+    whole, rng = file.read_bytes(), random.Random(0)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        file.write_bytes(damaged)
+        loaded = cache.load("picture")
+        assert loaded is None or torch.equal(loaded[0], tensor)
 
 
 def test_the_file_of_another_picture_is_not_used(folder):
