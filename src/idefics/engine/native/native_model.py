@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Iterable, Sequence
-from ctypes import POINTER, cast
+from ctypes import POINTER, cast, memmove
 from itertools import chain
 
 import torch
@@ -198,5 +198,8 @@ def pack_into_huge_pages(layers: Iterable[nn.Linear]) -> None:
     buffer, offset = torch.frombuffer(memory, dtype=torch.uint8), 0
     for parameter in parameters:
         target = buffer[offset : offset + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
-        parameter.data = target.copy_(parameter.detach())
+        source = parameter.detach().contiguous()
+        # By one thread: those of torch would wait for each other after each copy, long if the machine is busy.
+        memmove(target.data_ptr(), source.data_ptr(), parameter.nbytes)
+        parameter.data = target
         offset += -(-parameter.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
