@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import idefics
 from baselines import LlamaCppBaseline, TransformersBaseline
 from harness import (
@@ -22,6 +24,8 @@ from idefics_runner import IdeficsRunner, random_photo, random_text_prompts
 
 PromptsByRound = Callable[[int], list[Prompt]]
 SHORT_CONTEXT, LONG_CONTEXT = 100, 1100
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SMOLVLM_NAMES = ("smolvlm-256m", "smolvlm-500m")
 
 
 @dataclass(frozen=True)
