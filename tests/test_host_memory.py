@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from idefics.errors import BadSetting
-from idefics.host_memory import free_host_memory, memory_limits, parse_bytes_or_share
+from idefics.host_memory import free_host_memory, parse_bytes_or_share, read_memory_limits
 
 GB = 10**9
 CGROUP_V2_MOUNT = "30 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
@@ -43,13 +43,13 @@ def cgroup_files(path, limit, used, stat="", *, high="max"):
 
 def test_without_limits_it_is_the_machine(write_machine_files):
     assert free_host_memory(write_machine_files()) == 8 * GB
-    assert [bound.source for bound in memory_limits(write_machine_files())] == ["machine"]
+    assert [bound.source for bound in read_memory_limits(write_machine_files())] == ["machine"]
 
 
 def test_a_group_of_version_2(write_machine_files):
     files = cgroup_files("sys/fs/cgroup/user/app", 3 * GB, GB, f"anon {GB}\ninactive_file {GB // 4}\n")
     root = write_machine_files("0::/user/app\n", **files)
-    tightest = memory_limits(root)[0]
+    tightest = read_memory_limits(root)[0]
     assert tightest.source == "/sys/fs/cgroup/user/app/memory.max"
     assert tightest.total == 3 * GB
     assert tightest.free == 2 * GB + GB // 4  # files that were read once are dropped first
@@ -106,12 +106,12 @@ def test_the_limits_of_the_process(name, source):
     code = f"""
 import resource
 resource.setrlimit(resource.{name}, (900_000_000, 900_000_000))
-from idefics.host_memory import memory_limits
-first = memory_limits()[0]
+from idefics.host_memory import read_memory_limits
+first = read_memory_limits()[0]
 assert (first.source, first.total) == ({source!r}, 900_000_000), first
 assert 0 < first.free < 900_000_000
 held = bytes(100_000_000)
-assert 90_000_000 < first.free - memory_limits()[0].free < 110_000_000
+assert 90_000_000 < first.free - read_memory_limits()[0].free < 110_000_000
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -49,8 +49,8 @@ class MemoryLimit(NamedTuple):
     free: int
 
 
-def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
-    """Everything that bounds this process's memory, the tightest first; at least the machine itself.
+def read_memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
+    """Reads everything that bounds this process's memory, the tightest first; at least the machine itself.
 
     Args:
         root: the folder that has `proc` and `sys`.
@@ -60,8 +60,8 @@ def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process can still allocate: the smallest `free` of `memory_limits`."""
-    return memory_limits(root)[0].free
+    """Bytes that this process can still allocate: the smallest `free` of `read_memory_limits`."""
+    return read_memory_limits(root)[0].free
 
 
 def default_kv_cache_bytes(kv_bytes_per_token: int, max_positions: int) -> int:

@@ -61,7 +61,7 @@ def test_groups_and_logits_may_be_cut(kind, most, monkeypatch):
     model, prompt = make_fake_model(kind), make_mixed_prompts(kind)[4]
     whole = make_engine(kind).score(prompt, CONTINUATIONS)
     monkeypatch.setattr(continuation_scores.ContinuationScores.__init__, "__defaults__", (most,))
-    monkeypatch.setattr(continuation_scores.ContinuationScores.score_group, "__defaults__", (2,))
+    monkeypatch.setattr(continuation_scores.ContinuationScores.score_trie, "__defaults__", (2,))
     passes = count_forward_passes(model, monkeypatch)
     assert_same(make_engine(model, step_tokens=max(most, len(prompt))).score(prompt, CONTINUATIONS), whole)
     # 5, then 6 7 for two endings, then the longest ending's 7 tokens, alone where it is too long.

@@ -13,7 +13,7 @@ from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, preprocess_image
 from idefics.processing.resize import to_pixel_array
-from idefics.processing.tile_plan import compute_tile_grid, size_rounded_up_to_tiles, size_with_longest_edge
+from idefics.processing.tile_plan import compute_tile_grid, size_scaled_up_to_tiles, size_with_longest_edge
 from idefics.processing.to_rgb import to_rgb
 from processing.pictures_tiny import (
     CONFIG_BY_NAME,
@@ -136,13 +136,13 @@ def test_the_longest_edge_is_exact_and_the_other_even():
 
 
 def test_tiles_change_the_aspect_a_little():
-    assert size_rounded_up_to_tiles(2048, 1362, 512) == (2048, 1536)
-    assert size_rounded_up_to_tiles(1362, 2048, 512) == (1536, 2048)
-    assert size_rounded_up_to_tiles(50, 16, 16) == (
+    assert size_scaled_up_to_tiles(2048, 1362, 512) == (2048, 1536)
+    assert size_scaled_up_to_tiles(1362, 2048, 512) == (1536, 2048)
+    assert size_scaled_up_to_tiles(50, 16, 16) == (
         64,
         32,
     )  # the shorter follows the longer: int(64 / (50 / 16)) = 20
-    assert size_rounded_up_to_tiles(16, 50, 16) == (32, 64)
+    assert size_scaled_up_to_tiles(16, 50, 16) == (32, 64)
 
 
 def test_tiles_are_row_by_row_and_the_whole_is_last():

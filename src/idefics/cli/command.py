@@ -68,7 +68,7 @@ def command(*examples: str, **options: Any) -> Callable[[Callable[..., None]], C
 
 
 def add_command(app: typer.Typer, command: Command) -> None:
-    """Adds a command to the application; it returns the exit code."""
+    """Adds a command, with the flags of its flag groups, to the application; the command returns its exit code."""
     parameters = signature(command.run, eval_str=True).parameters
     groups: dict[str, Any] = {
         name: one.annotation

@@ -57,7 +57,7 @@ def info(writer: OutputWriter, argument: ModelArgument) -> None:
 def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields a label and a text for each line about this machine, then about the model if there is one."""
     yield "idefics", f"{report['idefics']}, Python {report['python']}"
-    cores, threads = _count_text(report["cores"], "core"), _count_text(report["threads"], "thread")
+    cores, threads = _format_count(report["cores"], "core"), _format_count(report["threads"], "thread")
     yield "processor", f"{report['processor']}, {cores}, {threads}"
     yield "device", f"{report['device']} (available: {', '.join(report['devices'])})"
     for name, instructions in report["kernels"].items():
@@ -83,7 +83,7 @@ def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _model_lines(report["model"])
 
 
-def _count_text(count: int, noun: str) -> str:
+def _format_count(count: int, noun: str) -> str:
     """A count with its noun: "1 core", "2 cores"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

@@ -80,7 +80,7 @@ def _local_folder(row: CatalogEntry) -> Path | None:
 
 
 def _format_three_digits(number: float) -> str:
-    """A number below 1 with three decimals, a larger one (below 999.5) with three significant digits."""
+    """A number below 999.5 in three digits: "1.23", "12.3", "123"; below 1 with three decimals: "0.012"."""
     return f"{number:.3f}" if number < 1 else f"{number:#.3g}".rstrip(".")
 
 

@@ -80,7 +80,7 @@ def is_sentence(argument: str) -> bool:
 
 def names_several_pictures(arguments: Sequence[str]) -> bool:
     """Whether the arguments may name more than one picture: several arguments, a folder or a pattern."""
-    return len(arguments) > 1 or any(is_folder(name) or _is_pattern(name) for name in arguments)
+    return len(arguments) > 1 or any(is_folder(name) or _is_unexpanded_glob(name) for name in arguments)
 
 
 def find_pictures(
@@ -98,9 +98,9 @@ def find_pictures(
     skipped: Counter[str] = Counter()
     for argument in arguments:
         try:
-            if _is_pattern(argument) or is_folder(argument):
+            if _is_unexpanded_glob(argument) or is_folder(argument):
                 search = PictureSearch(recursive=recursive, report_error=writer.report_error)
-                paths = search.find(argument, is_pattern=_is_pattern(argument))
+                paths = search.find(argument, is_pattern=_is_unexpanded_glob(argument))
                 named_pictures += map(_file_as_named_picture, paths)
                 skipped += search.skipped
             else:
@@ -195,7 +195,7 @@ def _file_as_named_picture(path: str | Path) -> NamedPicture:
     return NamedPicture(str(path), to_picture_or_video(Path(path)))
 
 
-def _is_pattern(argument: str) -> bool:
+def _is_unexpanded_glob(argument: str) -> bool:
     """Whether an argument is a pattern that the shell has not expanded."""
     from idefics.processing.fetch import is_url
 

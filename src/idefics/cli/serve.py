@@ -137,8 +137,8 @@ def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIMod
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> None:
-    """Adds the page at `/`, with the same keys and the same limits as the API."""
+def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, server_url: str) -> None:
+    """Adds the page at `/`, with the API's keys and limits; the code that it shows sends requests to `server_url`."""
     try:
         from idefics.page.app import mount_page
     except ModuleNotFoundError:
@@ -146,7 +146,7 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
     page_settings = _make_page_settings(
         settings,
         settings.served_model_name,
-        server_url=url,
+        server_url=server_url,
         has_key=settings.has_key,
         admission_slot=app.state.service.admission.hold_page_slot,
     )

@@ -23,7 +23,7 @@ PrefixAllowedTokensFn = Callable[[int, Tensor], Sequence[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
-    """The arguments of a call of `generate`, sorted; those that are not explained here are explained there.
+    """The checked arguments of one call of `GenerationMixin.generate`, which documents them.
 
     Attributes:
         runner: the model and the prompts.

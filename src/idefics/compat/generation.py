@@ -128,7 +128,7 @@ class GenerationMixin:
     def _make_runner(
         self: Any, inputs: Tensor | None, config: GenerationConfig, model_inputs: dict[str, Any]
     ) -> GenerationRunner:
-        """Takes the prompts out of the arguments, and moves their padding to the left."""
+        """Makes the runner of a call: takes the prompts out of the arguments, and moves their padding to the left."""
         ids = pop_prompt_ids(inputs, model_inputs, config)
         mask = pop_or_make_attention_mask(ids, model_inputs, config)
         recorded_names = [

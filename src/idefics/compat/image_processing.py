@@ -141,11 +141,11 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
                     "do_rescale=False"
                 )
             config = replace(config, rescale_factor=1 / 255)
-        image = self._resize_first(load_image(picture))
+        image = self._prepare_opened_image(load_image(picture))
         return preprocess_image(image, config, picture.resolve_detail(ImageDetail()))
 
-    def _resize_first(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """An opened image as it is before the steps of `ImageProcessorConfig`."""
+    def _prepare_opened_image(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Resizes an opened image before `preprocess_image`, or refuses its size; by default it stays as it is."""
         return image
 
     def __call__(self, images: Any, **options: Any) -> Any:

@@ -92,7 +92,7 @@ class IdeficsImageProcessor(ImageProcessor):
             frames if return_tensors is None else to_tensor_type(stack_same_size([frames])[0], return_tensors)
         )
 
-    def _resize_first(self, image: PIL.Image.Image) -> PIL.Image.Image:
+    def _prepare_opened_image(self, image: PIL.Image.Image) -> PIL.Image.Image:
         if not self.do_resize and image.size != (self.image_size, self.image_size):
             raise BadSetting(
                 f"do_resize is False, and a picture has {image.width} x {image.height} pixels; the models read "

@@ -137,7 +137,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
             return None
         return get_edge("size", self.size, "width"), get_edge("size", self.size, "height")
 
-    def _resize_first(self, image: PIL.Image.Image) -> PIL.Image.Image:
+    def _prepare_opened_image(self, image: PIL.Image.Image) -> PIL.Image.Image:
         size = self.fixed_resize_size() or image.size
         return image if size == image.size else image.resize(size, PIL.Image.Resampling(int(self.resample)))
 

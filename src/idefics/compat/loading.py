@@ -72,10 +72,10 @@ OPTION_NAMES = [field.name for field in fields(LoadingOptions)]
 
 
 class ModelFromPretrainedMixin:
-    """`from_pretrained` and `from_config`; `_class_for` says which model class is built."""
+    """`from_pretrained` and `from_config`; `_model_class_for` says which model class is built."""
 
     @classmethod
-    def _class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+    def _model_class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         """The class of the model that a config describes. Raises UnsupportedModel where there is none."""
         raise NotImplementedError
 
@@ -129,7 +129,7 @@ class ModelFromPretrainedMixin:
         options = LoadingOptions(**{name: settings.pop(name) for name in settings.keys() & set(OPTION_NAMES)})
         checkpoint = read_checkpoint(folder)
         config = as_config(folder if options.config is None else options.config)
-        model_class = cls._class_for(config)
+        model_class = cls._model_class_for(config)
         known_names = model_class.config_class.fields
         if unknown := sorted(settings.keys() - known_names):
             raise UnknownArgument(
@@ -164,7 +164,7 @@ class ModelFromPretrainedMixin:
             attn_implementation: as in `LoadingOptions`.
         """
         resolved_config = as_config(config)
-        model = cls._class_for(resolved_config)(resolved_config)
+        model = cls._model_class_for(resolved_config)(resolved_config)
         model = model.to(resolve_dtype(torch_dtype or dtype or "float32", resolved_config.torch_dtype))
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)

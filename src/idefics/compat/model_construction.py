@@ -18,10 +18,10 @@ _purpose: ContextVar[Purpose] = ContextVar("_purpose", default="use")
 
 @contextmanager
 def building_models(purpose: Purpose) -> Iterator[None]:
-    """The purpose of models that are built in this context.
+    """Context manager: sets for which purpose models are built, which decides who initialises their weights.
 
-    "part": the model around it initialises the weights of both. "load": modules of this package are built on the meta
-    device; those that subclasses add are not.
+    "use", the default: the model itself. "part": the model around it initialises the weights of both. "load": nobody;
+    modules of this package are built on the meta device, and those that subclasses add are not.
     """
     token = _purpose.set(purpose)
     try:

@@ -50,10 +50,10 @@ class PreTrainedModel(
     def __init__(self, config: Any) -> None:
         """For a subclass that builds the parts of the model itself, and then calls `post_init`."""
         HasAttentionBackend.__init__(self)
-        self._set_config(config)
+        self._init_from_config(config)
 
     @classmethod
-    def _class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+    def _model_class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         if config.model_type in cls.model_types:
             return cls
         raise UnsupportedModel(
@@ -61,7 +61,8 @@ class PreTrainedModel(
             f"{', '.join(cls.model_types)}: use AutoModelForImageTextToText"
         )
 
-    def _set_config(self, config: PretrainedConfig) -> None:
+    def _init_from_config(self, config: PretrainedConfig) -> None:
+        """Sets the config, and the other attributes as those of a model that was not loaded and is not quantised."""
         self.config = config
         self.generation_config = GenerationConfig.from_model_config(config.to_dict())
         self.name_or_path = ""

@@ -27,13 +27,13 @@ PART_MODULES = {
 
 
 class AttentionImplementationMixin(HasAttentionBackend):
-    """A model whose attention backends can be chosen."""
+    """Gives a model `set_attn_implementation`, for the whole model or for its parts."""
 
     config: PretrainedConfig
 
     @property
     def attn_implementation(self) -> str | None:
-        """That of the whole model: "sdpa", "eager" or "flash_attention_2"."""
+        """The attention implementation of the whole model: "sdpa", "eager" or "flash_attention_2"."""
         return self.config._attn_implementation
 
     @property

@@ -29,12 +29,12 @@ BASE_MODEL_CLASS_BY_TYPE: dict[str, type[PreTrainedModel]] = {
 
 
 class AutoModelLoader(AutoClass, ModelFromPretrainedMixin):
-    """The auto classes of models. `model_class_by_type` maps model_type to model class."""
+    """Base of the auto classes of models, which build the class that `model_class_by_type` has for a model_type."""
 
     model_class_by_type: ClassVar[Mapping[str, type[PreTrainedModel]]]
 
     @classmethod
-    def _class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+    def _model_class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         return cls.model_class_by_type[config.model_type]
 
 

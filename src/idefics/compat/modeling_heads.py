@@ -43,7 +43,7 @@ class BaseModelWithoutHead(PreTrainedModel, ModelBackbone):
         model_config = config.to_model_config()
         self.backbone_class.__init__(self, model_config)
         self._sliding_window = model_config.text.sliding_window
-        self._set_config(config)
+        self._init_from_config(config)
         self.post_init()
 
     def _resolve_forward_options(
@@ -136,7 +136,7 @@ class ModelWithHead(PreTrainedModel, GenerationMixin, VisionLanguageModel):
         with building_models("part"):
             base_model = self.base_class(config)
         self.architecture_class.__init__(self, config.to_model_config(), base_model)
-        self._set_config(config)
+        self._init_from_config(config)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

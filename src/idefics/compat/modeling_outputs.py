@@ -50,7 +50,7 @@ class ModelOutput(dict[str, Any]):
 
 
 class BaseModelOutputWithPast(ModelOutput):
-    """Of a model without a head. B rows, T new tokens, L cached and new tokens, D width.
+    """The output of a model without a head. B rows, T new tokens, L cached and new tokens, D width.
 
     Attributes:
         last_hidden_state: (B, T, D), after the last norm.
@@ -68,7 +68,7 @@ class BaseModelOutputWithPast(ModelOutput):
 
 
 class BaseModelOutputWithPooling(ModelOutput):
-    """Of a vision tower, or of `get_image_features`. P frames, S patches, D' width of the tower.
+    """The output of a vision tower, or of `get_image_features`. P frames, S patches, D' width of the tower.
 
     Attributes:
         last_hidden_state: (P, S, D').
@@ -85,7 +85,7 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 
 class CausalLMOutputWithPast(ModelOutput):
-    """Of a model with a head. V size of the vocabulary, additional tokens included.
+    """The output of a model with a head. V size of the vocabulary, additional tokens included.
 
     Attributes:
         loss: a scalar, where labels were given.

@@ -36,7 +36,7 @@ class IdeficsProcessor(BaseProcessor):
     token sees: the last one before it. Without any images: one of zeros, which no token sees.
 
     Args:
-        image_size: pixels of a side, as the image processor has it; 224 is accepted with any.
+        image_size: pixels of a side: the image processor's, or 224, which is ignored.
         add_end_of_utterance_token: the default of calls.
         chat_template: Jinja source; None: the dialogue of the instruct checkpoints.
     """

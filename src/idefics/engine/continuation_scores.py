@@ -109,7 +109,7 @@ class ContinuationScores:
         self.pending_tries: list[CandidateTrie] = []
         self._build_tries(max_group_tokens)
 
-    def score_group(
+    def score_trie(
         self,
         trie: CandidateTrie,
         h: Tensor,

@@ -43,7 +43,7 @@ class FeatureCache:
         tensors, file = None, self._file(content_hash)
         with suppress(OSError):  # no such file, or no access
             if self._is_private():
-                tensors = _parse(_read_own_file(file), self._key(content_hash))
+                tensors = _parse_tensors(_read_own_file(file), self._key(content_hash))
                 if tensors is None:
                     log.debug("%s is damaged or was not written by idefics: it is deleted", file)
                     file.unlink()
@@ -70,11 +70,11 @@ class FeatureCache:
             log.debug("a picture's features are not stored in %s: %s", self.folder, error)
 
     def _key(self, content_hash: str) -> str:
-        """What the numbers of a picture's features depend on."""
+        """The cache key of a picture: equal keys mean equal features."""
         return f"{self.model_key} {content_hash}"
 
     def _file(self, content_hash: str) -> Path:
-        """The file of a picture."""
+        """The path of the file for a picture's features."""
         return self.folder / f"{hashlib.sha256(self._key(content_hash).encode()).hexdigest()}.safetensors"
 
     def _is_private(self) -> bool:
@@ -130,7 +130,7 @@ def _write_whole(path: Path, content: bytes) -> None:
             raise
 
 
-def _parse(content: bytes, key: str) -> list[Tensor] | None:
+def _parse_tensors(content: bytes, key: str) -> list[Tensor] | None:
     """The tensors in a file's content; None if they are not those that were stored under `key`."""
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -98,7 +98,7 @@ class ModelRunner:
         if (
             self.is_async
             and sequences == self._decode_inputs.sequences
-            and all(map(_has_page_for_next_token, sequences))
+            and all(map(_has_page_for_next_step, sequences))
         ):
             try:
                 self._launched = sequences, self._decode(sequences, has_page_changes=False)
@@ -133,6 +133,6 @@ class ModelRunner:
         return self.decode_step(self._decode_inputs.build(sequences, has_page_changes, ids))
 
 
-def _has_page_for_next_token(sequence: SequenceState) -> bool:
-    """Whether a sequence has a page for the token after the one that is being computed."""
+def _has_page_for_next_step(sequence: SequenceState) -> bool:
+    """Whether a sequence has a page for the token of the next step, which follows the one that this step computes."""
     return (sequence.num_computed_tokens + 1) // PAGE_SIZE < len(sequence.pages)

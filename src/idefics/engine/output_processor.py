@@ -151,7 +151,7 @@ class OutputProcessor:
         """Scores a group of continuations from the (N, D) hidden states of its N tokens."""
         scores = state.continuation_scores
         assert scores is not None
-        scores.score_group(trie, h, self.model.logits)
+        scores.score_trie(trie, h, self.model.logits)
         return _finished_scores(scores)
 
 
@@ -160,7 +160,7 @@ def _record(
     state: RequestState,
     compute_output: Callable[[], RequestOutput | None],
 ) -> None:
-    """Records the output of a request that a function returns, if any, or the error that it raises."""
+    """Calls a function, and records the output of a request that it returns, if any, or the error that it raises."""
     try:
         output = compute_output()
     except Exception as error:

@@ -22,7 +22,7 @@ from idefics.config import EngineConfig
 from idefics.engine.kv_cache_size import compute_num_pages, kv_bytes_per_token
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.generation.picture_features import feature_cache_folder
-from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, memory_limits
+from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, read_memory_limits
 from idefics.native import library
 from idefics.placement.devices import get_available_device, weight_bytes
 from idefics.quant import enable_16bit_weight_storage
@@ -69,7 +69,7 @@ def describe_environment() -> dict[str, Any]:
         "products": asdict(kernel_choice_by_processor()),
         "devices": available_devices(),
         "device": str(get_available_device("auto")),
-        "memory": [bound._asdict() for bound in memory_limits()],
+        "memory": [bound._asdict() for bound in read_memory_limits()],
         "engine": {
             "batch_rows": EngineConfig().batch_rows,
             "picture_bytes": EngineConfig().picture_bytes,

@@ -124,7 +124,7 @@ class VisionLanguageModel(HasAttentionBackend):
         )
 
     def _build_lm_head(self, text: TextConfig) -> nn.Linear:
-        """The head, which computes logits."""
+        """Builds the head, hidden states (R, D) -> logits (R, V); overridden where it is not a plain linear layer."""
         return nn.Linear(text.hidden_size, text.vocab_size, bias=False)
 
 

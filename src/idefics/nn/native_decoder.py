@@ -95,7 +95,7 @@ def project_qkv(
         out=out.data_ptr(),
         rows=len(x),
     )
-    _call("idefics_project_qkv", args, len(x))
+    _call_kernel("idefics_project_qkv", args, len(x))
     q, k, v = (part.unflatten(-1, (-1, size)) for part in out.split(num_outputs, dim=1))
     return q, k, v
 
@@ -125,11 +125,11 @@ def gated_mlp(
         out=out.data_ptr(),
         rows=len(rows),
     )
-    _call("idefics_gated_mlp", args, len(rows))
+    _call_kernel("idefics_gated_mlp", args, len(rows))
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _call(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
+def _call_kernel(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
     """Calls a function of the library with its arguments."""
     kernels = library.load_library()
     assert kernels is not None, "see the find_ functions"

@@ -211,21 +211,21 @@ for path in sorted(Path({self.folder!r}).iterdir()):
     @property
     def shell(self) -> str:
         """A command line that takes the whole folder."""
-        return self._single_picture_snippets(self.folder).shell.removesuffix("\n") + " > answers.txt\n"
+        return self._task_snippets(self.folder).shell.removesuffix("\n") + " > answers.txt\n"
 
     @property
     def curl(self) -> str:
         """A shell loop that sends a request for each picture and prints its name before the answer."""
         command = (
-            self._single_picture_snippets("FILE")
+            self._task_snippets("FILE")
             .curl.replace("-F image=@FILE", '-F "image=@$file"')
             .replace("\n", "\n  ")
         )
         loop_body = f"  printf '%s: ' \"$file\"\n  {command.rstrip()}\n  echo\n"
         return f"for file in {shlex.quote(self.folder)}/*; do\n{loop_body}done\n"
 
-    def _single_picture_snippets(self, picture: str) -> TaskSnippets:
-        """The code of the same call for one picture or folder."""
+    def _task_snippets(self, picture: str) -> TaskSnippets:
+        """The code of the task for one path; the command line also takes the path of a folder."""
         return TaskSnippets(
             task=self.task,
             picture=picture,

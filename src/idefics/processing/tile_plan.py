@@ -109,7 +109,7 @@ def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> 
         )  # an image 1 pixel wide or high cannot be quartered
     if config.longest_edge is not None:
         width, height = size_with_longest_edge(width, height, config.longest_edge)
-    width, height = size_rounded_up_to_tiles(width, height, config.frame_size)
+    width, height = size_scaled_up_to_tiles(width, height, config.frame_size)
     rows, columns = height // config.frame_size, width // config.frame_size
     return (rows, columns) if rows * columns > 1 else (0, 0)
 
@@ -153,8 +153,8 @@ def size_with_longest_edge(width: int, height: int, target_edge: int) -> Size:
     return max(width, 1), max(height, 1)
 
 
-def size_rounded_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
-    """The size rounded up to multiples of `tile_size`; the shorter edge is first scaled with the longer one."""
+def size_scaled_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
+    """Scales the longer edge up to a multiple of `tile_size`, and the shorter one with it, which is then rounded up."""
     longest_edge = math.ceil(max(width, height) / tile_size) * tile_size
     width, height = _scale_longest_edge(width, height, longest_edge)
     return math.ceil(width / tile_size) * tile_size, math.ceil(height / tile_size) * tile_size

@@ -124,22 +124,22 @@ def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
                 if kernel_choice.onednn:
                     module.linear_function = onednn_linear
             case Int8Linear():
-                module.matmul = _int8_matmul(module, kernel_choice)
+                module.matmul = _choose_int8_matmul(module, kernel_choice)
             case Int4Linear():
-                module.matmul = _int4_matmul(module, kernel_choice)
+                module.matmul = _choose_int4_matmul(module, kernel_choice)
             case Float8Linear() if can_use_fp8_matmul(module.levels):
                 module.matmul = fp8_matmul
 
 
-def _int8_matmul(layer: Int8Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
-    """The fastest product for an int8 layer."""
+def _choose_int8_matmul(layer: Int8Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
+    """The fastest matrix product for an int8 layer, as a function."""
     if can_use_cuda_int8_matmul(layer.levels):
         return w8a8_matmul_cuda
     return w8a8_matmul if kernel_choice.integers else layer.matmul
 
 
-def _int4_matmul(layer: Int4Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
-    """The fastest product for an int4 layer."""
+def _choose_int4_matmul(layer: Int4Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
+    """The fastest matrix product for an int4 layer, as a function."""
     if kernel_choice.bfloat16 and can_use_native_weight(layer.levels, layer.scale):
         return int4_bfloat16_matmul
     if kernel_choice.integers and can_use_w4a8_matmul(layer.levels, layer.scale):

@@ -89,10 +89,11 @@ class AdmissionControl:
         return slot
 
     def reserve(self, slot: AdmissionSlot, **amounts: int) -> None:
-        """Adds to what a request uses: `pictures`, `tokens`, or `bytes` of its body.
+        """Adds amounts to what a request uses, by their kinds in `limits`: `pictures`, `tokens`, `bytes` of its body.
 
         Raises:
-            APIError: 429, all requests together would exceed a limit. Then nothing is added.
+            APIError: 429, all requests together would exceed a limit; then nothing is added. The only request that uses
+                a kind may exceed its limit.
         """
         for kind, amount in amounts.items():
             used_by_others = self.usage[kind] > slot.usage[kind]

@@ -159,7 +159,11 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
 
 
 def _parse_form_field(name: str, values: list[Any]) -> Any:
-    """The value of a field that occurs `len(values)` times: a list, a text, or any JSON."""
+    """The value of a form field, given each text that the form has for it.
+
+    Several texts, or a field of `LIST_FIELDS` alone: a list of the texts. A field of `TEXT_FIELDS`: its text. Any other
+    field: the text parsed as JSON, or the text itself if it is not JSON.
+    """
     if len(values) > 1 or (name in LIST_FIELDS and name not in TEXT_FIELDS):
         return values
     (text,) = values

@@ -15,7 +15,7 @@ from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.native.native_model import (
-    NativeModel,
+    NativeModelStruct,
     find_hooked_module,
     list_linears,
     pack_into_huge_pages,
@@ -65,7 +65,7 @@ class NativeDecode:
             instruction_set = library.available_instruction_sets("decode step")[0]
         self.instruction_set = instruction_set
         pack_into_huge_pages(list_linears(parts))
-        self.native_model = NativeModel(parts, cache.keys, cache.values)
+        self.native_model = NativeModelStruct(parts, cache.keys, cache.values)
         self._embeddings = parts.embeddings
         self._cross_kv_pointers = CrossKVPointers((), self.num_cross_layers)
         self._create_native_engine()
@@ -164,7 +164,7 @@ class CrossKVPointers:
 
 
 def _free_native_engine(
-    free: ctypes._NamedFuncPointer, engine: int, process_id: int, native_model: NativeModel
+    free: ctypes._NamedFuncPointer, engine: int, process_id: int, native_model: NativeModelStruct
 ) -> None:
     """Frees a C engine and stops its threads; `native_model` is an argument so that its memory lives until then."""
     if os.getpid() == process_id:  # a forked process has no threads to stop

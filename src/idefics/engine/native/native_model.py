@@ -65,8 +65,8 @@ def unsupported_layer_reason(layer: nn.Module) -> str:
     return "" if weight.dtype in KIND_BY_DTYPE else f"the weight of a {name} is {weight.dtype}"
 
 
-class NativeModel:
-    """A decoder and its KV cache as a C struct: the argument of `idefics_decode_new`.
+class NativeModelStruct:
+    """Builds and holds the C struct of a decoder and its KV cache: the argument of `idefics_decode_new`.
 
     Attributes:
         struct: valid while this object lives; this object keeps alive every tensor that it points to.
