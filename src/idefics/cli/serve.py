@@ -166,7 +166,7 @@ def _make_page_settings(source: Settings | ModelFlags, model_name: str, **others
 
 
 def _configure_logging(format: str, *verbose_loggers: str) -> None:
-    """Logs warnings, and what these loggers say of interest; does nothing where --debug has configured logging."""
+    """Logs warnings, and messages of level INFO of `verbose_loggers`; does nothing where --debug configured logging."""
     if not logging.getLogger("idefics").isEnabledFor(logging.DEBUG):
         logging.basicConfig(format=format, level=logging.WARNING)
         for name in verbose_loggers:

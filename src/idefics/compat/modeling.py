@@ -30,7 +30,7 @@ class PreTrainedModel(
     GradientCheckpointingMixin,
     AttentionImplementationMixin,
 ):
-    """What every model class has.
+    """Base of all model classes: loading, saving, embeddings, attention backends and gradient checkpointing.
 
     Attributes:
         config: the config of the guides; `config.to_model_config()` is that of `models`.

@@ -52,10 +52,10 @@ PROCESSOR_FILES = FileSelection(
 
 
 class PretrainedMixin:
-    """A class that is read from the files of a checkpoint.
+    """Gives a class `from_pretrained`, which reads an object from the files of a checkpoint.
 
     Attributes:
-        file_selection: what is read.
+        file_selection: the files that are read, and the arguments that have no effect.
     """
 
     file_selection: ClassVar[FileSelection]

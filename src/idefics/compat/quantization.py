@@ -15,7 +15,7 @@ DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 
 
 class QuantizationConfigMixin:
-    """What the quantisation configs of the guides share. `quant_method` is their name in config.json."""
+    """Base of the quantisation configs of the guides. `quant_method` is the name of the method in config.json."""
 
     __slots__ = ()
     quant_method: ClassVar[str]

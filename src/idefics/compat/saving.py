@@ -18,7 +18,7 @@ from idefics.errors import BadSetting, UnsupportedModel
 
 
 class SavingMixin(PeftAdapterMixin):
-    """A model class that writes checkpoints, and says how its weights are stored.
+    """Gives a model class `save_pretrained`, and attributes that say how its weights are stored.
 
     Attributes:
         is_quantized: whether weights are quantised; `is_loaded_in_4bit`, `is_loaded_in_8bit`,

@@ -60,9 +60,9 @@ class CachedImage:
 
     Attributes:
         num_frames: how many frames have been encoded.
-        features: (M, D') for each of them; once all are, for inline-image models only, (F*M, D): the embeddings at the
-            picture's image tokens.
-        cross_kv: (1, M, H, K) keys and values for each cross-attention layer once all are, for cross-attention models.
+        features: (M, D') for each encoded frame, until all F are. Then in an inline-image model one (F*M, D), the
+            embeddings at the picture's image tokens; in a cross-attention model none.
+        cross_kv: in a cross-attention model, once all frames are encoded, (1, M, H, K) keys and values for each layer.
     """
 
     num_frames: int

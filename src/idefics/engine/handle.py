@@ -74,7 +74,7 @@ class RequestHandle:
         self._cancel_request(self)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until it is done, or for `timeout` seconds; returns whether it is done. An interrupt cancels it."""
+        """Waits until the request is done or `timeout` seconds have passed; returns whether it is. Ctrl-C cancels it."""
         try:
             return self._done_event.wait(timeout)
         except BaseException:
@@ -82,7 +82,7 @@ class RequestHandle:
             raise
 
     def result(self) -> RequestHandle:
-        """Waits until it is done; returns the handle, or raises its error."""
+        """Waits until the request is done; returns the handle, or raises the error of the request."""
         self.wait()
         if self.error is not None:
             raise self.error
@@ -161,7 +161,7 @@ class RequestHandle:
             self._notify_done()
 
     def fail_after_fork(self, error: Exception) -> None:
-        """Fails it in a forked process, with new locks: the old ones may be held by a thread of the parent process."""
+        """Fails the request in a forked process, with new locks: a thread of the parent may hold the old ones."""
         self._listeners_lock, self._done_event = threading.Lock(), threading.Event()
         if not self.is_done:
             self.error = error

@@ -113,7 +113,7 @@ class PagePool:
         return pages
 
     def match_partial_page(self, parent_key: PageKey, tokens: Sequence[PageToken]) -> tuple[int, int]:
-        """Of the cached pages that follow `parent_key`, the one that shares most leading tokens with `tokens`.
+        """Finds the cached page after `parent_key` that shares the most leading tokens with `tokens`.
 
         Returns:
             The page and the number of shared tokens; (0, 0) if there is none.

@@ -26,7 +26,7 @@ class RequestContext:
     """An admitted request. Its creator must call `close`, however the request ends.
 
     Attributes:
-        service: what all requests share.
+        service: the state that all requests share.
         slot: what the request uses of the limits.
         streams: its answers, one per choice.
         scoring_handle: the scoring request that it waits for.
