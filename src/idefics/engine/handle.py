@@ -74,7 +74,7 @@ class RequestHandle:
         self._cancel_request(self)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until the request is done or `timeout` seconds have passed; returns whether it is. Ctrl-C cancels it."""
+        """Waits until the request is done, at most `timeout` seconds; returns whether it is done. Ctrl-C cancels it."""
         try:
             return self._done_event.wait(timeout)
         except BaseException:
