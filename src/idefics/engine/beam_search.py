@@ -41,7 +41,7 @@ class BeamSearchConfig:
     """The parameters of a beam search.
 
     Attributes:
-        num_beams: n.
+        num_beams: n, the number of running and of finished beams of each prompt.
         max_new_tokens: G, the maximum number of generated ids.
         num_candidates: C, how many continuations of a prompt are considered in a step.
         length_penalty: finished beams compete by score / length ** length_penalty.
@@ -60,7 +60,7 @@ class BeamSearchConfig:
 
 
 class Beams(NamedTuple):
-    """Some beams of each prompt.
+    """n beams of each of B prompts: their ids, where each id comes from, and scores.
 
     Attributes:
         ids: (B, n, prompt length + G) prompt and generated ids, padded on the right.
@@ -75,7 +75,7 @@ class Beams(NamedTuple):
     logprobs: Tensor
 
     def select(self, index: Tensor) -> Beams:
-        """The beams at `index` (B, m) of each prompt."""
+        """Selects m beams of each prompt; `index`: (B, m) indices among the prompt's n beams."""
         return Beams(*(x.take_along_dim(index if x.dim() == 2 else index[..., None], 1) for x in self))
 
 
@@ -145,7 +145,7 @@ class BeamSearch:
         return self.running.parent_rows[..., step].flatten()
 
     def best_beams(self, count: int) -> Beams:
-        """The best `count` finished beams of each prompt, (B * count, ...), cut to the longest of them."""
+        """The best `count` finished beams of each prompt, best first: (B * count, ...), cut to the longest of them."""
         ids, parents, scores, logprobs = (x[:, :count].flatten(0, 1) for x in self.finished)
         max_generated = int((parents >= 0).sum(1).max())
         return Beams(
@@ -156,7 +156,13 @@ class BeamSearch:
         )
 
     def _propose_candidates(self, scores: Tensor, step: int, logprobs: Tensor | None) -> Beams:
-        """The C best continuations of each prompt, or C sampled ones."""
+        """The C best continuations of each prompt's running beams by one id, or C sampled ones.
+
+        Args:
+            scores: (B * n, V) log-probabilities of the next id.
+            step: how many ids have been generated before it.
+            logprobs: (B * n, V) log-probabilities to record; None: none are recorded.
+        """
         batch_size, num_beams = self.running.scores.shape
         totals = (scores.view(batch_size, num_beams, -1) + self.running.scores[..., None]).flatten(
             1
@@ -176,7 +182,12 @@ class BeamSearch:
         return candidates
 
     def _update_finished(self, candidates: Beams, candidate_finished: Tensor, num_generated: int) -> None:
-        """Merges the finished ones among the first n candidates into `finished`."""
+        """Merges the finished ones among each prompt's first n candidates into `finished`.
+
+        Args:
+            candidate_finished: (B, C) which candidates are finished.
+            num_generated: how many ids they have after the prompt.
+        """
         newly_finished = candidate_finished.clone()
         newly_finished[:, self.config.num_beams :] = False
         is_closed = ~self.improvable_mask | (
@@ -191,7 +202,7 @@ class BeamSearch:
         self.finished_mask = torch.cat((self.finished_mask, newly_finished), dim=1).take_along_dim(best, 1)
 
     def _update_is_done(self, num_generated: int, all_finished: bool) -> None:
-        """Updates `improvable_mask` and `is_done`; `all_finished`: whether all candidates of this step are."""
+        """Updates `improvable_mask` and `is_done`; `all_finished`: whether all candidates of this step are finished."""
         rules = self.config
         best_length = (
             rules.max_new_tokens
@@ -208,8 +219,9 @@ class BeamSearch:
 
 
 class RequestBeamSearch:
-    """A `BeamSearch` with the request's settings. n beams, C candidates, T ids so far, V vocabulary.
+    """The beam search of one request: a `BeamSearch` for its prompt, with its penalty, banned ids and constraint.
 
+    n beams, C candidates, T ids so far, V vocabulary.
     As in transformers' `generate(num_beams=n)` the repetition penalty is applied to log-probabilities, and banned ids
     are masked afterwards. Reported `logprobs` are of the model's distribution with banned ids masked, as in sampling.
     """
@@ -256,7 +268,7 @@ class RequestBeamSearch:
         return NextBeams(search.ids[:, -1].tolist(), parents)
 
     def _apply_constraint(self, scores: Tensor, constraint: BeamConstraint) -> Tensor:
-        """Masks the ids that the constraint forbids in each beam, in (n, V) scores."""
+        """(n, V) log-probabilities with the ids that the constraint forbids at -inf; a forced id gets 0."""
         num_prompt_tokens = len(self.request.prompt)
         bitmasks = [
             constraint.compute_beam_bitmask(ids[num_prompt_tokens:]) for ids in self.beam_search.ids.tolist()
@@ -269,7 +281,7 @@ class RequestBeamSearch:
         return scores.log_softmax(-1) if constraint.is_renormalized else scores
 
     def _finished_mask(self, ids: Tensor) -> Tensor:
-        """Which candidates are finished: (C, T) ids -> (C,)."""
+        """Which candidates end with a stop id or are at the length limit: (C, T) ids -> (C,) bool."""
         if ids.shape[1] == len(self.request.prompt) + self.max_new_tokens:
             return torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         return torch.isin(ids[:, -1], self.stop_ids)

@@ -19,7 +19,9 @@ MAX_LOGIT_ROWS = 256  # rows of float32 logits computed at once: 128 MiB for a v
 
 
 class CandidateTrie:
-    """A group of continuations that share nodes. N nodes: all tokens but the last of each continuation.
+    """A trie of a group of continuations: each node is a token after a path of tokens, and continuations share nodes.
+
+    It has N nodes, for all tokens but the last of each continuation, which is never fed to the model.
 
     Attributes:
         continuation_indices: the indices of the group's continuations among all.
@@ -44,7 +46,7 @@ class CandidateTrie:
             self._node_by_path[path] = len(self)
 
     def node_index(self, path: Continuation) -> int:
-        """The index of the node at the end of a path."""
+        """The index of the node at the end of a path of token ids, in order of creation; KeyError if there is none."""
         return self._node_by_path[tuple(path)]
 
     @property
@@ -68,7 +70,8 @@ class CandidateTrie:
 
 
 class ScoringTarget(NamedTuple):
-    """Which logits score which token: those of node `node` score the token at `position` of a continuation."""
+    """A token to score: the logits after trie node `node` give the log-probability of the token at `position` of a
+    continuation."""
 
     node: int
     continuation_index: int
@@ -145,7 +148,10 @@ class ContinuationScores:
             self.top_logprobs[index][position] = top_logprobs[node - start]
 
     def _build_tries(self, max_group_tokens: int) -> None:
-        """Groups the continuations in sorted order, in which neighbours share the longest prefixes."""
+        """Splits the continuations into groups of at most `max_group_tokens` nodes, a trie each.
+
+        They are taken in sorted order, in which neighbours share the longest prefixes.
+        """
         continuations = sorted(enumerate(self.continuations), key=lambda item: tuple(item[1]))
         for index, continuation in continuations:
             if len(continuation) < 2:

@@ -68,7 +68,7 @@ class CudaGraphDecode:
         return self._step_by_size[size]()[:num_rows].to(torch.float32, copy=True)
 
     def _compute_step(self, inputs: StaticInputs, num_pages: int) -> Tensor:
-        """The step that is recorded: (R, V) logits from the first `num_pages` pages of each row."""
+        """Computes the step that is recorded: (R, V) logits; attention reads each row's first `num_pages` pages."""
         attn = self.decode_attention(
             self.cache,
             inputs.page_tables[:, :num_pages],
@@ -81,12 +81,12 @@ class CudaGraphDecode:
 
 
 def pad_num_rows(count: int) -> int:
-    """The padded number of rows for `count` rows: the next power of two."""
+    """How many rows a step of `count` rows is padded to: `count` or the next power of two."""
     return 1 << (count - 1).bit_length()
 
 
 def pad_num_pages(count: int) -> int:
-    """The padded number of pages for a longest row of `count` pages: 8, 16, 32, or a multiple of 64."""
+    """How many pages each row is padded to if the longest has `count`: the next of 8, 16, 32 and multiples of 64."""
     if count > PADDED_PAGES_MULTIPLE // 2:
         return -(-count // PADDED_PAGES_MULTIPLE) * PADDED_PAGES_MULTIPLE
     return max(MIN_PADDED_PAGES, pad_num_rows(count))
@@ -97,7 +97,7 @@ class StaticInputs:
 
     Attributes:
         ids, positions: (R,) int64.
-        page_tables: (R, P) int32, P for the greatest length of a row.
+        page_tables: (R, P) int32; P pages hold a sequence of the greatest length that the model allows.
         cross_kv: (R, M, H, K) keys and values for each cross-attention layer; empty until a row has a picture.
         no_image_mask: (R, 1, 1) bool: the rows without a picture.
         has_images: whether any row has one.
@@ -137,7 +137,7 @@ class StaticInputs:
         return backend(q[:, :, None], keys, values).squeeze(2).masked_fill(self.no_image_mask, 0)
 
     def _copy_cross_kvs(self, cross_kvs: Sequence[CrossKV]) -> None:
-        """Copies the pictures of the rows, and updates which rows have one."""
+        """Copies each row's cross-attention keys and values, and updates which rows have a picture."""
         batched = BatchedCrossKV(cross_kvs)
         self.has_images = bool(batched.layers)
         if not batched.layers:

@@ -64,7 +64,7 @@ class PagedDecodeAttn:
         self._prepare_step()
 
     def _prepare_step(self) -> None:
-        """Computes what all layers share, once for a step."""
+        """Computes what all layers of a step share, such as masks and page indices; by default nothing."""
         raise NotImplementedError
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class PagedDecodeAttn:
 
 
 def concatenate_cross_kvs(cross_kvs: Iterable[CrossKV]) -> list[LayerCrossKV]:
-    """The keys and values of several pictures as those of one batch, for each cross-attention layer."""
+    """Concatenates the keys and values of S pictures for each cross-attention layer: (1, M, H, K) -> (S, M, H, K)."""
     return [LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*cross_kvs, strict=True)]
 
 
@@ -183,7 +183,7 @@ class PagedInPlace(PagedDecodeAttn):
 
 
 def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[PagedDecodeAttn]:
-    """`PagedInPlace` where it is supported, since it reads keys once; else `GatheredPages`, which copies them."""
+    """The class for a cache: `PagedInPlace` if supported, as it reads keys once; else `GatheredPages`, which copies."""
     if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention) and probe_in_place_attention(
         cache
     ):
@@ -219,7 +219,10 @@ def probe_in_place_attention(cache: PagedKVCache) -> bool:
 
 
 def _visible_pages(page_tables: Tensor, positions: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-    """The pages that each row gathers, (R, P') with P' fixed by P, and the positions in them, (R, L) or (1, L)."""
+    """The pages that hold each row's sliding window, (R, P') with P' fixed by P, and their L positions.
+
+    Without a window these are all pages. The positions are (R, L), or (1, L) where they are the same in all rows.
+    """
     num_pages, device = page_tables.shape[1], page_tables.device
     num_window_pages = num_pages if window is None else -(-window // PAGE_SIZE) + 1
     if window is None or num_window_pages >= num_pages:
@@ -245,9 +248,9 @@ class DecodeStep(Protocol):
 
 
 def choose_decode_step(model: VLM, cache: PagedKVCache, *, reference: bool = False) -> DecodeStep:
-    """The fastest implementation for a model and its cache: native on the CPU, CUDA graphs on one GPU, else torch.
+    """The fastest decode step for a model and its cache: native on the CPU, CUDA graphs on one GPU, else torch.
 
-    The log says why if it is torch on the CPU.
+    Where the native one does not support a model on the CPU, the log says why.
 
     Args:
         reference: use `TorchDecode` in any case.

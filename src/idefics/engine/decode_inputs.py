@@ -22,7 +22,7 @@ class DecodeInputs:
 
     Attributes:
         ids: (R,) int64 the last token of each row.
-        positions: (R,) int64 its position.
+        positions: (R,) int64 the position of that token.
         page_tables: (R, P) int32 the row's pages, page j with positions 16j to 16j + 15; 0 beyond the row's end. The
             page of `positions`, which is written, is referenced by no other row.
         cross_kvs: for each row the picture that it attends to: (1, M, H, K) keys and values for each cross-attention
@@ -42,6 +42,7 @@ class DecodeInputBuilder:
     """Builds `DecodeInputs`; updates those of the step before if the sequences are the same.
 
     Args:
+        encoder_cache: has the cross-attention keys and values of the sequences' pictures.
         device: the device of the inputs.
 
     Attributes:
@@ -104,7 +105,7 @@ class DecodeInputBuilder:
         return torch.tensor(tables, dtype=torch.int32, device=self.device)
 
     def _cross_kvs(self, sequences: Sequence[SequenceState]) -> list[CrossKV]:
-        """Keys and values of the picture that each sequence attends to, that of its prompt's last token; or ()."""
+        """For each sequence the keys and values of the picture that its prompt's last token attends to; () if none."""
         if not self.encoder_cache.model.layout.num_cross_attention_layers:
             return [()] * len(sequences)
         prompts = [sequence.request_state.request.prompt for sequence in sequences]

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def first_float_parameter(model: VLM) -> Tensor:
-    """The first floating-point parameter: the engine computes on its device."""
+    """The first floating-point parameter of a model: the engine puts ids and images on its device."""
     return next(weight for weight in model.parameters() if weight.is_floating_point())
 
 
@@ -84,13 +84,14 @@ class EncoderCache:
     """Encoded pictures by content hash: each picture is encoded once and kept until evicted.
 
     Args:
-        config: `encode_frames` of one size go through the vision tower in one batch; above `picture_bytes` unused
-            pictures are evicted, the least recently used first, and used ones are kept.
-        feature_cache: files of pictures that were encoded before, also by other processes; None: there are none.
+        model: encodes the pictures.
+        config: `encode_frames` is the most frames of one size that go through the vision tower in one batch;
+            `picture_bytes` the size of the cache above which the engine evicts pictures that no request uses.
+        feature_cache: files of pictures that were encoded before, also by other processes; None: no files.
 
     Attributes:
         image_by_key: the cached pictures, the least recently used first.
-        size_bytes: the memory of all of them.
+        size_bytes: the memory of all cached pictures, in bytes.
         num_encoded: how many pictures have been encoded so far.
     """
 
@@ -101,7 +102,7 @@ class EncoderCache:
         self.size_bytes = self.num_encoded = 0
 
     def count_missing_frames(self, image: PreprocessedImage) -> int:
-        """How many frames of a picture are still to be encoded, once its file is read if there is one."""
+        """How many frames of a picture are not encoded yet; first reads its file in `feature_cache` if there is one."""
         cached = self.image_by_key.get(image.content_hash) or self._load_image(image)
         return len(image.frames) - (cached.num_frames if cached is not None else 0)
 
@@ -152,14 +153,19 @@ class EncoderCache:
             )
 
     def evict_unused(self, keys_in_use: Collection[str], max_bytes: int | None = None) -> None:
-        """Evicts the least recently used pictures that are not in `keys_in_use` until at most `max_bytes` are left."""
+        """Evicts unused pictures, the least recently used first, until the cache takes at most `max_bytes`.
+
+        Args:
+            keys_in_use: content hashes of the pictures that are kept, even if the cache stays larger.
+            max_bytes: None: `picture_bytes` of the config.
+        """
         for key in [key for key in self.image_by_key if key not in keys_in_use]:
             if self.size_bytes <= (self.max_bytes if max_bytes is None else max_bytes):
                 break
             self.size_bytes -= self.image_by_key.pop(key).size_bytes
 
     def _complete_image(self, features: list[Tensor]) -> CachedImage:
-        """The entry of a picture from (M, D') features of all its frames."""
+        """The cache entry of a picture, from the (M, D') features of each of its frames."""
         all_features = torch.cat(features)
         cross_kv = self.model.compute_cross_kv(all_features[None])
         self.num_encoded += 1
@@ -168,7 +174,7 @@ class EncoderCache:
         return CachedImage(len(features), [], cross_kv)
 
     def _load_image(self, image: PreprocessedImage) -> CachedImage | None:
-        """Reads the file of a picture into the cache; None if there is none."""
+        """Reads a picture's file from `feature_cache` and adds it to this cache; returns None if there is no file."""
         tensors = None if self.feature_cache is None else self.feature_cache.load(image.content_hash)
         if tensors is None:
             return None
@@ -181,6 +187,6 @@ class EncoderCache:
         return cached
 
     def _mark_recently_used(self, image: PreprocessedImage) -> CachedImage:
-        """The cached picture, marked as the most recently used."""
+        """Marks a cached picture as the most recently used and returns it; KeyError if it is not cached."""
         self.image_by_key.move_to_end(image.content_hash)
         return self.image_by_key[image.content_hash]

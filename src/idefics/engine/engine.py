@@ -62,8 +62,8 @@ class Engine:
     """Runs requests with a model, on the model's device and in its dtype. Thread-safe.
 
     Args:
-        free_bytes: memory that its caches may use; None: what is free now on the model's device.
-        feature_cache: files of encoded pictures that it reads and writes; None: it uses none.
+        free_bytes: bytes of memory that the engine's caches may use; None: what is free now on the model's device.
+        feature_cache: files of encoded pictures that the engine reads and writes; None: no files.
 
     Attributes:
         condition: the lock over requests and scheduler; notified when there is work, or a free place in the queue.
@@ -228,7 +228,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Schedules, runs the model, samples, and records the results. Raises nothing: requests fail instead."""
+        """Schedules, runs the model, samples, and records the results. Raises nothing: errors fail requests instead."""
         try:
             with self.condition:
                 self._fail_expired_requests()
@@ -251,7 +251,7 @@ class Engine:
             self.condition.notify_all()
 
     def _compute_or_isolate_failures(self, scheduler_output: SchedulerOutput) -> RequestOutputs:
-        """Computes a step; if that fails, each request separately, to find out which one fails."""
+        """Computes a step; if that raises, each request on its own: the output of one that fails is its error."""
         try:
             return self._compute_step(scheduler_output)
         except Exception:
@@ -265,7 +265,7 @@ class Engine:
         return outputs
 
     def _compute_step(self, scheduler_output: SchedulerOutput) -> RequestOutputs:
-        """Runs the model, samples, and processes the samples, while a GPU computes the next step already."""
+        """Runs the model and samples; returns each request's output. A GPU computes the next step in the meantime."""
         step_output = self.model_runner.run(scheduler_output)
         batch = self.output_processor.sample(step_output)
         if batch is not None:
@@ -276,7 +276,7 @@ class Engine:
         return outputs
 
     def _discard_launched_step(self) -> None:
-        """Forgets the ids that the model runner and the sampler hold, which are not those of the sequences."""
+        """Discards the step launched ahead and the sampler, whose ids are no longer those of the sequences."""
         self.model_runner.discard_launched_step()
         self.output_processor.reset_sampler()
 

@@ -27,7 +27,7 @@ class EngineThread:
         ENGINE_THREADS.add(self)
 
     def ensure_running(self) -> None:
-        """Starts the thread unless it runs, and wakes it if it is idle. The caller holds `condition`."""
+        """Starts the thread unless it runs, and wakes it if it is idle. The caller holds the engine's `condition`."""
         if self._thread is None or not self._thread.is_alive():  # in a forked process it is not
             self._thread = threading.Thread(target=self._run_steps, name="idefics-engine", daemon=True)
             self._thread.start()
@@ -37,7 +37,7 @@ class EngineThread:
         """Ends the thread after its current step, even if work is left, and waits for it.
 
         Returns:
-            Whether it has ended; false if called by the thread itself, which ends afterwards.
+            Whether the thread has ended; false if the thread itself calls this, as it ends after the call.
         """
         with self._condition:
             self._is_closed, thread = True, self._thread
@@ -83,7 +83,7 @@ ENGINE_THREADS: weakref.WeakSet[EngineThread] = weakref.WeakSet()
 
 
 def _reset_engines_after_fork() -> None:
-    """Runs in a forked process, as a hook of `os.register_at_fork`."""
+    """Resets all engines in a forked process; a hook of `os.register_at_fork`."""
     for engine_thread in list(ENGINE_THREADS):
         engine_thread.reset_after_fork()
 
@@ -94,6 +94,6 @@ if sys.platform != "win32":
 
 @atexit.register
 def _close_engine_threads() -> None:
-    """Ends all threads before the interpreter shuts down: a thread still in C code then could crash the process."""
+    """Ends the threads of all engines before the interpreter shuts down: one still in C code then could crash it."""
     for engine_thread in list(ENGINE_THREADS):
         engine_thread.close()

@@ -31,15 +31,18 @@ class FeatureCache:
 
     Args:
         folder: made when the first picture is stored, for its owner alone; not used if it is another user's.
-        model_key: everything that the features depend on, apart from the picture.
-        max_bytes: above this size of all files in the folder the least recently used ones are deleted.
+        model_key: a text of everything that the features depend on, apart from the picture.
+        max_bytes: if all files in the folder are larger together, the least recently used ones are deleted.
     """
 
     def __init__(self, folder: Path, model_key: str, max_bytes: int = MAX_BYTES) -> None:
         self.folder, self.model_key, self.max_bytes = folder, model_key, max_bytes
 
     def load(self, content_hash: str) -> list[Tensor] | None:
-        """The tensors that were stored for a picture, or None. A file that is damaged or not ours is deleted."""
+        """The tensors that were stored for a picture; None if it has no valid file.
+
+        A file that is damaged, or was not written by this class for this picture, is deleted.
+        """
         tensors, file = None, self._file(content_hash)
         with suppress(OSError):  # no such file, or no access
             if self._is_private():
@@ -78,7 +81,7 @@ class FeatureCache:
         return self.folder / f"{hashlib.sha256(self._key(content_hash).encode()).hexdigest()}.safetensors"
 
     def _is_private(self) -> bool:
-        """Whether the folder is this user's; then it is closed to others.
+        """Whether the folder belongs to this user; if so, other users' access to it is removed.
 
         Raises:
             OSError: the folder does not exist, or is open to others and this cannot be changed.
@@ -92,7 +95,7 @@ class FeatureCache:
         return True
 
     def _delete_least_recently_used(self) -> None:
-        """Deletes files, the least recently used first, until the rest is within `max_bytes`."""
+        """Deletes files, the least recently used first, until all files together have at most `max_bytes`."""
         files = []
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):  # another process has deleted it
@@ -108,17 +111,17 @@ class FeatureCache:
 
 
 def _read_own_file(path: Path) -> bytes:
-    """The content of a file; nothing if it is not a regular file of this user."""
+    """The content of a file; b"" if it is not a regular file of this user."""
     status = path.lstat()
     is_own_file = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
     return path.read_bytes() if is_own_file else b""
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file, for its owner alone, under a temporary name and renames it.
+    """Writes a file that only its owner can read: under a temporary name, then renamed, so that it is always complete.
 
     Raises:
-        OSError: it cannot be written; then nothing is left of it.
+        OSError: the file cannot be written; the temporary file is removed.
     """
     with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as temporary:
         try:

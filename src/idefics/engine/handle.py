@@ -25,7 +25,7 @@ class RequestHandle:
         request: the submitted request.
         ids: the ids generated so far, without stop ids.
         logprobs: natural-log probability of each of `ids` if `sampling.logprobs` is set; else empty.
-        top_logprobs: the most likely tokens at the position of each of `ids` if `sampling.top_logprobs` is above 0.
+        top_logprobs: the most likely tokens at the position of each of `ids`; empty if `sampling.top_logprobs` is 0.
         num_cached_tokens: how many tokens of the prompt were in the prefix cache when it first ran; None until then.
         continuation_logprobs: for each continuation the natural-log probability of each token, once done.
         continuation_top_logprobs: the most likely tokens at the position of each of those, as `top_logprobs`.
@@ -62,7 +62,7 @@ class RequestHandle:
 
     @property
     def log_summary(self) -> str:
-        """The request's counts and how it ended, for the log, which never shows content."""
+        """One line for the log: the request's token counts and how it ended, without texts or ids."""
         usage, outcome = self.usage, self.finish_reason or type(self.error).__name__
         return (
             f"{usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them cached, "
@@ -82,7 +82,7 @@ class RequestHandle:
             raise
 
     def result(self) -> RequestHandle:
-        """Waits until the request is done; returns the handle, or raises the error of the request."""
+        """Waits until the request is done; returns this handle, or raises the error with which the request failed."""
         self.wait()
         if self.error is not None:
             raise self.error
@@ -127,7 +127,10 @@ class RequestHandle:
 
     @contextmanager
     def _call_after_changes(self, listener: Callable[[], None]) -> Iterator[None]:
-        """Calls `listener` after each change while a loop reads the ids; at its end cancels, or raises the error."""
+        """Context of a loop over the ids: calls `listener` after each change.
+
+        At its end it cancels the request if that is not done, and raises the request's error if there is one.
+        """
         with self._listeners_lock:
             self._listeners.append(listener)
         try:
@@ -140,7 +143,7 @@ class RequestHandle:
             raise self.error
 
     def append_token(self, token: SampledToken) -> None:
-        """Appends a generated id and wakes readers. Only the engine calls this method and the following ones."""
+        """Appends a generated id and wakes readers. Only the engine calls it."""
         if token.logprob is not None:  # before the id: a reader that sees the id may read its log-probability
             self.logprobs.append(token.logprob)
         if token.top_logprobs:

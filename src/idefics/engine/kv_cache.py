@@ -24,13 +24,18 @@ def cast_to_cache_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def page_gather_index(page_tables: Tensor, num_kv_heads: int) -> Tensor:
-    """The index with which `gather_pages` gathers the pages of `page_tables` (R, P): (R * h * P,)."""
+    """The `gather_index` of `gather_pages` for the pages in `page_tables` (R, P): (R * h * P,), h = `num_kv_heads`."""
     heads = torch.arange(num_kv_heads, device=page_tables.device)
     return (page_tables[:, None] * num_kv_heads + heads[:, None]).flatten()
 
 
 def gather_pages(pages: Tensor, gather_index: Tensor, num_rows: int) -> Tensor:
-    """Copies each row's pages into consecutive positions: (pages, h, 16, K) -> (R, h, P * 16, K)."""
+    """Copies each row's pages into consecutive positions: (pages, h, 16, K) -> (R, h, P * 16, K).
+
+    Args:
+        gather_index: that of `page_gather_index`.
+        num_rows: R.
+    """
     _, heads, _, size = pages.shape
     gathered = pages.view(-1, PAGE_SIZE * size).index_select(0, gather_index.to(pages.device))
     return gathered.view(num_rows, heads, -1, size)
@@ -60,13 +65,13 @@ class PagedKVCache:
         )
 
     def layer_kv(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values, (P, h, 16, K) each, allocated on `device` if they are not there yet."""
+        """A layer's keys and values, (P, h, 16, K) each; allocated on `device` if the layer has none yet."""
         if self.keys[layer].device != device:
             self.keys[layer], self.values[layer] = self._allocate_zeros(device), self._allocate_zeros(device)
         return self.keys[layer], self.values[layer]
 
     def copy_pages(self, source_by_target: Mapping[int, int]) -> None:
-        """Fills target pages with copies of source pages, in every layer."""
+        """Copies pages in every layer; `source_by_target`: page to overwrite -> page to copy."""
         if not source_by_target:
             return
         targets, sources = torch.tensor(list(source_by_target.items())).T

@@ -25,8 +25,8 @@ class KVCacheManager:
         request runs and pages are short, nothing is copied but recomputed.
 
         Returns:
-            Whether it got them: not if there are too few pages, or if a running request computes the next page of the
-            same prefix, which can be shared after that.
+            Whether the sequence got its pages: not if there are too few, or if a running request is computing the next
+            page of the same prefix, which can be shared once it is computed.
         """
         page_keys, num_reusable_tokens = sequence.page_keys, len(sequence.ids) - 1  # the last: for its logits
         keys = page_keys.full_page_keys(sequence.ids, num_reusable_tokens)
@@ -65,12 +65,15 @@ class KVCacheManager:
         return True
 
     def needs_writable_page(self, sequence: SequenceState) -> bool:
-        """Whether the sequence's next token needs a new page: it has none for it, or another beam shares the page."""
+        """Whether the next token needs a new page: the sequence's pages are full, or another beam shares the last."""
         page_index = sequence.num_computed_tokens // PAGE_SIZE
         return page_index == len(sequence.pages) or self.page_pool.ref_counts[sequence.pages[page_index]] > 1
 
     def allocate_writable_page(self, sequence: SequenceState, copy_source_by_page: dict[int, int]) -> None:
-        """Gives a sequence a page of its own for its next token; if it is a copy, adds it to `copy_source_by_page`."""
+        """Gives a sequence a page of its own for its next token: a new one, or a copy of a shared one.
+
+        A copy is added to `copy_source_by_page`: new page -> page to copy.
+        """
         page, page_index = self.page_pool.allocate(), sequence.num_computed_tokens // PAGE_SIZE
         if page_index == len(sequence.pages):
             sequence.pages.append(page)

@@ -50,7 +50,7 @@ def compute_num_pages(
 
     Raises:
         BadSetting: `config.kv_cache` is too small for `MIN_CACHE_TOKENS` tokens.
-        OutOfMemory: it is larger than the free memory, or the free memory is too small.
+        OutOfMemory: `config.kv_cache` is larger than the free memory, or that is too small for `MIN_CACHE_TOKENS`.
     """
     if config.cache_pages is not None:
         return config.cache_pages

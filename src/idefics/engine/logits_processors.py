@@ -14,7 +14,11 @@ TOP_P_CANDIDATES = 4096  # the most likely tokens, among which the nucleus of ne
 
 
 def present_ids_mask(ids: Tensor, vocab_size: int, starts: Tensor) -> Tensor:
-    """Which ids occur in each row: (R, T) ids, (R,) index of each row's first id after its padding -> (R, V)."""
+    """Which ids occur in each row: (R, T) ids padded on the left -> (R, V) bool.
+
+    Args:
+        starts: (R,) the index of each row's first id after its padding.
+    """
     padding = torch.arange(ids.shape[1], device=ids.device) < starts[:, None]
     counts = torch.zeros(len(ids), vocab_size, dtype=torch.long, device=ids.device)
     return counts.scatter_add_(1, ids, (~padding).long()) > 0
@@ -23,7 +27,7 @@ def present_ids_mask(ids: Tensor, vocab_size: int, starts: Tensor) -> Tensor:
 def repeated_ngrams_mask(
     ids: Tensor, ngram_size: int, vocab_size: int, source_ids: Tensor | None = None
 ) -> Tensor:
-    """Which next ids would repeat an n-gram of `ngram_size` ids: (R, T) -> (R, V).
+    """Which next ids would repeat an n-gram of `ngram_size` ids: (R, T) ids so far -> (R, V) bool.
 
     Args:
         source_ids: (R, P) the ids whose n-grams must not be repeated; None: `ids`.
@@ -66,9 +70,10 @@ class BannedIdSequences:
 
 
 def apply_repetition_penalty(scores: Tensor, present_mask: Tensor, penalty: Tensor | float) -> Tensor:
-    """Makes the ids in `present_mask` (R, V) less likely: (R, V) -> (R, V); penalty (R, 1) or one number.
+    """Makes the ids in `present_mask` (R, V) less likely: (R, V) scores -> (R, V).
 
-    Positive scores are divided by the penalty, negative ones multiplied (CTRL, arXiv 1909.05858).
+    Positive scores are divided by `penalty`, (R, 1) or one number, and negative ones multiplied by it (CTRL,
+    arXiv 1909.05858): above 1 ids become less likely, below 1 more likely.
     """
     return torch.where(present_mask, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
@@ -100,11 +105,11 @@ def keep_top_p(logits: Tensor, tail_probability: Tensor | float, min_tokens_to_k
 def _sort_by_cumulative_probability(
     logits: Tensor, tail_probability: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's largest logits ascending, their ids, and the cumulative probability of each and all smaller ones.
+    """Each row's logits ascending, their ids, and the cumulative probability of each logit and all smaller ones.
 
-    On a CPU only the `TOP_P_CANDIDATES` largest if all others together have at most `tail_probability`: sorting 49,000
-    tokens takes as long as a small model's decode step, `topk` takes almost no time. On a GPU all are sorted, which is
-    fast there, since the test would make the host wait for the GPU.
+    On a CPU only the `TOP_P_CANDIDATES` largest are returned if all others together have at most `tail_probability`:
+    sorting 49,000 tokens takes as long as a small model's decode step, `topk` takes almost no time. On a GPU all are
+    sorted, which is fast there, since the test would make the host wait for the GPU.
     """
     if logits.device.type == "cpu" and logits.shape[1] > TOP_P_CANDIDATES:
         largest, ids = (x.flip(-1) for x in logits.topk(TOP_P_CANDIDATES))
@@ -117,9 +122,10 @@ def _sort_by_cumulative_probability(
 
 
 def keep_min_p(logits: Tensor, min_p: Tensor | float, min_tokens_to_keep: int = 1) -> Tensor:
-    """Drops each row's tokens less likely than p times its most likely one, but keeps the best `min_tokens_to_keep`.
+    """Sets tokens less likely than `min_p` times the row's most likely one to -inf: (S, V) logits -> (S, V).
 
-    Min-p sampling, arXiv 2407.01082. `min_p` is p, (S, 1) or one number.
+    Keeps at least the `min_tokens_to_keep` most likely tokens. `min_p` is (S, 1) or one number. Min-p sampling,
+    arXiv 2407.01082.
     """
     probabilities = logits.softmax(-1)
     drop = probabilities < min_p * probabilities.amax(-1, keepdim=True)
@@ -143,7 +149,7 @@ def keep_typical(logits: Tensor, p: float, min_tokens_to_keep: int = 1) -> Tenso
 
 
 def forbidden_token_mask(bitmasks: Sequence[bytes], vocab_size: int, device: torch.device) -> Tensor:
-    """Inverts and unpacks the bitmasks of G constraints.
+    """The ids that G constraints forbid, from the bitmasks of those that they allow.
 
     Args:
         bitmasks: for each constraint one bit for each allowed id, the lowest id first (`TokenConstraint`).

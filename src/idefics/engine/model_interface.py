@@ -59,5 +59,5 @@ class VLM(Protocol):
         ...
 
     def parameters(self) -> Iterator[Parameter]:
-        """As `nn.Module.parameters`; the engine computes on their devices."""
+        """The model's parameters, as `nn.Module.parameters`; the engine reads device and dtype from them."""
         ...

@@ -42,9 +42,9 @@ class ModelRunner:
         device: the device on which ids are embedded.
 
     Attributes:
-        is_async: whether the next decode step is launched as soon as tokens are sampled, before the host has read them:
-            otherwise a GPU would wait for the host. If a sequence turns out to be finished, its row was computed in
-            vain, and written to a page that no other sequence references yet.
+        is_async: whether the next decode step is launched as soon as tokens are sampled, before the host has read them;
+            without it a GPU waits for the host. If a sequence turns out to be finished, the launched step's row for it
+            is ignored; its keys and values are in a page that no other sequence references.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ModelRunner:
         return StepOutput(sequences, all_logits, continuation_states)
 
     def launch_next_step(self, sequences: list[SequenceState], ids: Tensor) -> None:
-        """Records the sampled ids, (R,) on the device, and if `is_async` starts the decode step that computes them.
+        """Stores the sampled ids, (R,) on the device, and if `is_async` launches the decode step that computes them.
 
         The step is launched if `sequences` are those of the last decode step and have pages for it. Its logits are used
         by the next `run`, for the sequences that decode then.
@@ -111,7 +111,7 @@ class ModelRunner:
         self._launched = None
 
     def _decode_logits(self, sequences: list[SequenceState], has_page_changes: bool) -> Tensor:
-        """(R, V) next-token logits; from the launched step if it computed these sequences, else from a new one."""
+        """(R, V) next-token logits: of the step launched ahead if it was for these sequences, else of a new step."""
         if self._launched is None:
             return self._decode(sequences, has_page_changes)
         (launched, logits), self._launched = self._launched, None
@@ -126,7 +126,10 @@ class ModelRunner:
         return self._decode(sequences, has_page_changes)
 
     def _decode(self, sequences: list[SequenceState], has_page_changes: bool) -> Tensor:
-        """(R, V) logits of a new decode step; uses the sampled ids on the device if they belong to these sequences."""
+        """Runs a decode step: (R, V) next-token logits.
+
+        The sequences' last ids are read from the device if they were sampled there in the step before.
+        """
         ids = None
         if self._sampled is not None and self._sampled[0] == sequences:
             ids = self._sampled[1]
@@ -134,5 +137,5 @@ class ModelRunner:
 
 
 def _has_page_for_next_step(sequence: SequenceState) -> bool:
-    """Whether a sequence has a page for the token of the next step, which follows the one that this step computes."""
+    """Whether a sequence has a page already for the token after the one that the current step computes."""
     return (sequence.num_computed_tokens + 1) // PAGE_SIZE < len(sequence.pages)

@@ -58,7 +58,11 @@ class OutputProcessor:
         self._sampler: Sampler | None = None
 
     def sample(self, step_output: StepOutput) -> SampledBatch | None:
-        """Samples after each sequence of a step, except those of beam searches and scored prompts; None: no other."""
+        """Samples the next token of each of a step's sequences, beam searches and scored prompts left out.
+
+        Returns:
+            The samples; None if there is no such sequence.
+        """
         sequences, logits = step_output.sequences, step_output.logits
         rows = [row for row, sequence in enumerate(sequences) if sequence.request_state.request.is_sampled]
         if not rows:
@@ -101,7 +105,7 @@ class OutputProcessor:
         return outputs
 
     def _process_samples(self, batch: SampledBatch, outputs: RequestOutputs) -> None:
-        """Adds the sampled tokens to the result, replaced where a constraint requires another one."""
+        """Adds each request's sampled token to `outputs`, or the token with which a constraint replaces it."""
         tokens = batch.read_tokens()
         states = [sequence.request_state for sequence in batch.sequences]
         if not batch.sampler.constraints:
@@ -160,7 +164,7 @@ def _record(
     state: RequestState,
     compute_output: Callable[[], RequestOutput | None],
 ) -> None:
-    """Calls a function, and records the output of a request that it returns, if any, or the error that it raises."""
+    """Records what `compute_output` returns, unless None, or the error that it raises, as the output of a request."""
     try:
         output = compute_output()
     except Exception as error:
@@ -170,7 +174,7 @@ def _record(
 
 
 def _finished_scores(scores: ContinuationScores) -> ContinuationScores | None:
-    """The scores of a request's continuations; None while some are still to be computed."""
+    """Returns `scores` if all continuations are scored; None while some are still to be computed."""
     return None if scores.pending_tries else scores
 
 
@@ -180,7 +184,12 @@ def _make_sampled_tokens(
     logprobs: list[float] | None = None,
     *top_ids_and_logprobs: list[list[Any]],
 ) -> list[SampledToken]:
-    """The token of each row, with as many of the batch's log-probabilities as the request's settings ask for."""
+    """Makes one `SampledToken` per row, with the log-probabilities that its request's sampling settings ask for.
+
+    Args:
+        ids, logprobs: of the sampled tokens; no `logprobs` if no row needs them.
+        top_ids_and_logprobs: the lists `top_ids` and `top_logprobs` of `SampledTokens`, or nothing.
+    """
     if logprobs is None:
         return list(map(SampledToken, ids))
     tokens = []

@@ -37,7 +37,7 @@ class PageContent(NamedTuple):
 
 
 class PagePool:
-    """The pages 1 to `num_pages` - 1.
+    """Allocates the KV cache's pages 1 to `num_pages` - 1, counts their references, and holds the prefix cache.
 
     Attributes:
         ref_counts: for each page how many sequences reference it.
@@ -127,7 +127,7 @@ class PagePool:
         return best
 
     def _remove_from_prefix_cache(self, page: int) -> None:
-        """Removes a page, which must be in the prefix cache, from its three indices."""
+        """Removes a page from the prefix cache, in which it must be."""
         content = self._content_by_page.pop(page)
         del self._page_by_key[content.key]
         self._pages_by_parent_key[content.parent_key].remove(page)
@@ -152,7 +152,7 @@ class PageKeys:
     Attributes:
         keys: the keys that have been computed so far.
         image_contents: the image content of each position of the prompt; "" if there is none.
-        generated_content: that of each position after the prompt.
+        generated_content: the image content of every position after the prompt.
         image_token_positions: for each inline picture the positions of its image tokens.
     """
 
@@ -177,7 +177,7 @@ class PageKeys:
         return self.keys[: length // PAGE_SIZE]
 
     def page_content(self, ids: Sequence[int], page_index: int, length: int) -> PageContent:
-        """The content of a page after the first `length` of a sequence's ids have been computed."""
+        """The content of the sequence's page number `page_index`, when the first `length` of its ids are computed."""
         start = page_index * PAGE_SIZE
         parent_key = self.full_page_keys(ids, start)[-1] if page_index else b""
         page_ids = ids[start : min(start + PAGE_SIZE, length)]
@@ -194,7 +194,10 @@ class PageKeys:
         return other
 
     def round_down_to_image_boundary(self, length: int) -> int:
-        """`length`; or if it lies within an inline picture's image tokens, the position of the first of them."""
+        """The largest prefix length up to `length` that splits no inline picture's image tokens.
+
+        `length` itself, or the position of a picture's first image token if `length` lies within its tokens.
+        """
         for positions in self.image_token_positions:
             if positions[0] < length <= positions[-1]:
                 return positions[0]

@@ -31,7 +31,8 @@ class PrefillAttn:
     """Causal attention of packed chunks to their sequences, within the sliding window; writes keys and values.
 
     Args:
-        chunks: packed one after another, n tokens each. Their sequences have pages up to the chunk's end at least.
+        chunks: packed one after another, n tokens each. Their sequences have pages for all tokens of the chunk.
+        cross_attention_spans: (slice of packed tokens, keys and values of the picture that they attend to).
     """
 
     def __init__(
@@ -186,7 +187,13 @@ class PrefillRunner:
     device: torch.device
 
     def compute_hidden_states(self, prefill_chunks: Sequence[PrefillChunk]) -> Tensor:
-        """Packs chunks of prompts and groups of continuations, with image features inserted: (N, D) hidden states."""
+        """Runs the model on chunks of prompts and groups of continuations, packed in one pass.
+
+        Image features replace the embeddings of image tokens.
+
+        Returns:
+            (N, D) hidden states of all tokens, in the order of the chunks.
+        """
         starts = list(accumulate((chunk.num_tokens for chunk in prefill_chunks[:-1]), initial=0))
         ids, positions = zip(*map(_ids_and_positions, prefill_chunks), strict=True)
         x = self.model.embed(torch.cat(ids).to(self.device))  # (N, D)
@@ -200,7 +207,12 @@ class PrefillRunner:
         return self.model.forward(x, torch.cat(positions).to(x.device), attn)
 
     def _insert_image_features(self, x: Tensor, chunk: PrefillChunk, start: int) -> None:
-        """Replaces the embeddings of a chunk's image tokens, from index `start` of (N, D), by image features."""
+        """Writes image features over the embeddings of a chunk's image tokens, in place.
+
+        Args:
+            x: (N, D) embeddings of all packed tokens.
+            start: the index of the chunk's first token in `x`.
+        """
         prompt = chunk.sequence.request_state.request.prompt
         for image, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
             first, last = bisect_left(positions, chunk.start), bisect_left(positions, chunk.end)
@@ -209,7 +221,11 @@ class PrefillRunner:
                 x[rows] = self.encoder_cache.features(image)[first:last].to(x.device)
 
     def _cross_attention_spans(self, chunk: PrefillChunk, start: int) -> Iterator[tuple[slice, CrossKV]]:
-        """The packed tokens of a chunk, from index `start`, that attend to one picture each."""
+        """Yields the tokens of a chunk that attend to the same picture, and the picture's keys and values.
+
+        Args:
+            start: the index of the chunk's first token among the packed tokens; the slices are of packed tokens too.
+        """
         prompt = chunk.sequence.request_state.request.prompt
         image_indices = [  # tokens after the prompt attend to its last picture
             prompt.image_index[min(token, len(prompt) - 1)] for token in range(chunk.start, chunk.end)

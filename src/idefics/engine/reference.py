@@ -18,7 +18,10 @@ from idefics.prompt import Prompt
 
 
 class ReferenceModel:
-    """A prompt, recomputed from its first token in every call. N prompt tokens, T tokens after it, D width."""
+    """Computes a model's hidden states for one prompt without a cache: every call starts at its first token.
+
+    N prompt tokens, T tokens after the prompt, D width.
+    """
 
     def __init__(self, model: VLM, prompt: Prompt) -> None:
         self.model, self.prompt = model, prompt

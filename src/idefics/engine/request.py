@@ -32,7 +32,7 @@ class TokenConstraint(Protocol):
             max_remaining_tokens: how many tokens may still follow it.
 
         Returns:
-            The id to append: usually `id`, or another one, for instance to complete the structure within the limit.
+            The id to append: `id`, or one that replaces it, for instance to complete the structure within the limit.
         """
         ...
 
@@ -130,17 +130,17 @@ class Request:
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences it may run at once: `num_beams`, or 1 for scoring."""
+        """How many sequences the request may run at once: `num_beams`, or 1 for scoring."""
         return 1 if self.continuations is not None else self.sampling.num_beams
 
     @property
     def is_sampled(self) -> bool:
-        """Whether its answer is sampled token by token, without beam search or scoring."""
+        """Whether the request generates one sequence token by token, greedily too: no beam search, no scoring."""
         return self.continuations is None and self.sampling.num_beams == 1
 
     @property
     def log_summary(self) -> str:
-        """The request's number of tokens and pictures as text for the log, which never shows content."""
+        """A text for the log: the request's numbers of tokens and pictures, without texts or ids."""
         work_summary = (
             f"up to {self.sampling.max_new_tokens} new tokens"
             if self.continuations is None

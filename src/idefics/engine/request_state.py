@@ -55,7 +55,7 @@ class SequenceState:
 
     @property
     def pending_page_keys(self) -> list[PageKey]:
-        """The keys of the full pages that are not in the prefix cache yet."""
+        """The keys of the pages that the sequence fills and has not added to the prefix cache yet."""
         return self.page_keys.full_page_keys(self.ids, len(self.ids))[self.num_prefix_cached_pages :]
 
 
@@ -101,7 +101,7 @@ class RequestState:
         return num_shared_pages + num_sequences * (-(-num_computed_tokens // PAGE_SIZE) - num_shared_pages)
 
     def reset_for_recompute(self) -> None:
-        """Discards all computed state, as if the request had just been submitted.
+        """Replaces the sequences by one that has nothing computed and no pages, and drops beam search and scores.
 
         A single sequence keeps its generated ids and recomputes them; a beam search starts again, with the same result.
         """

@@ -114,7 +114,8 @@ class Sampler:
         return logits if self.banned_mask is None else logits.masked_fill(self.banned_mask, -torch.inf)
 
     def _gather_logprobs(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Log-probabilities, if a row needs them: (R,) of `ids`; the most likely ids, (R, T), and theirs. Else ()."""
+        """The fields of `SampledTokens` after `ids`: `logprobs`, then `top_ids` and `top_logprobs`, as far as rows need
+        them; () if no row needs any."""
         if not self.needs_logprobs:
             return ()
         logprobs = logits.log_softmax(-1)
@@ -148,7 +149,7 @@ class Sampler:
     def _build_processors(
         self, settings: Sequence[Sampling], ids: Sequence[Sequence[int]]
     ) -> list[LogitsProcessor]:
-        """Penalties and logit bias, if some row needs them, as functions of (R, V) logits."""
+        """The functions (R, V) logits -> (R, V) for penalties and logit bias, without those that no row needs."""
         processors: list[LogitsProcessor] = []
         repetition, presence, frequency = (_host_column(settings, f"{name}_penalty") for name in PENALTIES)
         if (repetition != 1).any():
@@ -173,7 +174,7 @@ class Sampler:
         return processors
 
     def _build_warpers(self, settings: Sequence[Sampling]) -> list[LogitsProcessor]:
-        """The steps of temperature, top-k, top-p, min-p that some row needs, as functions of (S, V) logits."""
+        """The functions (S, V) logits -> (S, V) for temperature, top-k, top-p and min-p that some row needs."""
         warpers: list[LogitsProcessor] = []
         temperature, top_k, top_p, min_p = (
             _host_column(settings, name) for name in ("temperature", "top_k", "top_p", "min_p")
@@ -191,11 +192,11 @@ class Sampler:
         return warpers
 
     def _to_device(self, column: Tensor) -> Tensor:
-        """(R, 1) float32 on the device of the logits."""
+        """Copies a column (R, 1) to the device of the logits, as float32."""
         return column.float().to(self.device)
 
     def _count_output_tokens(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """(R, V) how often each id occurs in each row after its prompt."""
+        """(R, V) how often each id occurs in each row of `ids`, which are the ids after the prompt."""
         counts = torch.zeros(len(ids), self.vocab_size)
         for row, sequence_ids, request in zip(counts, ids, self.requests, strict=True):
             answer = torch.tensor(sequence_ids[len(request.prompt) :], dtype=torch.long)
@@ -208,7 +209,7 @@ class Sampler:
 
 
 def _host_column(settings: Sequence[Sampling], name: str) -> Tensor:
-    """(R, 1) float64 on the host: one setting of each row."""
+    """One sampling setting of all rows, by its field name: (R, 1) float64 on the host."""
     return torch.tensor([[getattr(setting, name)] for setting in settings], dtype=torch.float64)
 
 
@@ -220,7 +221,7 @@ def argmax_ids(logits: Tensor) -> Tensor:
 
 
 def make_generator(seed: int | None, device: torch.device) -> torch.Generator:
-    """A random generator for one row: with a seed the same numbers each time, else different ones."""
+    """A random generator for one row: seeded with `seed`, or differently each time if that is None."""
     new_generator = torch.Generator(device)
     if seed is None:
         new_generator.seed()

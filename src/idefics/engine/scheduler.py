@@ -39,6 +39,7 @@ class Scheduler:
     A request with more sequences than `config.batch_rows` runs alone.
 
     Args:
+        config: limits of the queue, of running sequences, and of tokens and frames in a step.
         uses_lookahead_pages: whether a sequence gets its next page one token early while enough pages are free, so that
             the next decode step can be launched before its token is known.
 
@@ -144,7 +145,7 @@ class Scheduler:
         self._remove_finished_requests()
 
     def image_keys_in_use(self) -> set[str]:
-        """Content hashes of the pictures that tokens still to be computed, of running requests, need."""
+        """Content hashes of the pictures that running requests still need for tokens that are not computed yet."""
         return {
             state.request.prompt.pictures[image_span.image_index].content_hash
             for state in self.running
@@ -171,7 +172,7 @@ class Scheduler:
         output.decode_sequences += state.sequences
 
     def _schedule_prefill(self, state: RequestState, output: SchedulerOutput) -> None:
-        """Plans the next chunk of a prompt, or groups of continuations, within the remaining tokens and frames."""
+        """Plans a request's next prompt chunk or continuation groups, within the step's remaining tokens and frames."""
         if output.remaining_tokens <= 0:
             return
         output.requests.append(state)
@@ -203,7 +204,11 @@ class Scheduler:
             output.add_chunk(PrefillChunk(sequence, start, end))
 
     def _admit_next_request(self, output: SchedulerOutput) -> bool:
-        """Moves the head of the queue to the running requests if there are sequences and pages; returns whether."""
+        """Moves the head of the queue to the running requests if enough sequences and pages are free.
+
+        Returns:
+            Whether a request was admitted.
+        """
         state = self.waiting[0]
         num_running_sequences = sum(other.request.num_sequences for other in self.running)
         if self.running and num_running_sequences + state.request.num_sequences > self.config.batch_rows:
@@ -218,7 +223,10 @@ class Scheduler:
         return True
 
     def _preempt(self, state: RequestState) -> None:
-        """Moves the latest running request to the head of the queue; nothing is planned for it in this step yet."""
+        """Moves `state`, the latest running request, back to the head of the queue and releases its pages.
+
+        Nothing may be planned for it in this step yet.
+        """
         self.running.remove(state)
         self.kv_cache_manager.release(state)
         state.reset_for_recompute()
@@ -259,7 +267,7 @@ class Scheduler:
             state.sequences[0].ids.append(token.id)
 
     def _finish_beam_search(self, state: RequestState, result: BeamSearchResult) -> None:
-        """Writes the best beam into the handle, up to the id at which `on_token` returns true."""
+        """Writes the best beam's ids into the request's handle, up to the id at which `on_token` returns true."""
         handle, on_token = state.handle, state.request.on_token
         num_ids, reason = len(result.ids), result.finish_reason
         for count, id in enumerate(result.ids if on_token is not None else (), start=1):
@@ -270,7 +278,10 @@ class Scheduler:
         handle.finish(reason)
 
     def _remove_finished_requests(self) -> None:
-        """Releases the pages of requests that are done; those of failed ones do not go to the prefix cache."""
+        """Removes done requests from the running ones and releases their pages.
+
+        The pages of failed requests are not added to the prefix cache.
+        """
         for state in [state for state in self.running if state.handle.is_done]:
             self.running.remove(state)
             if state.handle.error is None:

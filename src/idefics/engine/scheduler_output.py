@@ -30,12 +30,12 @@ class PrefillChunk(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens it computes."""
+        """How many tokens the chunk has: `end` - `start`."""
         return self.end - self.start
 
     @property
     def is_final_chunk(self) -> bool:
-        """Whether it ends the sequence, so that the next token is sampled after it."""
+        """Whether the chunk reaches the end of its sequence, so that the next token is sampled after it."""
         return self.trie is None and self.end == len(self.sequence.ids)
 
 
@@ -44,8 +44,8 @@ class SchedulerOutput:
     """The plan of one step.
 
     Attributes:
-        requests: the requests that it computes something for, or encodes pictures of.
-        decode_sequences: sequences whose last token is computed.
+        requests: the requests for which the step computes tokens or encodes pictures.
+        decode_sequences: sequences whose last id is computed, to get the logits of the next.
         has_page_changes: whether the page table of any of them has changed since the step before.
         copy_source_by_page: pages to fill with a copy of another page before anything is computed: page -> source.
         encoder_inputs: pictures, and how many more of their frames are to be encoded.

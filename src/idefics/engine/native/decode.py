@@ -111,7 +111,7 @@ class NativeDecode:
         self._decode_step = kernels.idefics_decode_step
 
     def _run_step(self, inputs: DecodeInputs) -> Tensor:
-        """Calls the C function for up to `MAX_ROWS` rows at a time."""
+        """Computes a step in C, at most `MAX_ROWS` rows at a time: returns logits (R, V) float32."""
         logits = torch.empty(len(inputs.ids), self.vocab_size)
         page_tables = inputs.page_tables.contiguous()
         for start in range(0, len(inputs.ids), c.MAX_ROWS):

@@ -21,7 +21,7 @@ KIND_BY_DTYPE = {torch.float32: c.FLOAT32, torch.bfloat16: c.BFLOAT16}
 
 
 def list_linears(parts: DecoderParts) -> list[nn.Linear]:
-    """All linear layers of a decoder, LM heads first."""
+    """All linear layers of a decoder, its LM heads first."""
     layers = list(parts.lm_heads)
     for layer in parts.layers:
         attention = layer.self_attn
@@ -125,7 +125,7 @@ class NativeModelStruct:
         return copy.data_ptr()
 
     def _tanh_gate_pointer(self, gate: Tensor, width: int) -> int:
-        """The address of tanh(gate), repeated to (width,) if it is one number."""
+        """The address of a float32 copy of tanh(gate), (width,); a gate of one number is repeated."""
         return self._float32_copy_address(gate.detach().flatten().float().tanh().expand(width))
 
     def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
