@@ -204,4 +204,5 @@ def _read_numbers(path: Path) -> dict[str, int]:
 
 
 def _read_text(path: Path) -> str:
+    """The text of a file; bytes that are not UTF-8 are replaced."""
     return path.read_text(encoding="utf-8", errors="replace")

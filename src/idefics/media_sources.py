@@ -39,6 +39,8 @@ class _SupportsArray(Protocol):
 
 @runtime_checkable
 class _SupportsArrayInterface(Protocol):
+    """A NumPy array, or an object that NumPy reads as one."""
+
     __array_interface__: Any
 
 

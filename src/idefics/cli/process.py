@@ -43,6 +43,7 @@ class QuickExit:
         atexit.register(self._end_process)
 
     def _end_process(self) -> None:
+        """Flushes the standard streams and ends the process with `exit_code`; does nothing while that is None."""
         if self.exit_code is None:
             return
         for stream in (sys.stdout, sys.stderr):

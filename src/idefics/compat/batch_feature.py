@@ -135,6 +135,7 @@ class PaddingOptions:
 
     @property
     def _effective_max_length(self) -> int | None:
+        """`max_length`, else the tokenizer's `model_max_length`, in tokens; None: no limit."""
         if self.max_length is not None:
             return self.max_length
         return self.model_max_length if self.model_max_length < VERY_LARGE_INTEGER else None

@@ -116,6 +116,7 @@ class GenerationConfig(PretrainedMixin):
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
+        """An empty dict: as peft and transformers call it, no setting has a default other than the class's."""
         return {}
 
     def __init__(self, **settings: Any) -> None:
@@ -234,6 +235,7 @@ class GenerationConfig(PretrainedMixin):
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:
+        """Reads generation_config.json of a folder; `settings` take the place of those in the file."""
         return cls.from_dict(read_json_object(folder / GENERATION_CONFIG_FILE), **settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:

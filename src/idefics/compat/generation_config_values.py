@@ -72,6 +72,7 @@ def validate_field(name: str, annotation: str, value: Any) -> Any:
 
 
 def _validate_int(name: str, value: Any, low: float = -math.inf) -> int:
+    """A setting as an int; raises BadSetting if it is no whole number or below `low`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise BadSetting(
             f"{name} is {value!r}; give a whole number{f' from {low}' if low > -math.inf else ''}"
@@ -80,6 +81,7 @@ def _validate_int(name: str, value: Any, low: float = -math.inf) -> int:
 
 
 def _validate_float(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A setting as a float; raises BadSetting if it is no number, or not between `low` and `high`, both included."""
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         limits = f" from {low:g}" * (low > -math.inf) + f" to {high:g}" * (high < math.inf)
         raise BadSetting(f"{name} is {value!r}; give a number{limits}")
@@ -87,6 +89,7 @@ def _validate_float(name: str, value: Any, low: float = -math.inf, high: float =
 
 
 def _validate_ids(name: str, value: Any, low: float, expected: str = "a list of ids") -> list[int]:
+    """A list of token ids from `low` on; raises BadSetting, which asks for `expected`, for anything else."""
     return [_validate_int(name, id, low) for id in validate_list(name, value, expected)]
 
 
@@ -107,6 +110,7 @@ def _validate_sequence_bias(name: str, value: Any) -> list[list[Any]]:
 
 
 def _validate_length_penalty_decay(name: str, value: Any) -> list[float]:
+    """[start, factor] from such a pair; raises BadSetting for anything else."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise BadSetting(f"{name} is {value!r}; give the number of ids after which it acts, and a factor")
     start, factor = value
@@ -117,6 +121,7 @@ def _validate_length_penalty_decay(name: str, value: Any) -> list[float]:
 
 
 def _validate_texts(name: str, value: Any) -> list[str]:
+    """A list of texts from one text or a list; raises BadSetting for anything else, or if one is empty."""
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(text, str) and text for text in strings):
         raise BadSetting(f"{name} is {value!r}; give a text or a list of texts, none of them empty")

@@ -109,6 +109,7 @@ class LeftPaddedPrompts:
     def _refuse_immovable_padding(
         self, ids: Tensor, model_inputs: Mapping[str, Any], image_token_ids: Sequence[int]
     ) -> None:
+        """Raises BadPrompt if there is padding on the right with a cache, or if this padding contains image tokens."""
         if KeyValueCache.from_past(model_inputs.get("past_key_values")).layers:
             raise BadPrompt(
                 "attention_mask ends in padding, and past_key_values are given: give a mask that ends in 1"

@@ -140,6 +140,7 @@ class GenerationRunner:
         return inputs
 
     def _forward_last_logits(self, input_ids: Tensor | None, **inputs: Any) -> Tensor:
+        """Runs the model on new ids, and records the outputs that were asked for; returns (R, V) float32 logits."""
         prepared = self.model.prepare_inputs_for_generation(
             input_ids,
             past_key_values=self.cache if self.use_cache and self.cache.layers else None,

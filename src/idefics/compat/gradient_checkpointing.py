@@ -78,10 +78,12 @@ class GradientCheckpointingMixin(nn.Module):
 def _checkpointed_forward(
     block: nn.Module, forward: Callable[..., Any], options: dict[str, Any], *inputs: Any
 ) -> Any:
+    """Calls a layer's `forward`; in training it recomputes activations (`torch.utils.checkpoint`, with `options`)."""
     if block.training and torch.is_grad_enabled():
         return checkpoint(forward, *inputs, **options)
     return forward(*inputs)
 
 
 def _is_checkpointed(block: nn.Module) -> bool:
+    """Whether the activations of a layer are recomputed in training."""
     return isinstance(block.forward, partial) and block.forward.func is _checkpointed_forward

@@ -77,6 +77,7 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:
+        """Reads preprocessor_config.json of a folder; `settings` take the place of those in the file."""
         return cls.from_dict(read_preprocessor_config(folder), **settings)
 
     @classmethod
@@ -168,6 +169,7 @@ def size_settings(config: ImageProcessorConfig) -> dict[str, Any]:
 
 
 def _to_channel_values(value: ChannelValue) -> tuple[float, float, float]:
+    """Mean or deviation of each of three channels, from one number or three; raises BadSetting for anything else."""
     match (value,) * 3 if isinstance(value, (int, float)) else value:
         case [red, green, blue]:
             return red, green, blue

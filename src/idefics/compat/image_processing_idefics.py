@@ -62,6 +62,7 @@ class IdeficsImageProcessor(ImageProcessor):
         self.image_std = list(CLIP_STD) if self.image_std is None else self.image_std
 
     def _frame_sizes(self) -> dict[str, Any]:
+        """The fields of `ImageProcessorConfig` for the size of frames: a square of `image_size`."""
         return {"frame_size": self.image_size, "longest_edge": None}
 
     def preprocess(
@@ -93,6 +94,7 @@ class IdeficsImageProcessor(ImageProcessor):
         )
 
     def _prepare_opened_image(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Returns the image; raises BadSetting if it has another size than a frame and `do_resize` is False."""
         if not self.do_resize and image.size != (self.image_size, self.image_size):
             raise BadSetting(
                 f"do_resize is False, and a picture has {image.width} x {image.height} pixels; the models read "

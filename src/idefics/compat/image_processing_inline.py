@@ -46,6 +46,7 @@ class Idefics2ImageProcessor(ImageProcessor):
     return_row_col_info: bool | None = None
 
     def _frame_sizes(self) -> dict[str, Any]:
+        """The fields of `ImageProcessorConfig` for the size of frames, from `size`; no bounds without `do_resize`."""
         min_edge, max_edge = 1, UNBOUNDED_EDGE
         if self.do_resize:
             names = ("width", "height") if "height" in self.size else ("shortest_edge", "longest_edge")
@@ -108,6 +109,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
     video_sampling: Mapping[str, Any] | None = None
 
     def _frame_sizes(self) -> dict[str, Any]:
+        """The fields of `ImageProcessorConfig` for the size of tiles, of the resized image and of video frames."""
         tile_size = get_edge("max_image_size", self.max_image_size, "longest_edge")
         keeps_aspect = self.do_resize and self.fixed_resize_size() is None
         return {
@@ -138,6 +140,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
         return get_edge("size", self.size, "width"), get_edge("size", self.size, "height")
 
     def _prepare_opened_image(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Resizes an opened image to a fixed `size` if there is one; else returns it as it is."""
         size = self.fixed_resize_size() or image.size
         return image if size == image.size else image.resize(size, PIL.Image.Resampling(int(self.resample)))
 

@@ -66,6 +66,12 @@ def as_picture(source: Any, input_data_format: str | None = None) -> Picture:
 
 
 def _to_channels_last(array: Array, input_data_format: str | None) -> Array:
+    """An image array with its channels as the last axis; an array without channels stays (H, W).
+
+    Raises:
+        BadPicture: without `input_data_format`, the channels may be the first axis or the last.
+        BadSetting: there is no such `input_data_format`.
+    """
     match input_data_format:
         case None if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] in CHANNEL_COUNTS:
             raise BadPicture(
@@ -181,6 +187,7 @@ def _group_by_text(
 
 
 def _is_video(source: Any) -> bool:
+    """Whether a source is one video: a `Video`, path, URL or bytes, an array (T, H, W, 3), or a list of images."""
     if isinstance(source, (list, tuple)):
         return bool(source) and all(
             isinstance(one, Picture | PIL.Image.Image) or is_array_with_ndim(one, 3) for one in source
@@ -218,6 +225,7 @@ def interleave_text_and_media(text: str, media_by_placeholder: Mapping[str, Sequ
 
 
 def _check_count(placeholder: str, num_placeholders: int, num_media: int) -> None:
+    """Raises BadPrompt if a text has more or fewer placeholders than media were given for it."""
     if num_placeholders != num_media:
         noun = NOUN_BY_PLACEHOLDER[placeholder]
         raise BadPrompt(

@@ -54,6 +54,7 @@ class PreTrainedModel(
 
     @classmethod
     def _model_class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+        """This class; raises UnsupportedModel if the config is of another model_type."""
         if config.model_type in cls.model_types:
             return cls
         raise UnsupportedModel(

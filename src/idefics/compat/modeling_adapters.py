@@ -172,6 +172,7 @@ class PeftAdapterMixin(nn.Module):
         return names
 
     def _adapter_configs(self) -> dict[str, PeftConfig]:
+        """The configs of the model's adapters by name; empty if no adapter was added."""
         return self.peft_config if self._hf_peft_config_loaded else {}
 
 
@@ -185,6 +186,7 @@ def adapter_base_model(folder: str | PathLike[str]) -> str | None:
 
 
 def _import_peft() -> Any:
+    """The module peft; raises MissingExtra if it is not installed."""
     try:
         import peft
     except ImportError:

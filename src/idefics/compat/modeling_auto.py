@@ -35,6 +35,7 @@ class AutoModelLoader(AutoClass, ModelFromPretrainedMixin):
 
     @classmethod
     def _model_class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+        """The class in `model_class_by_type` for the model_type of a config."""
         return cls.model_class_by_type[config.model_type]
 
 

@@ -79,6 +79,7 @@ class EmbeddingAccessMixin(nn.Module):
         return self.get_input_embeddings().num_embeddings
 
     def _resize_vocabulary(self, size: int, *, mean_resizing: bool) -> None:
+        """Resizes the embedding and the head to `size` tokens, and updates `vocab_size` of the config."""
         for table in (self.get_input_embeddings(), self.get_output_embeddings()):
             if table is not None:
                 self._resize_rows(table, size, mean_resizing=mean_resizing)

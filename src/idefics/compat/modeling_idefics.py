@@ -44,6 +44,7 @@ class IdeficsPreTrainedModel(PreTrainedModel):
         return cast(Idefics1Backbone, self.base_model)
 
     def _init_weights(self, module: nn.Module) -> None:
+        """Initialises the parameters of one module; those of gated layers (alphas) as the config says."""
         super()._init_weights(module)
         if isinstance(module, GatedCrossAttentionLayer):
             for alpha in (module.alpha_cross_attn, module.alpha_dense):
@@ -219,6 +220,7 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
 
 
 def _initialize_alpha(alpha: nn.Parameter, config: IdeficsConfig) -> None:
+    """Initialises the gate of a cross-attention layer by `alpha_initializer`; raises BadSetting for an unknown one."""
     match config.alpha_initializer:
         case "zeros":
             nn.init.zeros_(alpha)

@@ -61,6 +61,7 @@ def add_media(options: dict[str, Any], conversations: Sequence[ParsedConversatio
 
 
 def _parse_conversation(messages: Sequence[Any]) -> ParsedConversation:
+    """Parses the messages of one conversation; raises BadPrompt, which names the message, if one is malformed."""
     parsed = ParsedConversation([], {"images": [], "videos": []})
     for number, message in enumerate(messages, start=1):
         parts = _parse_content(message, f"message {number}")
@@ -75,6 +76,7 @@ def _parse_conversation(messages: Sequence[Any]) -> ParsedConversation:
 
 
 def _parse_content(message: Any, location: str) -> list[dict[str, Any]]:
+    """The content of a message as a list of parts; `location` names the message in a BadPrompt."""
     if not isinstance(message, Mapping):
         raise BadPrompt(f'{location} is {describe_type(message)}: give a dict with "role" and "content"')
     for field in ("role", "content"):
@@ -89,6 +91,7 @@ def _parse_content(message: Any, location: str) -> list[dict[str, Any]]:
 
 
 def _parse_part(part: Any, location: str) -> dict[str, Any]:
+    """A part of a message as a dict with "type" text, image or video; `location` names the part in a BadPrompt."""
     match part:
         case str():
             return {"type": "text", "text": part}

@@ -153,6 +153,7 @@ class IdeficsProcessor(BaseProcessor):
         return padding_options.to_batch(entries)
 
     def _append_eos(self, processor: Processor, prompt: Prompt) -> Prompt:
+        """The prompt with the end-of-sequence token at its end; raises BadSetting if the tokenizer has none."""
         if self.tokenizer.eos_token_id is None:
             raise BadSetting("add_eos_token is True, but the tokenizer has no eos_token: set it")
         return processor.build_prompt([*prompt.ids, self.tokenizer.eos_token_id], prompt.pictures)
@@ -181,6 +182,7 @@ class IdeficsProcessor(BaseProcessor):
         return {"pixel_values": pixels, "image_attention_mask": masks}
 
     def _print_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Writes each prompt to standard error: its numbers of tokens and pictures, and its text."""
         for number, prompt in enumerate(prompts, start=1):
             sys.stderr.write(
                 f"prompt {number}: {len(prompt)} tokens, {len(prompt.pictures)} pictures\n"

@@ -159,4 +159,5 @@ def as_quantization_config(config: object) -> AnyQuantizationConfig | None:
 def _make_quantization_config(
     kind: QuantKind, skip: Sequence[str] | None, **fields: Any
 ) -> QuantizationConfig:
+    """A `QuantizationConfig` that leaves the modules in `skip` as they are; None: all but the decoder's layers."""
     return QuantizationConfig(kind=kind, skip=UNQUANTIZED_MODULES if skip is None else tuple(skip), **fields)

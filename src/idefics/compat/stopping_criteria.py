@@ -91,4 +91,5 @@ class StopStringCriteria(StoppingCriteria):
         return any(end > num_previous_characters for end in stop_ends)
 
     def _decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens included."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

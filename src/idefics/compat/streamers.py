@@ -90,6 +90,7 @@ class TextStreamer(BaseStreamer):
         sys.stdout.flush()
 
     def _decode_line(self) -> str:
+        """The text of the ids since the last line end; "" if there are none."""
         return self.tokenizer.decode(self._line_ids, **self.decode_kwargs) if self._line_ids else ""
 
 

@@ -151,6 +151,7 @@ class VocabularyMixin:
         return self.decode(self.convert_tokens_to_ids(tokens))
 
     def _id_to_token(self, id: int) -> str:
+        """The token of an id, as the vocabulary spells it; "" if it lacks the id."""
         return self.codec.id_to_token(id) or ""
 
     def get_vocab(self) -> dict[str, int]:

@@ -122,6 +122,7 @@ class GatheredPages(PagedDecodeAttn):
     """
 
     def _prepare_step(self) -> None:
+        """Computes which pages are gathered and which of their positions are masked."""
         page_tables, positions, window = self.page_tables, self.positions, self.window
         if self.position_range is None:
             page_tables, key_positions = _visible_pages(page_tables, positions, window)
@@ -153,6 +154,7 @@ class PagedInPlace(PagedDecodeAttn):
     """torch's FlashAttention, which reads keys and values from pages by the page tables."""
 
     def _prepare_step(self) -> None:
+        """Computes the arguments of torch's varlen attention that all layers share."""
         from torch.nn.attention.varlen import varlen_attn
 
         self.varlen_attention = varlen_attn

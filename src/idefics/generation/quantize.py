@@ -207,6 +207,7 @@ def _relative_error(squared_sums: Tensor) -> float | None:
 
 
 def _size_of_weight_files(folder: Path) -> int:
+    """The size in bytes of all safetensors files in a folder."""
     return sum(file.stat().st_size for file in safetensors_files(folder))
 
 

@@ -65,6 +65,7 @@ class Generation:
 
     @property
     def _text(self) -> str:
+        """All text of the answer so far, the caller's beginning of it included."""
         return self._text_prefix + self.detokenizer.text
 
     def result(self) -> Answer:

@@ -244,6 +244,7 @@ class Idefics1(VisionLanguageModel):
         return replace(parts, cross_blocks=tuple(chain.from_iterable(cross_blocks)))
 
     def _build_lm_head(self, text: TextConfig) -> DecoupledHead:
+        """The LM head of the Idefics 1 architecture: for the vocabulary and for additional tokens."""
         return DecoupledHead(text)
 
 

@@ -70,7 +70,11 @@ class AliasedTokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(raw))
 
     def encode(self, text: str, recognized: Iterable[tuple[int, int, int]]) -> list[int]:
-        """Ids of a text with the tokens only at `recognized` (start, end, id); elsewhere they are plain characters."""
+        """Ids of a text with special tokens only at the given places; elsewhere their names are plain characters.
+
+        Args:
+            recognized: (start, end, id) of each recognised token, in characters of `text`.
+        """
         aliased_text, last = "", 0
         for start, end, id in recognized:
             aliased_text += text[last:start] + self.alias_by_token[self._token_by_id[id]]
@@ -97,7 +101,10 @@ def reject_long_text(tokenizer: tokenizers.Tokenizer, text: str, max_tokens: int
 
 
 def encode_without_gil(tokenizer: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    """Encodes a text; a long one without the GIL, which the library's `encode` would hold for seconds per megabyte."""
+    """Encodes a text, without added special tokens; a long one without holding the GIL.
+
+    The library's `encode` would hold it for seconds per megabyte.
+    """
     if not text.isascii():
         reject_lone_surrogates("the prompt", text)
     if len(text) < LONG_TEXT_CHARACTERS:

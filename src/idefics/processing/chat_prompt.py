@@ -78,7 +78,7 @@ def render_conversation(
 
 
 def _check_last_message(messages: Sequence[Message], answer_start: str, continue_final_message: bool) -> None:
-    """Refuses a conversation whose last message does not fit `answer_start` and `continue_final_message`."""
+    """Raises BadPrompt if the last message does not fit `answer_start` and `continue_final_message`."""
     if not messages:
         raise BadPrompt("the conversation is empty: give at least one message")
     last = messages[-1]
@@ -102,7 +102,10 @@ def _check_last_message(messages: Sequence[Message], answer_start: str, continue
 
 
 class _TextAndVideoPlaceholders:
-    """Placeholders for texts and videos: digits between private-use characters, which templates cannot upper-case."""
+    """Placeholders that stand for the texts and videos of a conversation while its template is rendered.
+
+    A placeholder is unguessable digits between private-use characters, which templates cannot upper-case.
+    """
 
     def __init__(self) -> None:
         self.replaced_parts: list[str | Video] = []

@@ -110,7 +110,7 @@ def _to_plain_data(value: Any) -> Any:
 
 
 def _insert_continuation_marker(messages: list[dict[str, Any]], field: str) -> None:
-    """Appends a marker to the last text of the last message."""
+    """Appends a marker to the text in `field` of the last message, in place; raises BadPrompt if it has no text."""
     content = messages[-1].get(field) if messages else None
     if isinstance(content, str):
         messages[-1][field] = f"{content}{CONTINUATION_MARKER} "
@@ -125,7 +125,7 @@ def _insert_continuation_marker(messages: list[dict[str, Any]], field: str) -> N
 
 
 def _cut_at_continuation_marker(text: str) -> str:
-    """The text before the marker; without spaces at its end if the template trims them."""
+    """The rendered text before the marker; without the spaces before it if the template trimmed those after it."""
     before, marker, after = text.rpartition(CONTINUATION_MARKER)
     if not marker:
         raise BadPrompt(
@@ -185,5 +185,5 @@ def _generation_extension() -> type[jinja2.ext.Extension]:
 
 
 def _raise_refusal(message: str) -> NoReturn:
-    """The function `raise_exception` of templates."""
+    """Raises TemplateRefusal: the function that templates call as `raise_exception`."""
     raise TemplateRefusal(message)

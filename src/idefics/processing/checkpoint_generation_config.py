@@ -119,18 +119,19 @@ class CheckpointGenerationConfig:
 
 
 def _parse_count_or_id(name: str, value: Any) -> int:
+    """A whole number from 0 to `MAX_COUNT_OR_ID`: a count or a token id."""
     validate_range(name, value, 0, MAX_COUNT_OR_ID)
     return int(value)
 
 
 def _parse_ids(name: str, value: Any) -> tuple[int, ...]:
-    """One id or a list of ids, as a tuple."""
+    """One id or a list of ids, as a tuple; raises as `_parse_count_or_id` for each."""
     several = value if isinstance(value, list) else [value]
     return tuple(_parse_count_or_id(name, id) for id in several)
 
 
 def _parse_bad_words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    """A list of lists of ids, without empty ones."""
+    """A list of lists of ids, as tuples; empty lists are left out."""
     if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
         raise BadSetting(f"{name} is {value!r}; give a list of lists of ids")
     return tuple(_parse_ids(name, word) for word in value if word)
@@ -196,7 +197,7 @@ class GenerationConfigConstraint:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the answer is complete by the inner constraint; the rules themselves never end one."""
+        """Whether the inner constraint says that the answer is complete; the rules themselves never end one."""
         return self.inner is not None and self.inner.is_finished
 
     def compute_token_bitmask(self) -> bytes:
@@ -227,7 +228,7 @@ class GenerationConfigConstraint:
         return self._to_bitmask(self._allowed_mask(ids)), self._forced_next_id(ids) is not None
 
     def _to_bitmask(self, allowed: np.ndarray) -> bytes:
-        """One bit for each id of a mask (V,); raises BadSetting if no id is allowed."""
+        """Packs a mask (V,) into one bit for each id, the lowest id first; raises BadSetting if no id is allowed."""
         if not allowed.any():
             names = ", ".join(self.config.step_dependent_fields)
             raise BadSetting(
@@ -244,7 +245,7 @@ class GenerationConfigConstraint:
         return min(config.forced_eos_token_id, default=None) if is_last else None
 
     def _allowed_mask(self, ids: list[int]) -> np.ndarray:
-        """(V,): whether an id may follow `ids` by the rules, without the inner constraint."""
+        """(V,) bool: which ids may follow `ids`, prompt and answer so far, by the rules without the inner constraint."""
         config, num_ids = self.config, len(ids)
         if (forced := self._forced_next_id(ids)) is not None:
             allowed = np.zeros(self.vocab_size, dtype=bool)

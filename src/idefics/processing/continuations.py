@@ -65,7 +65,7 @@ def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation
 
 
 def _pieces_from_last_special_token(tokenizer: Tokenizer, pieces: list[TextPiece]) -> list[TextPiece]:
-    """The pieces from the last recognised special token on; all of them where there is none."""
+    """The last pieces, beginning with the last recognised special token; all pieces if there is none."""
     for index in reversed(range(len(pieces))):
         text, trusted = pieces[index]
         start = max(map(text.rfind, tokenizer.added_token_contents), default=-1)

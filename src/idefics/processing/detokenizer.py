@@ -46,13 +46,13 @@ class Detokenizer:
         self.is_stopped = False
 
     def push_token(self, id: int) -> str:
-        """Takes the next token and returns the new text that can no longer change, which may be empty."""
+        """Takes the next token; returns the new text that later tokens cannot change, "" if there is none yet."""
         return self._append_text(
             self._utf8_decoder.decode(self._tokenizer.decode_bytes([id], hidden_ids=self._hidden_ids))
         )
 
     def finish(self) -> str:
-        """Returns the rest of the text after the last token."""
+        """Returns the text that `push_token` has held back; called after the last token."""
         text = self._append_text(self._utf8_decoder.decode(b"", final=True))
         if self.is_stopped:
             return text
@@ -61,7 +61,7 @@ class Detokenizer:
         return text + rest
 
     def truncate(self, length: int) -> None:
-        """Cuts the text to its first `length` characters and ends it there."""
+        """Cuts the text to its first `length` characters; later tokens are ignored."""
         self.text, self._pending_text, self.is_stopped = self.text[:length], "", True
 
     def _append_text(self, text: str) -> str:

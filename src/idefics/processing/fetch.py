@@ -50,7 +50,7 @@ BASE64_URI_PREFIX = "data:;base64,"  # put before base64 that is given without a
 
 
 def is_url(text: str) -> bool:
-    """Whether the whole text is an http(s) URL or a data URI."""
+    """Whether a text as a whole is an http(s) URL or a data URI."""
     return REMOTE_PATTERN.fullmatch(text) is not None
 
 
@@ -74,7 +74,7 @@ def normalize_source_text(text: str) -> str:
 
 
 def name_for_message(name: str) -> str:
-    """How messages name a URL or path: one line of at most 100 characters, without the content of data URIs."""
+    """A URL or path as error messages show it: one line of at most 100 characters, without the content of data URIs."""
     if is_data_uri(name):
         return "the base64 of a picture" if name.startswith(BASE64_URI_PREFIX) else "a data URI"
     name = name if len(name) <= 100 else f"{name[:97]}..."
@@ -160,7 +160,7 @@ class Fetcher:
             raise BadPicture(f"{name_for_message(url)} cannot be fetched: {why}") from None
 
     def _advice_with_policy_hint(self, advice: str) -> str:
-        """What to do about a refusal; only a trusted caller can change the policy."""
+        """The advice of an error message, with a hint how to change the policy unless the sender is untrusted."""
         return (
             advice
             if self.untrusted
@@ -190,7 +190,7 @@ class Fetcher:
         return data
 
     def _fetch_with_timeout(self, url: str) -> bytes:
-        """Fetches an http(s) URL in a thread that is abandoned after `timeout` seconds."""
+        """The content of an http(s) URL, fetched in a thread that is abandoned after `timeout` seconds."""
         import httpx
 
         deadline = time.monotonic() + self.timeout
@@ -241,7 +241,7 @@ class Fetcher:
         )
 
     def _resolve_allowed_host(self, host: str, port: int) -> str:
-        """The IP address to connect to for a host.
+        """The IP address to connect to for a host that the policy allows; raises BadPicture for any other host.
 
         A listed host must be on the public internet too, since the owner of a name can point it at any address.
         """
@@ -272,11 +272,12 @@ class Fetcher:
         return bytes(data)
 
     def _too_large_message(self, name: str) -> str:
+        """The message about a picture or video of more than `max_bytes` bytes."""
         return f"{name} is larger than {self.max_bytes:,} bytes: make it smaller"
 
 
 def run_in_daemon_thread(work: Callable[[], T]) -> Future[T]:
-    """Runs `work` in a daemon thread, which the process does not wait for when it ends; returns its future result."""
+    """Runs `work` in a new thread that does not keep the process alive; returns the future of its result."""
     future: Future[T] = Future()
 
     def run() -> None:

@@ -25,7 +25,7 @@ def lark_grammar(
 
 
 def _body_rules(output_constraint: OutputConstraint, max_characters: int | None) -> str:
-    """The rule `body` of the grammar, and those that it uses."""
+    """The grammar's rule `body`, what the text consists of after a leading space, and the rules that it uses."""
     if output_constraint.choices is not None:
         return "body: " + " | ".join(
             json.dumps(choice, ensure_ascii=False) for choice in output_constraint.choices
@@ -39,7 +39,7 @@ def _body_rules(output_constraint: OutputConstraint, max_characters: int | None)
 
 
 def summarize_llguidance_error(error: str) -> str:
-    """An error message of llguidance about a grammar, in one line and without positions."""
+    """llguidance's error message about a grammar in one line, without line and column numbers."""
     if match := re.search(r"^error: (.+)", error, re.M):
         return match[1]
     return re.sub(r"^(at \d+\(\d+\): |failed to compile JSON schema: )*", "", error.partition("\n")[0])

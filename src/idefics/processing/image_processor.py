@@ -51,10 +51,10 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: half
 def open_and_preprocess(
     picture: Picture, config: ImageProcessorConfig, fetcher: Fetcher, image_detail: ImageDetail
 ) -> PreprocessedImage:
-    """Opens a picture and makes its frames; raises the errors of `open_picture`.
+    """Opens a picture and computes its normalised frames; raises the errors of `open_picture`.
 
     Args:
-        image_detail: the detail of the call; the picture's own takes precedence.
+        image_detail: how the picture is split into tiles, unless it has a detail of its own.
     """
     decode_picture = fetch_picture(picture.source, fetcher)
     with fetcher.decode_slots:
@@ -131,12 +131,12 @@ def _decode_path(path: Path, name: str, decode_file: Callable[[BinaryIO, str], O
 
 
 def describe_bytes(data: bytes) -> str:
-    """How error messages name a picture that is given as the bytes of a file."""
+    """The name that error messages give to a picture whose file is given as bytes: its size."""
     return f"a picture of {len(data)} bytes" if data else "the picture"
 
 
 def _warn_trusted_caller(note: str, fetcher: Fetcher) -> None:
-    """Emits the note as a Python warning, unless the sender is untrusted: a server returns it in the answer instead."""
+    """Emits a picture's note as a Python warning, unless the sender is untrusted: a server puts it into the answer."""
     if note and not fetcher.untrusted:
         with WARNING_FILTERS_LOCK:
             warnings.warn(note, PartialPictureWarning, stacklevel=2)
@@ -177,7 +177,7 @@ def preprocess_image(
 def resize_and_cut(
     pixels: NDArray[np.uint8], plan: TilePlan, resample: ResampleFilter
 ) -> list[NDArray[np.uint8]]:
-    """Resizes pixels (h, w, 3) and cuts them into frames as planned: the tiles row by row, then the whole picture."""
+    """Resizes pixels (h, w, 3) and cuts them into the frames of a plan: the tiles row by row, then the whole picture."""
     for size in plan.resize_steps:
         pixels = resize(pixels, size, resample)
     height, width = pixels.shape[:2]

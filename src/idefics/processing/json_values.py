@@ -22,5 +22,5 @@ def has_more_values(body: bytes, max_values: int) -> bool:
 
 
 def _count_separators(body: bytes) -> int:
-    """Counts `VALUE_SEPARATORS`, also inside of strings."""
+    """How many of the bytes in `VALUE_SEPARATORS` there are, those inside strings included."""
     return sum(map(body.count, VALUE_SEPARATORS))

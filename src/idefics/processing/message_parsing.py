@@ -148,7 +148,11 @@ def _with_detail(picture: Picture, part: Mapping[str, Any], where: str) -> Pictu
 
 
 def _get_source(part: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
-    """The value of the one key of `names` that the part has, base64 as a data URI; BadPrompt if it has none or two."""
+    """The value of the one key of `names` that a part has; base64 becomes a data URI.
+
+    Raises:
+        BadPrompt: the part has none of the keys or several; `where` names it.
+    """
     keys_present = [name for name in names if not _is_empty_value(part.get(name))]
     if len(keys_present) != 1:
         listed = ", ".join(f'"{name}"' for name in keys_present or names)
@@ -165,7 +169,7 @@ def _get_source(part: Mapping[str, Any], names: Sequence[str], where: str) -> An
 
 
 def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str], where: str) -> None:
-    """Refuses unknown keys, unless their value is empty."""
+    """Raises BadPrompt if a dict has a key that is not allowed, unless its value is empty (`_is_empty_value`)."""
     for key, value in mapping.items():
         if key in allowed_keys or _is_empty_value(value):
             continue
@@ -179,7 +183,7 @@ def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str]
 
 
 def _is_empty_value(value: Any) -> bool:
-    """Whether a key with this value is treated as absent: rows of data sets have every key, also unused ones."""
+    """Whether a key with this value counts as absent: rows of data sets have every key, also unused ones."""
     return value is None or (isinstance(value, (str, bytes, list, tuple, dict, bool)) and not value)
 
 

@@ -42,7 +42,7 @@ def describe_unread_frames(image: PIL.Image.Image, name: str) -> str:
 
 
 def _count_frames(image: PIL.Image.Image) -> int | None:
-    """How many pictures the file has; None where they cannot be counted, as the file is broken or too long."""
+    """How many pictures a file has; None if they cannot be counted, because the file is broken or has too many."""
     try:
         if isinstance(image, TiffImageFile):
             return _count_matching_frames(

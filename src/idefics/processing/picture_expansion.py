@@ -110,7 +110,7 @@ def measure_placeholder_text(
     fetcher: Fetcher,
     detail: ImageDetail,
 ) -> str:
-    """The placeholder of a picture in a prompt of its own; of the picture only the size is read."""
+    """The placeholder text of a picture that is alone in a prompt; only the picture's size is read."""
     width, height = open_picture(picture, fetcher).size
     plan = plan_tiles(width, height, image_config, detail)
     tokens_per_frame = image_config.tokens_per_frame
@@ -136,9 +136,10 @@ def build_prompt(
     num_tokens_by_image: Sequence[int],
     end_of_document_id: int | None,
 ) -> Prompt:
-    """The prompt of these ids and pictures.
+    """A `Prompt` of token ids and pictures: finds which ids are each picture's image tokens.
 
     Args:
+        image_token_id: the id of the image token; None: the ids have none.
         num_tokens_by_image: how many image tokens each picture has in `ids`.
         end_of_document_id: the token that ends a document; later tokens attend to no earlier picture; or None.
 

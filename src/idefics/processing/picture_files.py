@@ -71,7 +71,7 @@ class OpenedImage(NamedTuple):
 
 @lru_cache(maxsize=1)
 def readable_formats() -> tuple[MediaFormat, ...]:
-    """The formats of `IMAGE_FORMATS` that this installation of Pillow, with pillow_heif if installed, reads."""
+    """The formats of `IMAGE_FORMATS` that this installation reads, by Pillow and, if it is installed, pillow_heif."""
     PIL.Image.init()
     missing = {one for one, feature in PILLOW_FEATURE_BY_FORMAT.items() if not PIL.features.check(feature)}
     return tuple(
@@ -105,7 +105,7 @@ def open_regular_file(path: Path, name: str) -> io.BufferedReader:
 
 
 def missing_file_message(name: str) -> str:
-    """The message about a path that does not exist, with a hint where it is a URL or begins with "~"."""
+    """The message about a path that does not exist; it has a hint if the path is a URL or begins with "~"."""
     scheme, separator, rest = name.partition("://")
     if separator and scheme.lower() == "file":
         return f"{name} is a URL, and only http(s) ones are read: give the path, {rest}"
@@ -160,7 +160,7 @@ def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
 def _load_with_note(
     image: PIL.Image.Image, name: str, max_pixels: int, read_orientation: Callable[[], int] | None = None
 ) -> OpenedImage:
-    """`load_upright_rgb`, with the note on what was not read of the file."""
+    """Decodes an opened picture, as `load_upright_rgb`; the result has a note on what was not read of the file."""
     upright = load_upright_rgb(image, name, max_pixels, read_orientation)
     if upright is image and image.format in FORMATS_CHANGED_BY_COUNTING:
         upright = image.copy()
@@ -218,7 +218,7 @@ def _open_header(
 
 
 def _unreadable_format_message(name: str, image_format: MediaFormat, formats: tuple[MediaFormat, ...]) -> str:
-    """The message about a file in a format that is recognised and not among `formats`."""
+    """The message about a file whose format is known but not read here: what to install, or which formats are read."""
     if formats is UNTRUSTED_IMAGE_FORMATS:
         return f"{name} is {image_format.title}, which is not read here: give {join_titles(formats)}"
     if image_format.extra:
@@ -239,7 +239,7 @@ if sys.platform != "win32":
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """Drops Pillow's warnings about damaged and large files. Holds a lock, as warning filters are global."""
+    """Context that drops Pillow's warnings about damaged and large files. Holds a lock, as warning filters are global."""
     with WARNING_FILTERS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -30,7 +30,10 @@ class Prefetcher(Fetcher):
     num_uses_by_url: Counter[str] = field(default_factory=Counter)
 
     def get(self, url: str) -> bytes:
-        """As `Fetcher.get`; waits where the fetch has started, and starts the next one after the last use of a URL."""
+        """The content of a URL, as `Fetcher.get`: waits for its fetch if that has started, else fetches it now.
+
+        After the last use of a URL the next pending one starts to be fetched.
+        """
         while url in self.pending_urls:  # called out of order
             self.start_next_fetch()
         if url not in self.future_by_url:
@@ -51,14 +54,14 @@ class Prefetcher(Fetcher):
 
 
 def create_prefetcher(fetcher: Fetcher, sources: Iterable[object]) -> Fetcher:
-    """Creates a prefetcher for pictures and videos that will be opened in this order, and starts its first fetches.
+    """Starts to fetch the first of some pictures and videos, which will be opened in this order.
 
     Args:
         fetcher: gives the policy and the limits.
         sources: sources of pictures and videos, of which only http(s) URLs are fetched.
 
     Returns:
-        The prefetcher; `fetcher` itself if there are fewer than two URLs, or they may not be fetched.
+        A `Prefetcher` for them; `fetcher` itself if there are fewer than two URLs, or they may not be fetched.
     """
     urls = [one for one in sources if isinstance(one, str) and is_url(one) and not is_data_uri(one)]
     num_uses = Counter(urls)

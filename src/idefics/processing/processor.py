@@ -197,7 +197,7 @@ class Processor:
 
     @property
     def _trusts_text(self) -> bool:
-        """Whether special tokens in the text of raw prompts are recognised, and paths in it may be checked."""
+        """Whether special tokens in the text of raw prompts are recognised, and texts in it may be taken for paths."""
         return self.is_text_trusted and not self.fetcher.untrusted
 
     @property
@@ -222,6 +222,7 @@ class Processor:
         return [self._prefix_piece, *parts]
 
     def _parse_items(self, items: Sequence[PromptItem]) -> list[ContentPart]:
+        """The items of a raw prompt as text, pictures and videos; raises BadPrompt if there are none."""
         if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
             raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
         return [parse_item(item, untrusted=not self._trusts_text) for item in items]
@@ -253,7 +254,7 @@ class Processor:
         return parts
 
     def _encode(self, parts: Sequence[PromptPart]) -> Prompt:
-        """Expands the pictures, tokenizes the text and builds the prompt."""
+        """The `Prompt` of a prompt's parts: expands the pictures, tokenizes the text and joins both."""
         pieces, pictures = self._expand_pictures(parts)
         ids = self.tokenizer.encode_pieces(
             pieces, max_tokens=self.text_limit.max_tokens, num_pictures=len(pictures)
@@ -263,7 +264,7 @@ class Processor:
     def _encode_continuations(
         self, parts: Sequence[PromptPart], continuations: Sequence[TextPiece]
     ) -> ScoringPrompt:
-        """As `_encode`, with the token ids of each continuation."""
+        """The `ScoringPrompt` of a prompt's parts, with the token ids of each continuation."""
         pieces, pictures = self._expand_pictures(parts)
         ids, continuation_ids = encode_continuations(self.tokenizer, self.text_limit, pieces, continuations)
         return ScoringPrompt(self.build_prompt(ids, pictures), continuation_ids)
@@ -290,7 +291,7 @@ class Processor:
         )
 
     def _special_prefix_ids(self) -> list[int]:
-        """Ids that the post-processor of `tokenizer.json` puts before every text."""
+        """The special tokens that the post-processor of `tokenizer.json` puts before every text, by their ids."""
         return (
             self.tokenizer.encode("", add_special_tokens=True)
             if self.prompt_format.add_special_tokens

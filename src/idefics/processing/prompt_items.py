@@ -61,7 +61,7 @@ def is_file(name: str) -> bool:
 
 
 def _test_path(name: str, test: Callable[[Path], bool]) -> bool:
-    """The result of a test of a path; False for a text that cannot be a path."""
+    """`test` of a text as a path; False if the text cannot be a path, for instance because it is too long."""
     try:
         return test(Path(name))
     except (OSError, ValueError):  # too long for a path, or with a null character
@@ -80,10 +80,10 @@ def is_or_looks_like_file_name(text: str) -> bool:
 
 
 def is_media_path(text: str) -> bool:
-    """Whether a text of a raw prompt is the path of an existing picture or video, rather than words.
+    """Whether a text of a raw prompt is the path of an existing picture or video file.
 
     Raises:
-        BadPicture: it is the path of a folder or of a file that is no picture, or the file does not exist.
+        BadPicture: it is the path of a folder or of another file, or of a picture or video that does not exist.
     """
     name = text.strip()
     if name != text and not is_file(text) and is_or_looks_like_file_name(text):

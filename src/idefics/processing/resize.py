@@ -28,7 +28,10 @@ ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once; a strip fits th
 
 
 def to_pixel_array(image: PIL.Image.Image) -> Pixels:
-    """The pixels (h, w, 3) of an RGB image; copied in strips, as Pillow exports a whole image in many small pieces."""
+    """The pixels of an RGB image as an array (h, w, 3) of uint8.
+
+    They are copied in strips, as Pillow exports a whole image in many small pieces.
+    """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in iterate_strips(image):
         pixels[top : top + strip.height] = np.asarray(strip)
@@ -36,7 +39,7 @@ def to_pixel_array(image: PIL.Image.Image) -> Pixels:
 
 
 def iterate_strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
-    """Yields (top row, strip) for the horizontal strips of an image."""
+    """Cuts an image into horizontal strips: yields the index of each strip's first row, and the strip."""
     for top in range(0, image.height, ROWS_PER_STRIP):
         yield top, image.crop((0, top, image.width, min(top + ROWS_PER_STRIP, image.height)))
 
@@ -61,7 +64,7 @@ def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.floa
 
 @lru_cache(maxsize=1)
 def get_native_resizer() -> NativeResizer | None:
-    """The C kernel of this process; None where the package was built without a compiler."""
+    """The C kernels for resizing and normalising; None where the package was built without a compiler."""
     instruction_set = library.best_instruction_set("resizing")
     return None if instruction_set is None else NativeResizer(instruction_set)
 
@@ -77,7 +80,12 @@ def resize_with_pillow(pixels: Pixels, size: Size, resample: ResampleFilter) -> 
 
 
 def normalize_with_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """`normalize` by NumPy; `table` (3, 256) has the normalised number of each uint8 value in each channel."""
+    """`normalize` by NumPy.
+
+    Args:
+        table: (3, 256) the normalised number of each uint8 value in each channel.
+        out: (3, h, w) of float32, where the result is written.
+    """
     for channel in range(3):  # "clip" skips the bounds check, which uint8 indices cannot fail
         np.take(table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
 

@@ -38,7 +38,7 @@ OPENING_BYTES = b'"-{[(,:.\\ \t\n\r'
 
 
 def _order_bytes(first: bytes) -> bytes:
-    """All 256 bytes in the order in which a completion prefers them: `first`, then others, then `OPENING_BYTES`."""
+    """All 256 bytes in the order in which a completion prefers them: `first`, then the others, then `OPENING_BYTES`."""
     others = [byte for byte in range(256) if byte not in OPENING_BYTES]
     return bytes(dict.fromkeys([*first, *others, *OPENING_BYTES]))
 
@@ -77,7 +77,11 @@ def create_matcher(lark_grammar: str, tokenizer: LLTokenizer | None = None) -> L
 
 
 def allowed_byte_mask(matcher: LLMatcher) -> int:
-    """The bytes that may follow as an integer, bit b for byte b; for a matcher of `byte_tokenizer`."""
+    """The bytes that may follow, as an integer in which bit b stands for byte b.
+
+    Args:
+        matcher: one of `byte_tokenizer`, whose tokens are bytes.
+    """
     return int.from_bytes(matcher.compute_bitmask(), "little") & ALL_BYTES_MASK
 
 
@@ -129,7 +133,10 @@ def find_completions(grammar: CompiledGrammar, matcher: LLMatcher, generated: by
 
 
 def _completion_without_cycles(matcher: LLMatcher, max_bytes: int) -> bytes | None:
-    """A greedy completion with lookahead, without its cycles; for texts whose plain greedy completion never ends."""
+    """A greedy completion with lookahead, from which cycles are cut; None if it has no end within `max_bytes` bytes.
+
+    For texts whose plain greedy completion never ends.
+    """
     if (completion := greedy_completion(matcher, max_bytes, with_lookahead=True)) is None:
         return None
     matcher, position = matcher.deep_copy(), 0
@@ -145,11 +152,14 @@ def _completion_without_cycles(matcher: LLMatcher, max_bytes: int) -> bytes | No
 def greedy_completion(matcher: LLMatcher, max_bytes: int, *, with_lookahead: bool = False) -> bytes | None:
     """Completes a text byte by byte, choosing at each position a byte that closes something if one may follow.
 
-    Returns None if the text has no end within `max_bytes` bytes.
-
     Args:
+        matcher: after the text so far.
+        max_bytes: the longest completion.
         with_lookahead: choose the byte whose next position was visited least often, to leave cycles. Positions with
             the same set of bytes that may follow count as the same position.
+
+    Returns:
+        The completion; None if the text has no end within `max_bytes` bytes.
     """
     matcher, walked, num_visits = matcher.deep_copy(), bytearray(), Counter[int]()
 
@@ -196,7 +206,7 @@ def _shorten_completion(matcher: LLMatcher, completion: bytes) -> bytes:
 def _shortest_regex_completion(output_constraint: OutputConstraint, generated: bytes) -> bytes | None:
     """The shortest completion of a regular expression, by bisection over the bound on the number of characters.
 
-    None where llguidance finds no text within `MAX_REGEX_CHARACTERS` more characters.
+    None if llguidance finds no text with at most `MAX_REGEX_CHARACTERS` characters more than `generated`.
     """
     length = sum(byte & 0xC0 != 0x80 for byte in generated)  # characters, a last incomplete one among them
 

@@ -93,7 +93,7 @@ class DeclaredTokens:
 
 
 def _tokens_by_role(*sources: Any) -> dict[str, str]:
-    """The tokens in the fields `*_token`, by the field's name; later sources replace earlier ones."""
+    """The tokens in the fields `*_token` of some dicts, by the field's name; later dicts replace earlier ones."""
     return {
         name: content
         for source in sources
@@ -103,7 +103,7 @@ def _tokens_by_role(*sources: Any) -> dict[str, str]:
 
 
 def _token_content(token: Any) -> str:
-    """The text of a token, which a file has as a text or as a dict with a "content"; "" where it is neither."""
+    """The text of a token that a file gives as a text or as a dict with "content"; "" if it is neither."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) else ""
 
@@ -130,7 +130,11 @@ class SpecialTokenIds:
     instruction_ids: frozenset[int]
 
     def hidden_ids(self, skip_special_tokens: bool | None) -> frozenset[int]:
-        """Ids left out of an answer's text: control tokens (None), all special tokens (True) or none (False)."""
+        """The ids that are left out of an answer's text.
+
+        Args:
+            skip_special_tokens: None: control tokens are left out; True: all special tokens; False: none.
+        """
         if skip_special_tokens is None:
             return self.control_ids
         return self.control_ids | self.content_ids if skip_special_tokens else frozenset()
@@ -142,7 +146,7 @@ def classify_special_tokens(
     special_ids: Collection[int],
     declared: DeclaredTokens,
 ) -> SpecialTokenIds:
-    """Classifies special tokens by the rule of this module.
+    """Classifies a checkpoint's special tokens as control tokens, content or instructions, by the same rule for all.
 
     Args:
         id_by_token: tokens of the vocabulary itself that begin with one of `CONTROL_TOKEN_PREFIXES`, and their ids.
@@ -176,7 +180,10 @@ def classify_special_tokens(
 
 
 def _template_source_and_outputs(declared: DeclaredTokens) -> str:
-    """A template's source and its output for short conversations: it may assemble a token's name from parts."""
+    """A chat template's source and what it renders for short conversations, as one text in which tokens are searched.
+
+    Both, since a template may assemble a token's name from parts.
+    """
     if not declared.chat_template:
         return ""
     texts = [declared.chat_template]

@@ -105,7 +105,7 @@ class GrammarConstraint:
         self.is_finished = False
 
     def compute_token_bitmask(self) -> bytes:
-        """A bit for each id that may follow, the lowest first."""
+        """The allowed next ids: one bit for each id, the lowest id first."""
         bits = self._token_matcher.compute_bitmask()
         self._raise_matcher_error(self._token_matcher)
         return bits[: -(-len(self._token_bytes.bytes_by_id) // 8)]
@@ -133,7 +133,7 @@ class GrammarConstraint:
         return id
 
     def _raise_matcher_error(self, matcher: LLMatcher) -> None:
-        """Raises a matcher's error; a matcher in an error state would report the end of the text."""
+        """Raises BadSetting if a matcher is in an error state, in which it would report that the text is complete."""
         if matcher.is_error():
             raise BadSetting(
                 f"the given {self._grammar.output_constraint.kind} is too complex: "
@@ -173,7 +173,7 @@ class GrammarConstraint:
         return None
 
     def _fits_and_store_count(self, completion: bytes, max_remaining_tokens: int) -> bool:
-        """Whether a completion fits into the remaining tokens; if so, its number of tokens is stored."""
+        """Whether a completion fits into the remaining tokens; if so, stores its number of tokens."""
         count = self._token_bytes.min_token_counts(completion)[0]
         if count <= max_remaining_tokens:
             self._num_completion_tokens = int(count)
@@ -205,7 +205,7 @@ class BannedStrings:
 
     @cached_property
     def _base_allowed_mask(self) -> np.ndarray:
-        """(V,): False for tokens that contain a whole banned string."""
+        """(V,) bool: False for the tokens that contain a whole banned string, which are never allowed."""
         allowed = np.ones(len(self._token_bytes.bytes_by_id), dtype=bool)
         for string in self._strings:
             allowed[self._find_ids(string)] = False
@@ -217,7 +217,7 @@ class BannedStrings:
         return copy.copy(self)
 
     def compute_token_bitmask(self) -> bytes:
-        """A bit for each id that may follow, the lowest first."""
+        """The allowed next ids: one bit for each id, the lowest id first."""
         allowed = self._base_allowed_mask.copy()
         for string in self._strings:
             for num_matched_bytes in range(1, len(string)):

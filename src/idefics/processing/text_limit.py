@@ -76,7 +76,7 @@ class TextLimit:
 
     @property
     def _max_characters(self) -> int:
-        """The number of characters of a text of `max_tokens` tokens, each as long as the longest token."""
+        """The most characters that `max_tokens` tokens can have: each as long as the longest token."""
         costs = self._min_cost_by_byte
         return (self.max_tokens or 0) * round(1 / float(costs[costs > 0].min(initial=1)))
 
@@ -110,5 +110,8 @@ def preserves_non_space_text(tokenizer_json: Mapping[str, Any]) -> bool:
 
 
 def _component_steps(component: Mapping[str, Any] | None, list_key: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, which is one step, a sequence under `list_key`, or None."""
+    """The steps of a normalizer or pre-tokenizer of `tokenizer.json`: of a sequence, those under `list_key`.
+
+    Any other component is one step; None has none.
+    """
     return [] if component is None else list(component.get(list_key, [component]))

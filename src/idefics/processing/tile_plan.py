@@ -37,7 +37,7 @@ class TilePlan:
 def plan_tiles(
     width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail | None = None
 ) -> TilePlan:
-    """The plan for a picture of `width` x `height` pixels.
+    """Plans how a picture of `width` x `height` pixels is resized and cut into frames.
 
     Args:
         image_detail: may reduce the number of tiles; None: as many as the checkpoint makes.
@@ -59,7 +59,7 @@ def plan_tiles(
 
 
 def tile_boxes(width: int, height: int, rows: int, columns: int) -> list[Box]:
-    """The boxes of the tiles of a picture of this size, row by row; tile sizes differ by at most one pixel."""
+    """The (left, top, right, bottom) in pixels of each tile of a picture, row by row; sizes differ by at most a pixel."""
     return [
         (
             width * column // columns,
@@ -75,7 +75,7 @@ def tile_boxes(width: int, height: int, rows: int, columns: int) -> list[Box]:
 def apply_image_detail(
     width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail
 ) -> ImageProcessorConfig:
-    """The checkpoint's settings, changed so that a picture of this size gets no more tiles than are allowed."""
+    """The checkpoint's settings, changed so that a picture of this size gets no more tiles than `image_detail` allows."""
     if not config.do_image_splitting or config.longest_edge is None:
         return config
     unsplit_config = replace(config, do_image_splitting=False)
@@ -154,7 +154,10 @@ def size_with_longest_edge(width: int, height: int, target_edge: int) -> Size:
 
 
 def size_scaled_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
-    """Scales the longer edge up to a multiple of `tile_size`, and the shorter one with it, which is then rounded up."""
+    """The size whose longer edge is the next multiple of `tile_size`.
+
+    The shorter edge keeps the aspect ratio and is then rounded up to a multiple too.
+    """
     longest_edge = math.ceil(max(width, height) / tile_size) * tile_size
     width, height = _scale_longest_edge(width, height, longest_edge)
     return math.ceil(width / tile_size) * tile_size, math.ceil(height / tile_size) * tile_size

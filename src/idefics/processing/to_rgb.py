@@ -67,7 +67,11 @@ def _composite_over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _gray_converter(image: PIL.Image.Image, name: str) -> ToGray:
-    """The function that turns strips of an image of mode I, I;16 or F into 8-bit gray."""
+    """The function that turns strips of an image of mode I, I;16 or F into 8-bit gray.
+
+    Raises:
+        BadPicture: the image's values fit no range, or two; `name` begins the message.
+    """
     strip_ranges = [_min_and_max(np.asarray(strip)) for _, strip in iterate_strips(image)]
     low, high = min(low for low, _ in strip_ranges), max(high for _, high in strip_ranges)
     if image.mode == "F":
@@ -76,7 +80,7 @@ def _gray_converter(image: PIL.Image.Image, name: str) -> ToGray:
 
 
 def _min_and_max(numbers: NumberArray) -> tuple[float, float]:
-    """The smallest and the largest value; NaN where the array has one."""
+    """The smallest and the largest value of an array; both NaN if the array has a NaN."""
     return float(numbers.min()), float(numbers.max())
 
 
@@ -110,7 +114,7 @@ def _uint16_converter(low: float, high: float, name: str, *, is_full_range: bool
 
 
 def image_from_array(array: NumberArray, max_pixels: int) -> PIL.Image.Image:
-    """An array as an RGB image.
+    """Converts an array to an RGB image.
 
     Args:
         array: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, whole numbers of 0 to 255, uint16 of
@@ -144,7 +148,7 @@ def _to_channels_last(array: NumberArray) -> NumberArray:
 
 
 def _to_uint8(array: NumberArray) -> NDArray[np.uint8]:
-    """The values of an array as 0 to 255; raises BadPicture if their range is ambiguous or unsupported."""
+    """Scales the values of an array to 0 to 255; raises BadPicture if their range is ambiguous or unsupported."""
     if array.dtype == np.uint8:
         return array  # type: ignore[return-value]  # mypy does not narrow dtypes
     if array.dtype == np.bool_:

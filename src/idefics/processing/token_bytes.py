@@ -79,7 +79,7 @@ class TokenBytes:
         return ids
 
     def find_ids(self, pattern: bytes) -> np.ndarray:
-        """Ids of the tokens whose bytes contain `pattern`; those that begin with it if it is preceded by `TOKEN_START`.
+        """Ids of the tokens whose bytes contain `pattern`; a leading `TOKEN_START` matches the beginning of a token.
 
         A token that contains the pattern several times may be returned several times.
         """
@@ -108,12 +108,12 @@ class TokenBytes:
 
     @cached_property
     def _joined_tokens(self) -> bytes:
-        """The bytes of all ids, each after `TOKEN_START`."""
+        """The bytes of all tokens joined, each after a `TOKEN_START`."""
         return b"".join(TOKEN_START + spelled for spelled in self.bytes_by_id)
 
     @cached_property
     def _token_starts(self) -> np.ndarray:
-        """(V,): the start of each id in `_joined_tokens`."""
+        """(V,) int: where each id's bytes begin in `_joined_tokens`."""
         return np.cumsum([0, *(len(spelled) + 1 for spelled in self.bytes_by_id)])[:-1]
 
 

@@ -54,7 +54,11 @@ class TokenByteDecoder:
 
 
 def _parse_decoder(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:
-    """The file's "decoder" -> (is_byte_level, strips_leading_space)."""
+    """Parses the "decoder" of a `tokenizer.json`: returns (is_byte_level, strips_leading_space).
+
+    Raises:
+        UnsupportedModel: the decoder is of another kind.
+    """
     steps = [] if decoder is None else decoder.get("decoders", [decoder])
     step_by_type = {step["type"]: step for step in steps}
     if set(step_by_type) == {"ByteLevel"}:

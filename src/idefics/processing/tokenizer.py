@@ -139,7 +139,7 @@ class Tokenizer:
     def encode_with_offsets(
         self, text: str, pair: str | None = None, *, add_special_tokens: bool
     ) -> tokenizers.Encoding:
-        """Ids of trusted text, or of a pair of texts, with the characters that each id stands for."""
+        """The encoding of trusted text, or of a pair of texts: ids, and the characters that each id stands for."""
         return self._backend_tokenizer.encode(text, pair, add_special_tokens=add_special_tokens)
 
     def with_added_tokens(self, tokens: Sequence[str | tokenizers.AddedToken], *, special: bool) -> Tokenizer:
@@ -213,16 +213,19 @@ class Tokenizer:
         return b"".join(self._decoder.token_bytes(id) for id in ids if id not in hidden_ids)
 
     def added_tokens_below(self, vocab_size: int) -> frozenset[str]:
-        """The added tokens with an id below `vocab_size`: Idefics2-8B-base has no row for its `<end_of_utterance>`."""
+        """The names of the added tokens with an id below `vocab_size`, the rows of the model's embedding.
+
+        Idefics2-8B-base has no row for its `<end_of_utterance>`.
+        """
         return frozenset(content for id, content in self._added_token_by_id.items() if id < vocab_size)
 
     def token_to_id(self, content: str) -> int | None:
-        """The id of a token, or None where the vocabulary lacks it."""
+        """The id of a token, given as the vocabulary spells it; None if the vocabulary lacks it."""
         id: int | None = self._backend_tokenizer.token_to_id(content)
         return id
 
     def id_to_token(self, id: int) -> str | None:
-        """The token as the vocabulary spells it, or None where there is no such id."""
+        """The token of an id, as the vocabulary spells it; None if there is no such id."""
         content: str | None = self._backend_tokenizer.id_to_token(id)
         return content
 
@@ -238,6 +241,7 @@ class Tokenizer:
 
 
 def _missing_file_message(folder: Path) -> str:
+    """The message about a folder without tokenizer.json, with what to do."""
     if (folder / "tokenizer.model").exists():
         return (
             f"{folder} has a tokenizer.model but no tokenizer.json: download it from the model's page, or "

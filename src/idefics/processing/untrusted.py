@@ -92,7 +92,7 @@ def strip_jpeg_metadata(data: bytes) -> tuple[bytes, bytes]:
 
 
 def read_exif_orientation(exif: bytes) -> int:
-    """The orientation (EXIF 2.32, 4.6.4) in EXIF data, or 1 where there is none. Reads no other tag's data."""
+    """The orientation, 1 to 8 (EXIF 2.32, 4.6.4), in EXIF data; 1 if it has none. Reads no other tag's data."""
     tiff = exif.removeprefix(EXIF_HEADER)
     byte_order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:

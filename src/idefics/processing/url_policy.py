@@ -62,7 +62,9 @@ PUBLIC_IPV6_NETWORK = ipaddress.IPv6Network("2000::/3")
 
 
 def parse_allowed_hosts(policy: UrlPolicy, setting_name: str = "remote_images") -> tuple[str, ...]:
-    """The host names of a policy, `*.example.com` for all names below one; empty for "any", "public" and "off".
+    """The hosts that a policy lists, in which `*.example.com` stands for all names below one.
+
+    Empty for the policies "any", "public" and "off".
 
     Args:
         setting_name: name of the setting, for messages.
@@ -95,7 +97,7 @@ def is_allowed_host(host: str, patterns: Sequence[str]) -> bool:
 
 
 def validate_url_host(url: httpx.URL, raw_url: str) -> str:
-    """The host of a URL that all parsers read in the same way.
+    """Returns the host of a URL, after checking that all URL parsers would find the same host.
 
     Args:
         url: as parsed by httpx, which also makes the connection.
@@ -138,7 +140,7 @@ def resolve_public_address(host: str, port: int) -> str:
 
 
 def is_public_ip(text: str) -> bool:
-    """Whether a text is an IP address of the public internet, not one that maps or embeds another address."""
+    """Whether a text is an IP address of the public internet that does not map or embed another address."""
     address = _parse_ip(text)
     if address is None or any(address in network for network in BLOCKED_NETWORKS):
         return False
@@ -146,7 +148,7 @@ def is_public_ip(text: str) -> bool:
 
 
 def _parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An IP address in its usual spelling, else None: no octal, no hexadecimal, no short form, no zone."""
+    """Parses an IP address in its usual spelling; None for other texts: octal, hexadecimal, short forms, zones."""
     try:
         return None if "%" in text else ipaddress.ip_address(text)
     except ValueError:

@@ -70,7 +70,7 @@ def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bo
 
 
 def _read_head(source: object) -> bytes:
-    """The first bytes of a file or of its content; empty where the source is neither."""
+    """The first bytes of a file or of its content, which identify its format; b"" if the source is neither."""
     if isinstance(source, bytes):
         return source[:SIGNATURE_BYTES]
     try:
@@ -108,7 +108,7 @@ def expand_video(
 
 
 def number_to_words(number: int) -> str:
-    """A number below a million in English words, as num2words writes it: 101 is "one hundred and one"."""
+    """A number from 0 to 999,999 in English words, as num2words writes it: 101 is "one hundred and one"."""
     if number < 20:
         return ONES[number]
     if number < 100:
@@ -148,7 +148,10 @@ def sample_frame_indices(num_frames: int, fps: Fraction | float, config: VideoPr
 
 
 def check_video(video: Video, fetcher: Fetcher) -> None:
-    """Opens a video file, decoding no frames, to raise the errors of `open_video`. Lists of frames are not checked."""
+    """Raises the errors that opening a video file would raise (`open_video`); decodes no frames.
+
+    Lists of frames are not checked.
+    """
     if _is_file_source(video.source):
         with open_video(video.source, fetcher):
             pass
@@ -157,7 +160,10 @@ def check_video(video: Video, fetcher: Fetcher) -> None:
 def _sample_frames(
     video: Video, image_config: ImageProcessorConfig, video_config: VideoProcessorConfig, fetcher: Fetcher
 ) -> tuple[list[float], float, list[PreprocessedImage]]:
-    """The times of the sampled frames and the duration, both in seconds; and the frames, which are never split."""
+    """Reads the frames of a video that the model sees: (times in seconds, duration in seconds, preprocessed frames).
+
+    Frames are never split into tiles.
+    """
     unsplit_config = replace(image_config, longest_edge=video_config.longest_edge, do_image_splitting=False)
     if _is_file_source(video.source):
         if video.fps is not None:
@@ -201,7 +207,10 @@ def _list_frames(source: VideoSource) -> list[Picture | PictureSource]:
 def _sample_listed_frames(
     num_frames: int, fps: float | None, video_config: VideoProcessorConfig
 ) -> tuple[list[int], float, float]:
-    """Indices, frames per second, duration in seconds. Without `fps` the caller has sampled: all frames are shown."""
+    """Which frames of a video given as a list are used: (indices, frames per second, duration in seconds).
+
+    Without `fps` the caller has sampled the frames, and all are used.
+    """
     if fps is not None:
         return sample_frame_indices(num_frames, fps, video_config), fps, num_frames / fps
     if num_frames > video_config.max_frames:

@@ -88,7 +88,7 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
 
 
 def _open_source(source: VideoFileSource, fetcher: Fetcher) -> tuple[BinaryIO, str]:
-    """Opens or fetches a video file; returns it and its name for messages."""
+    """Opens or fetches a video file: returns the file, and its name for messages."""
     if isinstance(source, bytes):
         return io.BytesIO(source), f"a video of {len(source)} bytes"
     if isinstance(source, str) and is_url(source):
@@ -139,19 +139,19 @@ class VideoFile:
 
     @property
     def num_frames(self) -> int:
-        """The number of frames, counted, as the file's header may lack it or be wrong."""
+        """The number of frames, counted in the file, since its header may lack the number or be wrong."""
         return len(self._frame_and_key_frame_times[0])
 
     @property
     def duration_seconds(self) -> float:
-        """The length of the video in seconds: its frames by its frame rate."""
+        """The length of the video in seconds: the number of frames divided by the frame rate."""
         return float(self.num_frames / self.fps)
 
     @cached_property
     def _frame_and_key_frame_times(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """The presentation times of all frames, and (presentation time, seek time) of the key frames.
+        """The presentation time of each frame; and (presentation time, seek time) of each key frame.
 
-        Reads packets without decoding them.
+        Times are in the stream's time base. Reads packets without decoding them.
         """
         frame_times: list[int] = []
         key_frames: list[tuple[int, int]] = []

@@ -161,13 +161,16 @@ class _ChatResponseBuilder(ChoicesResponseBuilder):
     last_chunk_fields: ClassVar[ChoiceFields] = {"delta": {}, "logprobs": None}
 
     def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
+        """The fields of a choice that is not streamed: its message and log-probabilities."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         return {"message": message, "logprobs": self._logprobs(answer)}
 
     def first_chunk_fields(self, index: int) -> ChoiceFields:
+        """The fields of a choice's first chunk: the role, and an empty text."""
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
     def chunk_fields(self, index: int, delta: Delta) -> ChoiceFields:
+        """The fields of the chunk for a delta: the text that it adds, and log-probabilities; empty if it adds neither."""
         if not (delta.text or delta.logprobs):
             return {}
         return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta)}

@@ -168,6 +168,7 @@ class _CompletionResponseBuilder(ChoicesResponseBuilder):
         self.text_offsets = [len(prefix.text) if prefix else 0 for prefix in self.prefixes]
 
     def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
+        """The fields of a choice that is not streamed: its text, after the prompt with `echo`, and log-probabilities."""
         prefix, completion = self.first_chunk_fields(index), self.chunk_fields(index, answer)
         return {
             "text": prefix.get("text", "") + answer.text,
@@ -175,6 +176,7 @@ class _CompletionResponseBuilder(ChoicesResponseBuilder):
         }
 
     def first_chunk_fields(self, index: int) -> ChoiceFields:
+        """The fields of a choice's first chunk: with `echo` the prompt and its log-probabilities; else empty."""
         prefix = self.prefixes[index]
         if prefix is None:
             return {}
@@ -182,6 +184,7 @@ class _CompletionResponseBuilder(ChoicesResponseBuilder):
         return {"text": prefix.text, "logprobs": completion_logprobs(token_texts, prefix, 0)}
 
     def chunk_fields(self, index: int, delta: Answer | Delta) -> ChoiceFields:
+        """The fields of the chunk for a delta: the text that it adds, and log-probabilities."""
         logprobs = completion_logprobs(self.token_texts[index], delta, self.text_offsets[index])
         self.text_offsets[index] += len(delta.text)
         return {"text": delta.text, "logprobs": logprobs}
