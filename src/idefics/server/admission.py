@@ -75,7 +75,11 @@ class AdmissionControl:
         )
 
     def acquire_slot(self, cancel: Callable[[], None], **amounts: int) -> AdmissionSlot:
-        """Admits a request, which must call `release_slot` when it ends. Reserves amounts for it, as `reserve`.
+        """Admits a request and reserves amounts for it, as `reserve`; the caller must call `release_slot` when it ends.
+
+        Args:
+            cancel: stops the request when the server shuts down.
+            amounts: amounts by their kinds in `limits`.
 
         Raises:
             APIError: 429, there are too many requests; 503, the server is shutting down.
@@ -104,7 +108,7 @@ class AdmissionControl:
         slot.usage.update(amounts)
 
     def release_slot(self, slot: AdmissionSlot) -> None:
-        """Subtracts what a request used. To be called once, however the request ended."""
+        """Subtracts what a request has reserved from `usage`. To be called once for each slot, as its request ends."""
         self.slots.remove(slot)
         self.usage.subtract(slot.usage)
         duration = time.monotonic() - slot.start_time
@@ -147,7 +151,7 @@ class AdmissionControl:
                 slot.cancel()
 
     def _limit_error(self, kind: str) -> APIError:
-        """The error 429 for the limit of one kind; clients should retry after the average time of a request."""
+        """The error 429 for an exceeded limit, by its kind; its Retry-After is the average duration of a request."""
         retry_after = min(max(math.ceil(self._average_duration), 1), MAX_RETRY_AFTER)
         return too_many_requests_error(
             f"the server is busy with {self.usage[kind]:,} {kind}, and its limit is {self.limits[kind]:,}: "

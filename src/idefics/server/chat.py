@@ -39,7 +39,7 @@ class ChatJsonSchemaFormat(ResponseFormat):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The schema."""
+        """The schema as the keyword argument `schema` of `Idefics.submit`."""
         return {"schema": self.json_schema.schema_}
 
 
@@ -83,7 +83,7 @@ class ChatRequest(ChoicesRequest, ConversationRequest):
 
 
 class ChatLogprobs(ResponseFields):
-    """The generated tokens with their log-probabilities."""
+    """The log-probabilities of a choice: one entry for each generated token."""
 
     content: list[TokenLogprobWithTop]
     refusal: None
@@ -170,7 +170,7 @@ class _ChatResponseBuilder(ChoicesResponseBuilder):
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
     def chunk_fields(self, index: int, delta: Delta) -> ChoiceFields:
-        """The fields of the chunk for a delta: the text that it adds, and log-probabilities; empty if it adds neither."""
+        """The fields of the chunk for a delta: the text that it adds and log-probabilities; empty if it adds neither."""
         if not (delta.text or delta.logprobs):
             return {}
         return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta)}

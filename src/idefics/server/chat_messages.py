@@ -49,14 +49,14 @@ def _wrap_plain_url(value: object) -> object:
 
 
 class TextPart(RequestModel):
-    """A part of a message that is text, of either route."""
+    """A part of a message that is text; base of those of chat completions and of responses."""
 
     ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 
     text: str
 
     def to_content_part(self) -> ContentPart:
-        """The part for `idefics.messages.Message`."""
+        """The text as a part of an `idefics.Message`."""
         return self.text
 
 
@@ -75,7 +75,7 @@ class RefusalPart(RequestModel):
     refusal: str
 
     def to_content_part(self) -> ContentPart:
-        """The part for `idefics.messages.Message`."""
+        """The refusal as a text part of an `idefics.Message`."""
         return self.refusal
 
 
@@ -88,7 +88,7 @@ class ChatImagePart(RequestModel):
     image_url: Annotated[ImageURL, BeforeValidator(_wrap_plain_url)]
 
     def to_content_part(self) -> ContentPart:
-        """The part for `idefics.messages.Message`: the picture, not fetched yet."""
+        """The picture, not fetched yet, as a part of an `idefics.Message`."""
         return picture_from_url(self.image_url.url, self.image_url.detail, self.image_url.max_tiles)
 
 
@@ -107,19 +107,19 @@ def content_field_type(part_type: Any) -> Any:
 
 
 class ConversationMessage(RequestModel):
-    """A turn of a conversation, of either route."""
+    """A turn of a conversation; base of the messages of chat completions and of responses."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Any
 
     @model_validator(mode="after")
     def _check_refusal_role(self) -> Self:
-        """Refuses parts of type `refusal` in messages of other roles than the assistant."""
+        """Raises ValueError if a message of another role than the assistant's has a part of type `refusal`."""
         check_refusal_role(self.role, self.content)
         return self
 
     def to_message(self) -> Message:
-        """The message for `Idefics.prompt`, with pictures that are not fetched yet."""
+        """The turn as an `idefics.Message`, with pictures that are not fetched yet."""
         role = "system" if self.role == "developer" else self.role
         if isinstance(self.content, str):
             return Message(role, (self.content,))
@@ -137,7 +137,7 @@ class ChatMessage(ConversationMessage):
     @model_validator(mode="before")
     @classmethod
     def _refuse_tool_roles(cls, value: Any) -> Any:
-        """Refuses the roles `tool` and `function` with a hint, before the other fields are validated."""
+        """Raises an error with a hint for the roles `tool` and `function`, before the other fields are validated."""
         role = value.get("role") if isinstance(value, dict) else None
         if role in ("tool", "function"):
             raise unsupported_error(f"of the role {role}", ignored_field_tables.CHAT_TOOLS_HINT)
@@ -145,7 +145,11 @@ class ChatMessage(ConversationMessage):
 
 
 def check_refusal_role(role: str, content: str | Sequence[object]) -> None:
-    """Raises ValueError if a message of another role than the assistant's has a part of type refusal."""
+    """Raises ValueError if a message of another role than the assistant's has a part of type `refusal`.
+
+    Args:
+        content: the message's text, or its parts.
+    """
     if role != "assistant" and RefusalPart in map(type, () if isinstance(content, str) else content):
         raise ValueError('only the assistant has parts of type "refusal": give text')
 

@@ -37,15 +37,20 @@ class ChoicesResponseBuilder(ABC):
 
     @abstractmethod
     def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
-        """The fields of the choice `index` in an answer that is not streamed."""
+        """The fields of a choice in a response that is not streamed.
+
+        Args:
+            index: number of the choice, from 0.
+            answer: the complete answer.
+        """
 
     @abstractmethod
     def first_chunk_fields(self, index: int) -> ChoiceFields:
-        """The fields of the chunk that the choice `index` begins with; empty: there is no such chunk."""
+        """The fields of the first chunk of the choice number `index`; empty: it has no chunk before its text."""
 
     @abstractmethod
     def chunk_fields(self, index: int, delta: Delta) -> ChoiceFields:
-        """The fields of the chunk that adds a delta to the choice `index`; empty: there is no such chunk."""
+        """The fields of the chunk that adds a delta to the choice number `index`; empty: no chunk is sent for it."""
 
     async def build_response(self) -> Response:
         """The response: with the complete answer, once all choices have ended, or with a stream of chunks."""
@@ -62,7 +67,7 @@ class ChoicesResponseBuilder(ABC):
         )
 
     async def _stream_events(self) -> AsyncGenerator[bytes]:
-        """The formatted events: first chunks, then those of the text, then last chunks, then the usage."""
+        """The formatted events of the stream: first chunks of all choices, text, last chunks, then the usage."""
         for index in range(len(self.empty_answers or self.context.streams)):
             if fields := self.first_chunk_fields(index):
                 yield self._format_chunk(index, fields)
@@ -79,7 +84,13 @@ class ChoicesResponseBuilder(ABC):
         yield DONE_EVENT
 
     def _format_chunk(self, index: int, fields: ChoiceFields, answer: Answer | None = None) -> bytes:
-        """The event for a chunk of the choice `index`; `answer` is the whole choice, if this is its last chunk."""
+        """The formatted event for a chunk of a choice.
+
+        Args:
+            index: number of the choice.
+            fields: its fields in this chunk.
+            answer: the complete answer, if this is the choice's last chunk, which says why it ended.
+        """
         choice = {"index": index, **fields, "finish_reason": answer and answer.finish}
         usage_field = {"usage": None} if self.request.streams_usage else {}
         notes = collect_notes([answer] if answer else [])

@@ -75,7 +75,7 @@ class APIError(HTTPException):
 
     @property
     def body(self) -> ErrorBody:
-        """The error as JSON, with the id of the current request."""
+        """The JSON body of the response, with the id of the current request."""
         return {
             "error": {
                 "message": self.message,
@@ -199,7 +199,10 @@ def _describe_refused_fields(errors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _field_path(location: Sequence[int | str]) -> str:
-    """The path of a field, such as `messages[0].content[1].text`, without the tags of unions in angle brackets."""
+    """The path of a field, such as `messages[0].content[1].text`, from pydantic's location of an error.
+
+    Parts of the location in angle brackets are left out: they are tags of unions, not fields.
+    """
     path = ""
     for part in location[1:]:  # the first part is "body"
         if isinstance(part, int):
@@ -210,7 +213,7 @@ def _field_path(location: Sequence[int | str]) -> str:
 
 
 def _describe_field_error(error: Mapping[str, Any]) -> str:
-    """The message for one field; shows the "type" of an object if it is unknown."""
+    """The message for one invalid field; it shows the "type" of an object whose type is unknown."""
     if error["loc"][-1] == "[key]":
         return TOKEN_ID_MESSAGE
     value = error.get("input")
@@ -236,5 +239,5 @@ def _rephrase_pydantic_message(text: str) -> str:
 
 
 async def handle_error(_: Request, error: Exception) -> Response:
-    """Answers an exception that FastAPI would answer in another format; `AccessMiddleware` answers all others."""
+    """The response for an exception that FastAPI would answer in another format; `AccessMiddleware` answers all others."""
     return to_api_error(error).to_response()

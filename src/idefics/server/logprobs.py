@@ -42,7 +42,7 @@ class CompletionLogprobs(ResponseFields):
 
 
 def token_logprobs(tokenizer: Tokenizer, answer: Answer | Delta) -> list[TokenLogprobWithTop] | None:
-    """The log-probabilities of an answer's tokens, for chat completions and responses; None if not requested."""
+    """The log-probabilities of an answer's tokens as chat completions and responses have them; None if not requested."""
     if answer.logprobs is None:
         return None
     return [
@@ -114,7 +114,7 @@ def completion_logprobs(
 def concatenate_logprobs(
     first: CompletionLogprobs | None, second: CompletionLogprobs | None
 ) -> CompletionLogprobs | None:
-    """The log-probabilities of two consecutive texts; those of the other one if one is None."""
+    """The log-probabilities of two consecutive texts as those of one; if one is None, the other's."""
     if first is None or second is None:
         return first or second
     return {name: first[name] + second[name] for name in first}  # type: ignore[literal-required,return-value]
@@ -159,7 +159,7 @@ async def compute_prompt_logprobs(
 
 
 def _iterate_logprobs(answer: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternative]]]:
-    """(id, log-probability, most likely tokens) of each token; the answer must have log-probabilities."""
+    """Yields (id, log-probability, most likely tokens) for each token of an answer, which must have log-probabilities."""
     top_logprobs = answer.top_logprobs or [()] * len(answer.tokens)
     return zip(answer.tokens, answer.logprobs or (), top_logprobs, strict=True)
 

@@ -28,7 +28,7 @@ class EngineCollector(Collector):
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """The current values. Prometheus' client calls this."""
+        """Yields the engine's metrics with their current values. Prometheus' client calls this."""
         scheduler, encoder_cache = self.engine.scheduler, self.engine.encoder_cache
         page_pool = scheduler.page_pool
         for name, help, value in (

@@ -171,7 +171,7 @@ class RequestHandler:
             disconnect_task.cancel()
 
     async def _cancel_on_disconnect(self, app_task: asyncio.Future[None]) -> None:
-        """Cancels the app when the client disconnects before the response is complete."""
+        """Waits until the client disconnects, and then cancels the app unless its response is complete."""
         await self.body_received.wait()
         while not self.client_disconnected.is_set():
             if (await self._receive())["type"] == "http.disconnect":

@@ -52,7 +52,7 @@ class OriginPolicy:
             self._check_origin(origin)
 
     def response_headers(self, request_headers: Headers) -> list[tuple[bytes, bytes]]:
-        """The CORS headers to add to a response, so that a page of an allowed origin can read it."""
+        """The CORS headers to add to a response; only with an allowed origin do they let a page read it."""
         if not self.allowed_origins:
             return []
         vary = [] if ANY_ORIGIN in self.allowed_origins else [(b"vary", b"Origin")]

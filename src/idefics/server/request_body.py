@@ -121,7 +121,11 @@ async def read_json_or_form(request: Request, model_class: type[F]) -> tuple[F, 
 
 
 async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
-    """Reads a form: its fields by name, and the content of its file or None. Raises an `APIError` (400)."""
+    """Reads a form: returns its fields by name, and the content of its file, None if it has none.
+
+    Raises:
+        APIError: 400, the form cannot be read, has several files, or has one in another field than `FILE_FIELD`.
+    """
     try:
         # `AccessMiddleware` bounds the size of the whole body.
         async with request.form(max_files=1, max_fields=2048, max_part_size=sys.maxsize) as form:

@@ -55,7 +55,11 @@ class RequestContext:
         self.num_characters += sum(map(len, texts))
 
     async def run_in_worker(self, function: Callable[[], R], pictures: Sequence[PictureOrVideo] = ()) -> R:
-        """Calls a function that tokenizes the request's texts in a thread, as `ServerState.run_in_worker`."""
+        """Calls a function that tokenizes the request's texts or opens pictures in a thread, and returns its result.
+
+        Args:
+            pictures: those that the function opens.
+        """
         return await self.service.run_in_worker(function, pictures, num_characters=self.num_characters)
 
     async def submit_prompt(
@@ -130,7 +134,16 @@ class RequestContext:
         pictures: Sequence[PictureOrVideo],
         count_tokens: Callable[[P], int],
     ) -> P:
-        """Makes a prompt in a thread; reserves its pictures before, and what `count_tokens` returns after."""
+        """Makes a prompt in a thread, and reserves its pictures and tokens.
+
+        Args:
+            make_prompt: makes the prompt.
+            pictures: the pictures of the prompt, reserved before it is made.
+            count_tokens: returns the number of tokens to reserve for a prompt, once it is made.
+
+        Raises:
+            APIError: 429, a limit is exceeded; 503, a shutdown has cancelled the request.
+        """
         admission = self.service.admission
         admission.reserve(self.slot, pictures=len(pictures))
         prompt = await self.run_in_worker(make_prompt, pictures)
@@ -149,7 +162,10 @@ class RequestContext:
         self.service.metrics.pictures.inc(len(prompt.pictures))
 
     def _submit_choices(self, prompt: Prompt, generation_kwargs: Mapping[str, Any], num_choices: int) -> None:
-        """Submits the choices to the engine. Runs in a thread, since compiling a grammar takes a while."""
+        """Submits `num_choices` answers to a prompt to the engine, and adds their streams to `streams`.
+
+        Runs in a thread, since compiling a grammar takes a while.
+        """
         seed = generation_kwargs.get("seed")
         for choice_index in range(num_choices):
             seed_kwargs = {} if seed is None else {"seed": (seed + choice_index) % (1 << 63)}
@@ -185,7 +201,7 @@ class RequestContext:
 
     @property
     def answers(self) -> list[Answer]:
-        """All choices so far."""
+        """The answers of all choices, as far as they are generated."""
         return [stream.answer for stream in self.streams]
 
     async def wait_for_answers(self) -> list[Answer]:
@@ -217,5 +233,5 @@ class RequestContext:
 
 
 def _create_next_delta_task(deltas: AsyncGenerator[Delta]) -> asyncio.Future[Delta | None]:
-    """A task that waits for the next delta; its result is None at the end."""
+    """A task that waits for the next delta of an answer; its result is None if there is no further one."""
     return asyncio.ensure_future(anext(deltas, None))

@@ -70,14 +70,14 @@ def make_field_table(
     values_or_hint: Mapping[str, Sequence[Any]] = {},
     null_or_hint: Mapping[str, str] = {},
 ) -> IgnoredFields:
-    """A table with the fields of other tables and further ones. `null` is ignored in each field.
+    """A table of ignored fields: those of other tables, and further ones. `null` is ignored in each field.
 
     Args:
         tables: the other tables, whose fields the further ones replace.
-        any_value: fields that are ignored with any value.
-        default_only: fields that are ignored with one value.
-        values_or_hint: a hint for each field, followed by the values with which it is ignored.
-        null_or_hint: hints for fields that are not ignored with any other value.
+        any_value: names of fields that are ignored with any value.
+        default_only: name of a field -> the one value with which it is ignored.
+        values_or_hint: name of a field -> a hint for other values, followed by the values with which it is ignored.
+        null_or_hint: name of a field -> a hint for all values but `null`.
     """
     return {
         **{name: row for table in tables for name, row in table.items()},
@@ -89,7 +89,7 @@ def make_field_table(
 
 
 def _document_ignored_fields(schema: dict[str, Any], model_class: type[RequestModel]) -> None:
-    """Adds the ignored fields and values to the JSON schema of a class."""
+    """Adds the fields and values that a class ignores to its JSON schema, in place."""
     properties, required = schema.setdefault("properties", {}), schema.get("required", [])
     for name, property_schema in properties.items():
         if name not in required and not _allows_null(property_schema):
@@ -214,7 +214,10 @@ def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
 def _refused_field_errors(
     unknown_fields: dict[str, Any], known_names: list[str], ignored_fields: IgnoredFields
 ) -> Iterator[InitErrorDetails]:
-    """Yields an error for each field: its hint in `ignored_fields` (its value has an effect), else the nearest name."""
+    """Yields an error for each unknown field of an object.
+
+    Its message has the hint in `ignored_fields` if the field is known there, else the nearest of `known_names`.
+    """
     for index, (name, value) in enumerate(unknown_fields.items()):
         if name in ignored_fields:
             text = json.dumps(value)

@@ -175,7 +175,7 @@ class ResponseBuilder:
         self.sequence_numbers = count()
 
     def response_object(self, answer: Answer | None = None) -> ResponseObject:
-        """The response with its answer; without an answer, the response in progress."""
+        """The response object with the complete answer; `answer` None: the response is still in progress."""
         request, status = self.request, _response_status(answer)
         return {
             "id": self.id,
@@ -212,7 +212,7 @@ class ResponseBuilder:
         return JSONResponse(self.response_object(answer))
 
     async def _stream_events(self) -> AsyncGenerator[bytes]:
-        """The formatted events, in OpenAI's order."""
+        """The formatted events of the stream, in the order in which OpenAI's API sends them."""
         item_position = {"output_index": 0}
         text_position = {"item_id": self.item_id, **item_position, "content_index": 0}
         for event_type in ("response.created", "response.in_progress"):
@@ -249,7 +249,7 @@ class ResponseBuilder:
         return format_event(event, event_type)
 
     def _output_message(self, answer: Answer | None = None) -> ResponseOutputMessage:
-        """The answer as a message; without an answer, an empty message in progress."""
+        """The answer as a message of the assistant; without an answer, an empty message in progress."""
         return {
             "type": "message",
             "id": self.item_id,
@@ -272,7 +272,7 @@ class ResponseBuilder:
         return token_logprobs(self.context.service.tokenizer, answer) or []
 
     def _text_format(self) -> dict[str, Any]:
-        """The format that the request has; text by default."""
+        """The text format that the request asked for, as the response repeats it; by default "text"."""
         text_format: RequestModel | None = self.request.text and self.request.text.format
         return text_format.model_dump(by_alias=True, exclude_none=True) if text_format else {"type": "text"}
 
@@ -285,7 +285,7 @@ def _response_status(answer: Answer | None) -> ResponseStatus:
 
 
 def _response_usage(usage: Usage) -> ResponseUsage:
-    """The usage under the names of `/v1/responses`."""
+    """The usage with the field names of `/v1/responses`."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {

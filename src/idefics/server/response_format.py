@@ -35,7 +35,7 @@ def _check_schema_part(part: Any, max_depth: int) -> None:
 
 
 def _has_at_most_four_digits(number: float) -> bool:
-    """Whether `multipleOf` is small enough: the grammar for multiples of N has N states."""
+    """Whether a schema's `multipleOf` has at most four digits: the grammar for multiples of N has N states."""
     return abs(number) < 10_000 and (
         number == round(number, 3) if abs(number) < 10 else number == round(number)
     )
@@ -58,7 +58,7 @@ class ResponseFormat(RequestModel):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The constraint as keyword arguments of `Idefics.submit`; none by default."""
+        """The constraint on the answer as keyword arguments of `Idefics.submit`; empty if there is none."""
         return {}
 
 
@@ -77,14 +77,14 @@ class JsonObjectFormat(ResponseFormat):
 
     @model_validator(mode="after")
     def _check_at_most_one_schema(self) -> Self:
-        """Refuses a format with two schemas."""
+        """Raises ValueError for a format that has a schema both in `value` and in `schema`."""
         if self.value is not None and self.schema_ is not None:
             raise ValueError("value and schema are both given: give one JSON schema")
         return self
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The schema; one that any object matches if none is given."""
+        """The schema as the argument `schema` of `Idefics.submit`; without one, a schema that any object matches."""
         schemas = [one for one in (self.value, self.schema_, {"type": "object"}) if one is not None]
         return {"schema": schemas[0]}
 
@@ -97,7 +97,7 @@ class RegexFormat(ResponseFormat):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The regular expression."""
+        """The regular expression as the keyword argument `regex` of `Idefics.submit`."""
         return {"regex": self.value}
 
 

@@ -37,7 +37,7 @@ router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
 class ResponseTextPart(TextPart):
-    """A text of a message; `output_text` is that of an answer which the client sends back."""
+    """A part of a message that is text; `output_text` is that of an earlier answer, which the client sends back."""
 
     type: Literal["input_text", "output_text"]
 
@@ -53,7 +53,7 @@ class ResponseImagePart(RequestModel):
     max_tiles: MaxTiles | None = None
 
     def to_content_part(self) -> ContentPart:
-        """The part for `idefics.messages.Message`: the picture, not fetched yet."""
+        """The picture, not fetched yet, as a part of an `idefics.Message`."""
         return picture_from_url(self.image_url, self.detail, self.max_tiles)
 
 
@@ -84,7 +84,7 @@ class ResponseInputItem(ConversationMessage):
     @model_validator(mode="before")
     @classmethod
     def _check_is_message(cls, value: Any) -> Any:
-        """Refuses items that are not messages with a hint, before their fields are validated."""
+        """Raises an error with a hint for items of `input` that are not messages, before their fields are validated."""
         if isinstance(value, dict):
             item_type = value.get("type") or ("item_reference" if {*value} <= {"id", "type"} else "message")
             if item_type != "message":
@@ -104,7 +104,7 @@ class ResponseJsonSchemaFormat(JsonSchema, ResponseFormat):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The schema."""
+        """The schema as the keyword argument `schema` of `Idefics.submit`."""
         return {"schema": self.schema_}
 
 
@@ -153,7 +153,7 @@ class ResponseRequest(ConversationRequest):
     truncation: Literal["disabled"] | None = None
 
     def to_messages(self) -> list[Message]:
-        """The messages for `Idefics.prompt`: `instructions` as a system message, then `input`."""
+        """The conversation as `idefics.Message`s: `instructions` as a system message, then `input`."""
         instruction_messages = [Message("system", (self.instructions,))] if self.instructions else []
         if isinstance(self.input, str):
             return [*instruction_messages, Message("user", (self.input,))]

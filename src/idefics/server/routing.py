@@ -56,7 +56,10 @@ def document_errors(responses: dict[str, Any], method: str) -> None:
 
 
 def _document_event_stream(event_type: Any) -> dict[str, Any]:
-    """Describes a stream as in OpenAPI 3.2. `move_schema_definitions` later moves the `$defs` of its events."""
+    """The description of a stream of events for OpenAPI 3.2, with the schemas of its events under `$defs`.
+
+    `move_schema_definitions` later moves those where OpenAPI expects them.
+    """
     events = TypeAdapter(list[event_type]).json_schema(ref_template=SCHEMA_REF_TEMPLATE)
     data = {
         "type": "string",
@@ -72,7 +75,7 @@ def _document_event_stream(event_type: Any) -> dict[str, Any]:
 
 
 def move_schema_definitions(node: Any, schemas: dict[str, Any]) -> None:
-    """Moves the definitions (`$defs`) of all schemas within an OpenAPI description to `schemas`."""
+    """Moves the `$defs` of all schemas within a part of an OpenAPI description to `schemas`, in place."""
     if isinstance(node, dict):
         schemas.update(node.pop("$defs", {}))
     if isinstance(node, dict | list):
@@ -81,12 +84,12 @@ def move_schema_definitions(node: Any, schemas: dict[str, Any]) -> None:
 
 
 async def _get_server_state(request: Request) -> ServerState:
-    """The dependency `ServerStateDep`: the state of the app."""
+    """The state of the app that answers a request; FastAPI passes it to parameters of type `ServerStateDep`."""
     return cast("ServerState", request.app.state.service)
 
 
 async def _get_request_context(request: Request) -> RequestContext:
-    """The dependency `RequestContextDep`: the context that the middleware made for the request."""
+    """The context that the middleware made for a request; FastAPI passes it to parameters of type `RequestContextDep`."""
     return cast("RequestContext", request.scope[CONTEXT_SCOPE_KEY])
 
 

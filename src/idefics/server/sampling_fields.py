@@ -24,7 +24,7 @@ DEFAULT_MAX_NEW_TOKENS = 256  # of chat completions and responses
 
 
 def _check_choices_size(choices: list[str]) -> list[str]:
-    """Returns the choices; raises ValueError if they are too long together."""
+    """Returns the choices; raises ValueError if all of them together have too many characters."""
     if (size := sum(len(choice.encode(errors="surrogatepass")) for choice in choices)) > MAX_CONSTRAINT_BYTES:
         raise ValueError(f"the choices have {size:,} bytes together; the limit is {MAX_CONSTRAINT_BYTES:,}")
     return choices
@@ -63,7 +63,7 @@ class SamplingFields(RequestModel):
     skip_special_tokens: bool | None = None
 
     def sampling_kwargs(self) -> dict[str, Any]:
-        """The given fields as keyword arguments of `Idefics.submit`."""
+        """The fields that the request has, as keyword arguments of `Idefics.submit`."""
         kwargs = self.model_dump(include={*SamplingFields.model_fields}, exclude_none=True)
         if self.logit_bias is not None:
             kwargs["logit_bias"] = {int(id): value for id, value in self.logit_bias.items()}
@@ -71,7 +71,7 @@ class SamplingFields(RequestModel):
 
 
 def _require_false(value: bool) -> bool:
-    """Returns false; raises ValueError for true."""
+    """Returns False; raises ValueError if the value is true."""
     if value:
         raise ValueError("the server stores nothing: leave it out, or give false")
     return value
@@ -130,7 +130,7 @@ class ChoicesRequest(OpenAIRequest):
     def _check_stream_options(
         cls, options: StreamOptions | None, info: ValidationInfo
     ) -> StreamOptions | None:
-        """Refuses `include_usage` in a request that is not streamed."""
+        """Raises an error for `include_usage` in a request that is not streamed; else returns the options."""
         if options is not None and options.include_usage and not info.data.get("stream"):
             raise ValueError(
                 'include_usage is for streams, and stream is not true: give "stream": true, or leave it out (an answer '
@@ -155,7 +155,10 @@ class ConversationRequest(OpenAIRequest):
     def conversation_kwargs(
         self, max_new_tokens: int | None, wants_logprobs: bool, response_format: ResponseFormat | None
     ) -> dict[str, Any]:
-        """The given fields as keyword arguments of `Idefics.submit`, with those that have other names on each route.
+        """The fields that the request has, as keyword arguments of `Idefics.submit`.
+
+        Args:
+            max_new_tokens, wants_logprobs, response_format: the values of fields whose names differ between the routes.
 
         Raises:
             APIError: 400, a regular expression is given twice.

@@ -76,8 +76,8 @@ class ServerState:
         """Calls a function in a thread, and returns its result. A call that is cancelled while it waits never runs.
 
         Args:
-            pictures: those that the function opens.
-            num_characters: characters of the texts that it tokenizes.
+            pictures: the pictures that the function opens; if some must be fetched, a thread for slow calls is used.
+            num_characters: characters of the texts that the function tokenizes; many go to the thread for long texts.
         """
         run_in_executor = asyncio.get_running_loop().run_in_executor
         if any(isinstance(one.source, str) and not is_data_uri(one.source) for one in pictures):
@@ -94,7 +94,7 @@ class ServerState:
 
 
 def with_untrusted_fetcher(vlm: Idefics, settings: Settings) -> Idefics:
-    """Returns the model, with shared weights, such that it opens no files and fetches pictures by the settings."""
+    """The model, with shared weights, for pictures of clients: opens no files, and fetches pictures by the settings."""
     fetcher = Fetcher(
         policy=settings.remote_images,
         untrusted=True,

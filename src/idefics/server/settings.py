@@ -31,7 +31,15 @@ DEFAULT_PORT_PATTERN = re.compile(r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+
 def _setting(
     section: str, default: Any, help: str, low: float = 0, high: float = 0, **field_kwargs: Any
 ) -> Any:
-    """A field of `Settings`: its section in the documentation, its default and its help; bounds if it is a number."""
+    """Declares a field of `Settings`.
+
+    Args:
+        section: its section in the documentation.
+        default: its value where nothing sets it.
+        help: its description.
+        low, high: bounds of a number, both included; 0 and 0: no bounds.
+        field_kwargs: further arguments of pydantic's `Field`.
+    """
     return field(
         default=default, metadata={"section": section, "help": help, "range": (low, high)}, **field_kwargs
     )
@@ -146,7 +154,7 @@ class Settings:
 
     @cached_property
     def api_keys(self) -> tuple[bytes, ...]:
-        """The keys, of which clients must send one; empty if the server has none. Reads their file once.
+        """The keys, one of which a client must send; empty if no key is required. Reads `api_key_file` once.
 
         Raises:
             BadSetting: the file of keys cannot be read, or all keys are blank.
@@ -201,7 +209,7 @@ class Settings:
 
 
 def _split_list(text: str | None) -> list[str]:
-    """The parts of a setting between its commas, in lower case."""
+    """The parts of a setting between commas, in lower case, without blanks; empty for None."""
     return [part.strip().lower() for part in (text or "").split(",") if part.strip()]
 
 
@@ -249,7 +257,7 @@ def read_settings(values: Mapping[str, Any], config_file: Path | None = None) ->
 
 
 def _describe_setting_error(error: Mapping[str, Any]) -> str:
-    """The message for one of pydantic's errors."""
+    """The message for one of pydantic's errors about a setting: its name, its value and what is allowed."""
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"unknown setting {name!r}; docs/server.md lists all"

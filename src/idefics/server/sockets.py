@@ -69,7 +69,7 @@ def socket_url(listener: socket.socket) -> str:
 
 
 def _bind_error(host: str, port: int, error: OSError | OverflowError) -> BadSetting:
-    """The error for an address that cannot be used: what is wrong, and what to do."""
+    """The error for an address to which no socket can be bound: what is wrong, and what to do."""
     if isinstance(error, OverflowError):
         return BadSetting(f"--port is {port}: ports end at 65535; give another, or 0 for a free one")
     reason = (

@@ -15,7 +15,7 @@ DONE_EVENT = b"data: [DONE]\n\n"
 
 
 def format_event(data: Mapping[str, object], name: str | None = None) -> bytes:
-    """One server-sent event: its data as JSON on one line, after its name if it has one."""
+    """Formats a server-sent event: its name, if it has one, and its data as JSON on one line."""
     payload = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return (f"event: {name}\ndata: {payload}\n\n" if name else f"data: {payload}\n\n").encode()
 

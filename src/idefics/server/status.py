@@ -25,7 +25,7 @@ class HealthResponse(ResponseFields):
 
 
 class ReadyResponse(ResponseFields):
-    """Whether the server accepts another request."""
+    """The answer of `/ready`: whether the server accepts another request."""
 
     status: Literal["ready", "busy"]
 
@@ -60,7 +60,7 @@ async def health() -> HealthResponse:
 )
 @router.head("/ready", include_in_schema=False)
 async def ready(service: ServerStateDep) -> Response:
-    """200 if a request would be accepted now, else 503."""
+    """Answers with status 200 if a request would be accepted now, else 503."""
     has_capacity = service.admission.has_capacity
     response: ReadyResponse = {"status": "ready" if has_capacity else "busy"}
     return JSONResponse(response, 200 if has_capacity else 503)
@@ -68,7 +68,7 @@ async def ready(service: ServerStateDep) -> Response:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServerStateDep) -> Response:
-    """Counts and times in Prometheus' format, without any content of requests."""
+    """Returns counts and times in Prometheus' format, without any content of requests."""
     return Response(service.metrics.to_prometheus_text(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -154,7 +154,11 @@ class TaskInputs:
         self.vlm: Idefics = context.service.vlm.with_shots(self.shots)
 
     def check_and_count_texts(self, words: str) -> None:
-        """`RequestContext.check_and_count_texts` for the texts of the task and the examples."""
+        """Checks and counts the texts of the task and of the examples, as `RequestContext.check_and_count_texts`.
+
+        Args:
+            words: the text that the request gives to the task, such as a question.
+        """
         shot_texts = [text for shot in self.shots for text in (shot.question, shot.answer)]
         self.context.check_and_count_texts([words, *shot_texts])
 
@@ -183,7 +187,7 @@ async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -
 
 
 async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
-    """Yields the events of a streamed answer: its text, then the fields of the last event."""
+    """Yields the formatted events of a streamed answer: its text, then one with `TaskFinalFields`."""
     async for _, delta in context.deltas():
         yield format_event({"text": delta.text})
     yield format_event({"text": "", **_final_fields(context.answers[0])})
@@ -191,7 +195,7 @@ async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
 
 
 async def _rank_labels(inputs: TaskInputs, request: ClassificationRequest) -> Response:
-    """Answers a classification request: scores the labels, and a neutral picture's if `calibrated`."""
+    """Answers a classification request: scores the labels for its picture, and if `calibrated` for a plain gray one."""
     labels = classify.check_and_strip_labels(request.labels)
     task, words = classify.task_and_label_text(labels, inputs.vlm.processor.prompt_format.kind)
     inputs.check_and_count_texts(words)
@@ -220,17 +224,17 @@ async def _rank_labels(inputs: TaskInputs, request: ClassificationRequest) -> Re
 
 
 def _final_fields(answer: Answer) -> dict[str, Any]:
-    """The fields of a complete answer, as `TaskFinalFields` describes them."""
+    """The values of `TaskFinalFields` for a complete answer."""
     return {"finish_reason": answer.finish, "usage": _task_usage(answer), **collect_notes([answer])}
 
 
 def _task_usage(answer: Answer | RequestHandle) -> TaskUsage:
-    """The usage with the number of pictures."""
+    """The usage of a request as `TaskUsage`: the numbers of its tokens and pictures."""
     return {**sum_usage([answer]), "pictures": answer.usage.pictures}
 
 
 def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:
-    """The body of a task's requests for OpenAPI: JSON, or a form with a file."""
+    """The OpenAPI description of the body of a task's requests: JSON, or a form with a file."""
     fields = request_class.model_json_schema(ref_template=SCHEMA_REF_TEMPLATE)
     file_schema = {"type": "string", "contentMediaType": "application/octet-stream"}
     form_schema = {**fields, "properties": {**fields["properties"], FILE_FIELD: file_schema}}
@@ -267,7 +271,7 @@ TaskWords = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 def _make_request_class(task: Task) -> type[TaskRequest]:
-    """The pydantic model of a task's requests; `words` is a field if the task has words."""
+    """The pydantic model of a task's requests; it has the field `words` if the task takes a text."""
     word_fields: dict[str, Any] = {}
     if task.words_name:
         word_fields["words"] = (TaskWords, task.default_words or ...)

@@ -55,7 +55,7 @@ class BoundedH11Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answers bytes that are not HTTP with an error in the usual format, and closes the connection."""
+        """Answers bytes that are not HTTP with status 400 and an error in OpenAI's format, and closes the connection."""
         request_id = request_ids.new_request_id()
         request_ids.current_request_id.set(request_id)
         body = json.dumps(
@@ -73,7 +73,7 @@ class BoundedH11Protocol(H11Protocol):
 
     @property
     def _has_active_request(self) -> bool:
-        """Whether the headers of a request have arrived, and its response is not complete."""
+        """Whether the headers of a request have arrived and its response is not complete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _start_headers_timer(self) -> None:
@@ -116,7 +116,7 @@ class DrainingServer(uvicorn.Server):
         )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shuts down after SIGTERM or Ctrl-C: requests finish while uvicorn waits for their connections."""
+        """Shuts down after SIGTERM or Ctrl-C: admitted requests finish first, within `--drain` seconds."""
         drain_task = asyncio.create_task(self.service.admission.close(self.service.settings.drain))
         await super().shutdown(sockets)
         drain_task.cancel()
