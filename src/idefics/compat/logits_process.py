@@ -112,7 +112,7 @@ def _make_negative_runner(call: GenerateCall) -> GenerationRunner:
 
 
 def _require_prompt_ids(setting_name: str, call: GenerateCall) -> Tensor:
-    """The (R, T) ids of the prompts; raises BadSetting, naming the setting that needs ids, if only embeddings were given."""
+    """The (R, T) ids of the prompts; raises BadSetting, naming the setting that needs them, if there are none."""
     if not call.runner.prompt_ids.shape[1]:
         raise BadSetting(
             f"{setting_name} is about the ids of the prompt, and embeddings are given: give input_ids"

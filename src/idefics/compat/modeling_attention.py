@@ -74,7 +74,7 @@ class AttentionImplementationMixin(HasAttentionBackend):
                 set_attention_backend(children[child], backends[name])
 
     def _get_backend(self, attn_implementation: str) -> AttentionBackend:
-        """The attention backend of a name, for the dtype of the model's weights; raises BadSetting for an unknown name."""
+        """The attention backend of a name, for the dtype of the weights; raises BadSetting for an unknown name."""
         if attn_implementation not in ATTENTION_BACKENDS:  # in the words of transformers, which callers match
             raise BadSetting(
                 f'Specified `attn_implementation="{attn_implementation}"` is not supported: '

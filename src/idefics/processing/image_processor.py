@@ -177,7 +177,7 @@ def preprocess_image(
 def resize_and_cut(
     pixels: NDArray[np.uint8], plan: TilePlan, resample: ResampleFilter
 ) -> list[NDArray[np.uint8]]:
-    """Resizes pixels (h, w, 3) and cuts them into the frames of a plan: the tiles row by row, then the whole picture."""
+    """Resizes pixels (h, w, 3) and cuts them into the frames of a plan: tiles row by row, then the whole picture."""
     for size in plan.resize_steps:
         pixels = resize(pixels, size, resample)
     height, width = pixels.shape[:2]

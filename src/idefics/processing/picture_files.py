@@ -239,7 +239,7 @@ if sys.platform != "win32":
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """Context that drops Pillow's warnings about damaged and large files. Holds a lock, as warning filters are global."""
+    """Context that drops Pillow's warnings about damaged and large files. Holds a lock: warning filters are global."""
     with WARNING_FILTERS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -59,7 +59,7 @@ def plan_tiles(
 
 
 def tile_boxes(width: int, height: int, rows: int, columns: int) -> list[Box]:
-    """The (left, top, right, bottom) in pixels of each tile of a picture, row by row; sizes differ by at most a pixel."""
+    """The (left, top, right, bottom) in pixels of each tile, row by row; their sizes differ by at most one pixel."""
     return [
         (
             width * column // columns,
@@ -75,7 +75,7 @@ def tile_boxes(width: int, height: int, rows: int, columns: int) -> list[Box]:
 def apply_image_detail(
     width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail
 ) -> ImageProcessorConfig:
-    """The checkpoint's settings, changed so that a picture of this size gets no more tiles than `image_detail` allows."""
+    """The checkpoint's settings, changed so that a picture of this size gets no more tiles than `image_detail` says."""
     if not config.do_image_splitting or config.longest_edge is None:
         return config
     unsplit_config = replace(config, do_image_splitting=False)

@@ -57,7 +57,7 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
 
 
 def _refuse_unknown_api_paths(app: FastAPI) -> None:
-    """Adds a route that answers unknown paths below `/v1/` with an API error; else the page at `/` would answer them."""
+    """Adds a route that answers unknown paths below `/v1/` with an API error; else the page would answer them."""
 
     def refuse() -> None:
         raise HTTPException(404)
@@ -77,7 +77,7 @@ async def _serve_openapi(request: Request) -> JSONResponse:
 
 
 def _build_openapi(app: FastAPI) -> dict[str, Any]:
-    """The app's OpenAPI description: FastAPI's, without status 422, as invalid requests get 400, and with x-request-id."""
+    """FastAPI's OpenAPI description of the app, with x-request-id and without status 422: invalid requests get 400."""
     document = app.openapi()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

@@ -170,7 +170,7 @@ class _ChatResponseBuilder(ChoicesResponseBuilder):
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
     def chunk_fields(self, index: int, delta: Delta) -> ChoiceFields:
-        """The fields of the chunk for a delta: the text that it adds and log-probabilities; empty if it adds neither."""
+        """The fields of the chunk for a delta: its text and log-probabilities; empty if it has neither."""
         if not (delta.text or delta.logprobs):
             return {}
         return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta)}

@@ -239,5 +239,5 @@ def _rephrase_pydantic_message(text: str) -> str:
 
 
 async def handle_error(_: Request, error: Exception) -> Response:
-    """The response for an exception that FastAPI would answer in another format; `AccessMiddleware` answers all others."""
+    """The response for an exception that FastAPI would answer in another format; the middleware answers all others."""
     return to_api_error(error).to_response()

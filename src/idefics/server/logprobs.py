@@ -42,7 +42,7 @@ class CompletionLogprobs(ResponseFields):
 
 
 def token_logprobs(tokenizer: Tokenizer, answer: Answer | Delta) -> list[TokenLogprobWithTop] | None:
-    """The log-probabilities of an answer's tokens as chat completions and responses have them; None if not requested."""
+    """The log-probabilities of an answer's tokens as chat completions and responses have them; None: not requested."""
     if answer.logprobs is None:
         return None
     return [

@@ -84,12 +84,12 @@ def move_schema_definitions(node: Any, schemas: dict[str, Any]) -> None:
 
 
 async def _get_server_state(request: Request) -> ServerState:
-    """The state of the app that answers a request; FastAPI passes it to parameters of type `ServerStateDep`."""
+    """The state of the app that answers a request; FastAPI passes it to parameters of `ServerStateDep`."""
     return cast("ServerState", request.app.state.service)
 
 
 async def _get_request_context(request: Request) -> RequestContext:
-    """The context that the middleware made for a request; FastAPI passes it to parameters of type `RequestContextDep`."""
+    """The context that the middleware made for a request; FastAPI passes it to parameters of `RequestContextDep`."""
     return cast("RequestContext", request.scope[CONTEXT_SCOPE_KEY])
 
 

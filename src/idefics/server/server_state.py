@@ -94,7 +94,7 @@ class ServerState:
 
 
 def with_untrusted_fetcher(vlm: Idefics, settings: Settings) -> Idefics:
-    """The model, with shared weights, for pictures of clients: opens no files, and fetches pictures by the settings."""
+    """The model, with shared weights, for clients' pictures: opens no files, fetches pictures as the settings allow."""
     fetcher = Fetcher(
         policy=settings.remote_images,
         untrusted=True,

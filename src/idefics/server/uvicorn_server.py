@@ -55,7 +55,7 @@ class BoundedH11Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answers bytes that are not HTTP with status 400 and an error in OpenAI's format, and closes the connection."""
+        """Answers bytes that are not HTTP with status 400 and an error in OpenAI's format; closes the connection."""
         request_id = request_ids.new_request_id()
         request_ids.current_request_id.set(request_id)
         body = json.dumps(
