@@ -108,7 +108,12 @@ class ErrorPolicy:
             )
 
     def return_or_raise(self, index: int, result: T | IdeficsError) -> T | IdeficsError:
-        """Returns a result. Returns an error if `on_error` is "return", else raises it with its input's number."""
+        """Returns a result, and handles an error as `on_error` says: "return" returns it, "raise" raises it.
+
+        Args:
+            index: the index of the input in the caller's list; the number in the message of a raised error is one more.
+            result: the result for that input, or its error.
+        """
         if not isinstance(result, IdeficsError):
             return result
         if self.on_error == "return":
@@ -124,7 +129,7 @@ class ErrorPolicy:
 
 
 def result_or_error(function: Callable[[T], R], item: T | IdeficsError) -> R | IdeficsError:
-    """Returns `function(item)`, or the `IdeficsError` that it raises, or that the item is."""
+    """Returns `function(item)`; or the `IdeficsError` that it raises; or `item` itself if that is an error."""
     if isinstance(item, IdeficsError):
         return item
     try:

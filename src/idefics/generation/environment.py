@@ -58,7 +58,7 @@ REPORTED_DISTRIBUTIONS = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns what affects numbers and speed on this machine, as a dict that can be written as JSON."""
+    """Describes this machine: what affects numbers and speed here, as a dict that can be written as JSON."""
     return {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "processor": read_cpuinfo("model name") or platform.processor() or platform.machine(),
@@ -145,7 +145,7 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
 
 
 def warn_once_about_missing_kernels() -> None:
-    """Logs a warning if the C kernels are missing, once on this machine.
+    """Logs a warning if the package was built without C kernels; only the first time on this machine.
 
     A marker file in the cache folder records that the warning was given.
     """

@@ -209,11 +209,11 @@ def _compile_constraint(
     banned_strings: tuple[str, ...],
     skip_special_tokens: bool | None,
 ) -> CompiledGrammar | BannedStrings | None:
-    """Compiles the output constraint or the banned strings; None if there are neither.
+    """Compiles the structured output or the banned strings of a call; None if it has neither.
 
     Raises:
-        BadSetting: both are given, or the checkpoint's generation config has rules that depend on the step, and an
-            output constraint is given.
+        BadSetting: both are given, or structured output with a checkpoint whose generation config has rules that depend
+            on the step.
     """
     if output_constraint is None:
         return (

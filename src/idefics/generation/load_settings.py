@@ -69,10 +69,10 @@ class LoadSettings:
 
     @property
     def uses_feature_cache(self) -> bool:
-        """Whether encoded pictures are kept in files: as `feature_cache` or the environment says, else True.
+        """Whether encoded pictures are kept in files: `feature_cache`, else the environment variable, else True.
 
         Raises:
-            BadSetting: the environment's value means neither.
+            BadSetting: the environment variable is neither on nor off.
         """
         if self.feature_cache is not None:
             return self.feature_cache
@@ -83,13 +83,13 @@ class LoadSettings:
 
     @property
     def is_reference(self) -> bool:
-        """Whether torch's plain operations compute everything."""
+        """Whether the setting `kernels` is "reference": torch's plain operations compute everything."""
         return self.kernels == "reference"
 
 
 @dataclass(frozen=True, slots=True)
 class ComputePlan:
-    """How a model computes.
+    """How a model computes: the dtype of activations, weight storage, and kernels.
 
     Attributes:
         dtype: the dtype of activations.

@@ -133,7 +133,7 @@ def create_processor(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
 
 
 def read_generation_config(checkpoint: Checkpoint) -> CheckpointGenerationConfig:
-    """Reads the checkpoint's generation_config.json; without the file, the defaults."""
+    """The fields of a checkpoint's generation_config.json; the defaults if there is no such file."""
     text = checkpoint.config.text
     vocab_size = text.vocab_size + text.additional_vocab_size
     return CheckpointGenerationConfig.from_dict(
@@ -151,7 +151,7 @@ def collect_stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[
 
 
 def _describe_engine(engine: Engine) -> str:
-    """The log's description of what computes, and of how much memory it takes."""
+    """The text for the log: which implementations compute, and how much memory weights and caches take."""
     model = engine.model
     devices = sorted({str(weight.device) for weight in model.parameters()})
     return (

@@ -26,7 +26,7 @@ MIN_TOWER_MULTIPLICATIONS = 10**9
 
 
 def feature_cache_folder() -> Path:
-    """The folder of the files of encoded pictures, in the cache folder of the XDG Base Directory Specification."""
+    """The folder for files of encoded pictures, in the user's cache folder (XDG Base Directory Specification)."""
     return kernel_choice_cache_file().with_name("features")
 
 
@@ -37,14 +37,16 @@ def open_feature_cache(
     quantization: QuantizationConfig | None,
     settings: LoadSettings,
 ) -> FeatureCache | None:
-    """The files of encoded pictures that a model uses; None if it uses none.
+    """Opens a model's files of encoded pictures; None if it uses none.
 
-    That is so if the settings say so; if a part of the model is on a GPU, which encodes a picture about as fast as its
-    file is read; if the vision tower is small (`MIN_TOWER_MULTIPLICATIONS`); and on Windows, where a folder has no
+    A model uses none if the settings say so; if a part of it is on a GPU, which encodes a picture about as fast as its
+    file is read; if its vision tower is small (`MIN_TOWER_MULTIPLICATIONS`); and on Windows, where a folder has no
     owner and mode that keep others out.
 
     Args:
-        quantization: how the weights are quantized when they are loaded.
+        plan: how the model computes.
+        placement: the device or devices of the model.
+        quantization: how the weights are quantized when they are loaded; None: they are not.
     """
     if (
         sys.platform == "win32"

@@ -106,12 +106,15 @@ def parse_prompts_argument(
 
 
 def is_conversation(items: Sequence[Any]) -> bool:
-    """Returns whether a prompt is a list of messages, not of text and pictures."""
+    """Whether a prompt is a list of messages, rather than of text and pictures."""
     return bool(items) and isinstance(items[0], (Message, Mapping))
 
 
 def as_string_tuple(name: str, value: object) -> tuple[str, ...]:
-    """Normalizes an argument that is one string or a collection of strings, sets included.
+    """Normalizes an argument that is one string or a collection of strings to a tuple.
+
+    Args:
+        name: the argument's name, for messages.
 
     Raises:
         BadSetting: it is anything else.

@@ -222,7 +222,11 @@ def _unquantized_layer_name_patterns(module: nn.Module) -> tuple[str, ...]:
 
 
 def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
-    """Returns whether the folder holds a checkpoint with this config; raises BadSetting if it holds anything else."""
+    """Whether the folder holds a checkpoint with this config; False if it is empty or missing.
+
+    Raises:
+        BadSetting: the folder holds anything else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     with suppress(UnsupportedModel):  # no JSON object
@@ -245,7 +249,7 @@ def _write_checkpoint(
 
 
 def _write_files(module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], folder: Path) -> None:
-    """Writes the files of a checkpoint into a temporary folder, and makes them readable for everyone."""
+    """Writes the files of a checkpoint into a folder, and makes them readable for everyone."""
     from huggingface_hub import save_torch_state_dict
 
     for pattern in COPIED_FILES:

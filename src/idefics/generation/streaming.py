@@ -78,7 +78,7 @@ class Generation:
         return self.build_answer()
 
     def build_answer(self) -> Answer:
-        """Returns the answer so far; it is complete once the handle is done."""
+        """Makes an `Answer` of what has been generated so far; it is complete once the handle is done."""
         handle, sampling = self.handle, self.handle.request.sampling
         if handle.is_done:
             self.detokenizer.finish()
@@ -109,7 +109,10 @@ class Generation:
 
     @contextmanager
     def cancel_on_exit(self) -> Generator[None]:
-        """Cancels the request when the block is left; if it is left early, also drops what was not read."""
+        """Context in which one caller reads the answer: at its end the request is cancelled, if it is not done.
+
+        If the block is left early, the text that was not read is dropped.
+        """
         try:
             yield
         except (GeneratorExit, asyncio.CancelledError):
@@ -127,7 +130,7 @@ class Generation:
         return self._take_unread_delta(self._text[:num_chars], self._num_tokens_received)
 
     def final_delta(self) -> Delta | None:
-        """Call after the last token: the text and tokens that no delta contained, or None if there are none."""
+        """The text and tokens that no delta contained; None if there are none. Call it after the last token."""
         answer = self.build_answer()
         if len(answer.text) == self._num_chars_read and len(answer.tokens) == self._num_tokens_read:
             return None

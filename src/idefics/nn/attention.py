@@ -43,7 +43,10 @@ class Attn(Protocol):
 
 
 def causal_window_mask(query_positions: Tensor, key_positions: Tensor, sliding_window: int | None) -> Tensor:
-    """Positions (N,) and (L,) -> (N, L) bool: True if the key is not after the query and within its window."""
+    """Which keys a query attends to: positions of N queries and L keys -> (N, L) bool.
+
+    True if the key is not after the query, and among the last `sliding_window` positions; None: no such limit.
+    """
     distance = query_positions[:, None] - key_positions
     return distance >= 0 if sliding_window is None else (distance >= 0) & (distance < sliding_window)
 
@@ -81,7 +84,7 @@ class DenseAttn:
             self.image_mask = image_mask.repeat_interleave(features_per_image, dim=1)  # (N, P*M)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention within each sequence, as in `Attn`; `layer` is not used."""
+        """Causal attention within each sequence: q (N, H, K), k and v (N, h, K) -> (N, H, K); `layer` is not used."""
         q, k, v = (
             x.unflatten(0, (self.num_sequences, -1)).transpose(1, 2) for x in (q, k, v)
         )  # (B, H, T, K)

@@ -51,7 +51,7 @@ def sdpa_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`: torch's fastest kernel for the device and the arguments."""
+    """`AttentionBackend` by torch's `scaled_dot_product_attention`, which picks its fastest kernel."""
     if causal and q.shape[2] != k.shape[2]:  # torch's would let query t attend to keys up to t
         mask, causal = causal_mask(q, k), False
     if mask is not None and q.is_cuda:
@@ -117,7 +117,7 @@ def flash_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """torch's FlashAttention-2 (arXiv 2307.08691); with a mask, which it does not support, another torch kernel."""
+    """`AttentionBackend` by torch's FlashAttention-2 (arXiv 2307.08691); with a mask, by another of torch's kernels."""
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
         return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
@@ -163,7 +163,7 @@ def eager_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """`EagerAttention` without recording the weights: the reference for the other backends."""
+    """`AttentionBackend` in plain torch operations, with the softmax in float32: the reference for the others."""
     return EagerAttention()(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
 
 
@@ -179,7 +179,7 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
 
 
 def get_attention_backend(name: str, dtype: torch.dtype, device: torch.device) -> AttentionBackend:
-    """The backend of a name in `ATTENTION_BACKENDS`, for a model of this dtype on this device.
+    """The attention backend with a name in `ATTENTION_BACKENDS`, for a model of this dtype on this device.
 
     Raises:
         BadSetting: unknown name, or FlashAttention without what it requires: a CUDA device of compute capability 8.0

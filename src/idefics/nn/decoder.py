@@ -40,7 +40,7 @@ class GatedMLP(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Projections and rotary embedding around `Attn.self_attention`: KV caches hold keys that are rotated already."""
+    """Projections and rotary embedding around `Attn.self_attention`, whose keys are rotated already."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -51,7 +51,12 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=False)
 
     def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
-        """(N, D) -> (N, D); `rotary`: cosines and sines of `rotary_cos_sin`."""
+        """(N, D) hidden states -> (N, D).
+
+        Args:
+            layer_index: number of the layer, from 0.
+            rotary: cosines and sines of `rotary_cos_sin` for the tokens' positions.
+        """
         q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         out: Tensor = self.o_proj(attn.self_attention(layer_index, q, k, v).flatten(1))

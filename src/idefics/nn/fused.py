@@ -97,7 +97,7 @@ class _FusedCrossBlock:
 
 
 class _FusedMLP:
-    """A `GatedMLP` whose gate and up are one product; `down` adds the residual: `down(activate(x), residual)`."""
+    """A `GatedMLP` whose gate and up projections are one product; `down(activate(x), residual)` computes it."""
 
     def __init__(self, mlp: GatedMLP) -> None:
         self.gate_up, self.down = fuse_linears((mlp.gate_proj, mlp.up_proj)), fuse_residual_add(mlp.down_proj)
@@ -154,7 +154,7 @@ def _rms_norm(norm: RMSNorm, x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """As `rope.apply_rotary`, with signed sines: (N, H, K) -> (N, H, K)."""
+    """Rotary embedding, as `rope.apply_rotary`: (N, H, K) -> (N, H, K); `rotary` has the sines with their signs."""
     cosines, sines = rotary
     low, high = x.chunk(2, dim=-1)
     return torch.addcmul(x * cosines, torch.cat((high, low), dim=-1), sines)

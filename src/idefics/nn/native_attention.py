@@ -23,7 +23,10 @@ def can_use_native_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def native_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(K)) v: (B, H, T, K), (B, h, L, K) twice -> (B, H, T, K), laid out as (B, T, H, K)."""
+    """Attention in C in float32: softmax(q k' / sqrt(K)) v, (B, H, T, K), (B, h, L, K) twice -> (B, H, T, K).
+
+    The result is laid out in memory as (B, T, H, K).
+    """
     return _call_kernel("idefics_attention", q, k, v, causal=False)
 
 
@@ -57,7 +60,7 @@ def _can_use_kernel(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _call_kernel(function: str, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """Calls an attention function of the library."""
+    """Calls an attention function of the C library by its name; arguments as in `bfloat16_attention`."""
     kernels = library.load_library()
     assert kernels is not None, "see the can_ functions"
     frames, heads, queries, size = q.shape

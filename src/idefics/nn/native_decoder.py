@@ -60,7 +60,7 @@ def find_native_decoder_layer(layer: DecoderLayer, x: Tensor) -> NativeDecoderLa
 
 
 def find_native_mlp(mlp: GatedMLP, x: Tensor) -> NativeMLP | None:
-    """The weights of an MLP for C; None if C cannot compute it for these inputs as torch would."""
+    """The weights of an MLP as C reads them; None if C cannot compute it for inputs `x` as torch would."""
     if not can_use_native_inputs(x) or any(map(_has_hooks, mlp.children())):
         return None
     return _find_mlp_weights(mlp)
@@ -69,9 +69,11 @@ def find_native_mlp(mlp: GatedMLP, x: Tensor) -> NativeMLP | None:
 def project_qkv(
     layer: NativeDecoderLayer, norm: RMSNorm, x: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of the normalised tokens, rotated: (N, D) -> (N, H, K), (N, h, K), (N, h, K).
+    """Normalised tokens to rotated queries, rotated keys, and values: (N, D) -> (N, H, K), (N, h, K), (N, h, K).
 
     Args:
+        norm: normalises `x` before the projections.
+        x: (N, D) hidden states.
         rotary: cosines and sines of `rope.rotary_cos_sin`, (N, 1, K) each.
 
     Raises:
@@ -130,7 +132,7 @@ def gated_mlp(
 
 
 def _call_kernel(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
-    """Calls a function of the library with its arguments."""
+    """Calls a function of the C library for `num_rows` tokens; raises MemoryError if it has no memory."""
     kernels = library.load_library()
     assert kernels is not None, "see the find_ functions"
     if not getattr(kernels, function)(args, *thread_args()):
@@ -138,7 +140,7 @@ def _call_kernel(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> 
 
 
 def _find_mlp_weights(mlp: GatedMLP) -> NativeMLP | None:
-    """The weights of an MLP for C, if it supports them; hooks are not considered."""
+    """The weights of an MLP as C reads them; None if C does not support them. Hooks are not considered."""
     gate, up, down = map(_unbiased_weight, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     if gate is None or up is None or down is None or gate.weight.dtype != up.weight.dtype:
         return None
@@ -146,7 +148,7 @@ def _find_mlp_weights(mlp: GatedMLP) -> NativeMLP | None:
 
 
 def _unbiased_weight(layer: nn.Linear) -> NativeWeight | None:
-    """The weight of a layer without a bias; None if C does not support it."""
+    """The weight of a linear layer as C reads it; None if the layer has a bias or C does not support the weight."""
     return layer.native_weight() if isinstance(layer, NativeLinear) and layer.bias is None else None
 
 
@@ -156,5 +158,5 @@ def _is_float32(norm: RMSNorm) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module would call other functions before or after."""
+    """Whether a module has hooks, which calling its kernel instead of the module would skip."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -51,7 +51,7 @@ class NativeWeight(NamedTuple):
     num_inputs: int | None = None
 
     def struct(self) -> LinearStruct:
-        """The weight for C; valid while its tensors are."""
+        """The C struct that describes the weight; valid while its tensors are."""
         outputs, inputs = self.weight.shape
         return LinearStruct(
             weight=self.weight.data_ptr(),
@@ -118,7 +118,10 @@ def can_use_float32_products(input: Tensor, weight: Tensor) -> bool:
 
 
 def float32_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer of a few rows whose weight (O, I) in bfloat16 is upcast as it is read: (..., I) -> (..., O)."""
+    """A linear layer of a few rows in float32, with a bfloat16 weight: (..., I) -> (..., O).
+
+    The weight (O, I) is upcast as it is read; `bias` is (O,) or None.
+    """
     return _call_matmul("idefics_matmul_float32", input, NativeWeight(weight), bias, None)
 
 

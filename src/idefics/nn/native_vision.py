@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def find_native_layers(config: VisionConfig, layers: Iterable[Any]) -> list[VisionLayerStruct] | None:
-    """The layers for C, valid while their weights are; None if C cannot compute all of them as they are.
+    """The layers of a vision encoder as C structs, valid while their weights are; None if C cannot compute all of them.
 
-    That is the case if a layer has a hook, another kind of weight or attention, or no permission to use the kernels
-    (`NativeLinear.native_weight`), and on processors without dot products of bfloat16.
+    C cannot if a layer has a hook, another kind of weight or attention, or no permission to use the kernels
+    (`NativeLinear.native_weight`), nor on processors without dot products of bfloat16.
     """
     if (
         library.best_instruction_set("bfloat16 products") is None
@@ -72,7 +72,7 @@ def native_vision_encode(config: VisionConfig, layers: Sequence[VisionLayerStruc
 
 
 def _layer_struct(layer: VisionLayer) -> VisionLayerStruct | None:
-    """A layer for C; None if C cannot compute it."""
+    """The C struct of a vision layer; None if C cannot compute the layer."""
     attention, mlp = layer.self_attn, layer.mlp
     linears = [
         _biased_struct(linear)
@@ -96,7 +96,7 @@ def _layer_struct(layer: VisionLayer) -> VisionLayerStruct | None:
 
 
 def _biased_struct(layer: nn.Linear) -> BiasedLinearStruct | None:
-    """A linear layer for C; None if C cannot compute it."""
+    """The C struct of a linear layer with a bias; None if C cannot compute the layer."""
     weight = layer.native_weight() if isinstance(layer, NativeLinear) else None
     if weight is None or (layer.bias is not None and not _is_plain_float32(layer.bias)):
         return None
@@ -109,5 +109,5 @@ def _is_plain_float32(parameter: Tensor) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module would call other functions before or after."""
+    """Whether a module has hooks, which calling its kernel instead of the module would skip."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

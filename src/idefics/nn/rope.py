@@ -30,7 +30,10 @@ def rope_frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> 
 def rotary_cos_sin(
     positions: Tensor, rope: RopeConfig, head_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for positions (N,): (N, 1, K) each, computed in float32 and cast, as in the released models."""
+    """Cosines and sines of the rotation at each position: (N,) positions -> (N, 1, K) twice.
+
+    Computed in float32 and cast to `dtype`, as in the released models.
+    """
     angles = positions.float()[:, None] * rope_frequencies(rope, head_size, positions.device)
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -62,7 +62,13 @@ def upcast_linear(
     bias: Tensor | None = None,
     linear_function: LinearFunction = functional.linear,
 ) -> Tensor:
-    """A linear layer in the dtype of the input (..., I), whatever the dtype of the weight (O, I): -> (..., O)."""
+    """A linear layer that computes in the dtype of its input: (..., I) -> (..., O).
+
+    Args:
+        weight: (O, I), upcast to the input's dtype if it has another.
+        bias: (O,) or None.
+        linear_function: computes the product.
+    """
     if weight.dtype == input.dtype:
         return linear_function(input, weight, bias)
     return linear_by_blocks(

@@ -97,7 +97,7 @@ class VisionEncoder(nn.Module):
         return torch.cat([self._forward_layers(chunk) for chunk in x.split(frames_per_chunk)])
 
     def _forward_layers(self, x: Tensor) -> Tensor:
-        """All layers for some frames: (P, S, D) -> (P, S, D)."""
+        """Runs some frames through all layers, one layer after another: (P, S, D) -> (P, S, D)."""
         for layer in self.layers:
             x = layer(x)
         return x
@@ -136,9 +136,10 @@ class ClipEmbeddings(nn.Module):
 
 
 def interpolate_positions(positions: Tensor, patches_per_side: int, rows: int, columns: int) -> Tensor:
-    """Learned positions (patches_per_side^2, D) -> (rows * columns, D), bicubic, as in DINO (arXiv 2104.14294).
+    """Learned positions of a square of patches, resized to a grid: (patches_per_side^2, D) -> (rows * columns, D).
 
-    Like there, 0.1 is added to the size, so that rounding never loses a row; the values depend on it.
+    Bicubic, as in DINO (arXiv 2104.14294). Like there, 0.1 is added to the size, so that rounding never loses a row;
+    the values depend on it.
     """
     table = (
         positions.float().unflatten(0, (patches_per_side, patches_per_side)).permute(2, 0, 1)[None]
@@ -167,10 +168,11 @@ class SiglipEmbeddings(nn.Module):
 
 
 def position_ids(rows: int, columns: int, patches_per_side: int, device: torch.device) -> Tensor:
-    """Position ids (rows * columns,) in a square table, row after row (NaViT, arXiv 2307.06304).
+    """The ids of the positions of a grid of patches in SigLIP's square position table: (rows * columns,), row by row.
 
-    Fractional coordinates fall into `patches_per_side` buckets. Computed in float32, since in bfloat16 a third of the
-    rows would get the wrong bucket (transformers issue 41190), and on the CPU, so that all devices round alike.
+    Fractional coordinates fall into `patches_per_side` buckets (NaViT, arXiv 2307.06304). Computed in float32, since in
+    bfloat16 a third of the rows would get the wrong bucket (transformers issue 41190), and on the CPU, so that all
+    devices round alike.
     """
     boundaries = torch.arange(
         1 / patches_per_side, 1.0, 1 / patches_per_side, dtype=torch.float32, device="cpu"

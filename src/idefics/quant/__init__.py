@@ -68,9 +68,9 @@ def replace_with_empty_quantized(model: nn.Module, quantization: QuantizationCon
 def quantizers_by_name(
     model: nn.Module, quantization: QuantizationConfig
 ) -> Mapping[str, Callable[[Tensor], None]]:
-    """For each weight to quantise, by name, a function that takes its value and replaces its layer by a quantised one.
+    """The functions that quantise a model's weights, by the names of the weights.
 
-    `idefics.weights.load` calls these functions.
+    Each takes the value of its weight and replaces the layer by a quantised one; `idefics.weights.load` calls them.
 
     Raises:
         MissingExtra: nf4 and fp4 without bitsandbytes.
@@ -109,9 +109,9 @@ def memory_footprint(model: nn.Module, include_buffers: bool = True) -> int:
 
 
 def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
-    """Sets the fastest matrix products in the float32, bfloat16, int8, int4 and fp8 layers of a model.
+    """Sets the functions that compute matrix products in the float32, bfloat16, int8, int4 and fp8 layers of a model.
 
-    Those in `kernel_choice` on a CPU; on a GPU int8 and fp8 products wherever a weight supports them. LM heads multiply
+    On a CPU those in `kernel_choice`; on a GPU int8 and fp8 products wherever a weight supports them. LM heads multiply
     in float32 if they are not quantised: an error in a logit changes a token, one in a hidden state rarely does.
     """
     if kernel_choice.onednn:
@@ -132,14 +132,14 @@ def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
 
 
 def _choose_int8_matmul(layer: Int8Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
-    """The fastest matrix product for an int8 layer, as a function."""
+    """The fastest of the functions that compute the product of an int8 layer on its device."""
     if can_use_cuda_int8_matmul(layer.levels):
         return w8a8_matmul_cuda
     return w8a8_matmul if kernel_choice.integers else layer.matmul
 
 
 def _choose_int4_matmul(layer: Int4Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
-    """The fastest matrix product for an int4 layer, as a function."""
+    """The fastest of the functions that compute the product of an int4 layer on its device."""
     if kernel_choice.bfloat16 and can_use_native_weight(layer.levels, layer.scale):
         return int4_bfloat16_matmul
     if kernel_choice.integers and can_use_w4a8_matmul(layer.levels, layer.scale):
@@ -150,7 +150,7 @@ def _choose_int4_matmul(layer: Int4Linear, kernel_choice: KernelChoice) -> Quant
 
 
 def _layer_factory(quantization: QuantizationConfig, kind: QuantKind) -> LayerFactory:
-    """The function that quantises a layer to `kind`."""
+    """The function (layer, weight (O, I)) -> layer quantised to `kind`."""
     match kind:
         case "int8":
             return Int8Linear.from_linear

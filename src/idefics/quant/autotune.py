@@ -53,9 +53,12 @@ class KernelChoice:
 
 
 def choose_kernels(model: nn.Module, kernels: KernelMode) -> KernelChoice | None:
-    """The kernels for a model on a CPU; None: torch's own.
+    """Chooses the kernels of matrix products for a model on a CPU.
 
     "auto" chooses by the kind of processor, so that equal processors compute equal numbers; "autotune" times kernels.
+
+    Returns:
+        The choice; None: torch's plain products ("reference").
     """
     if kernels == "reference":
         return None
@@ -101,7 +104,7 @@ def autotune_kernels(model: nn.Module) -> KernelChoice:
 
 
 def kernel_choice_cache_file() -> Path:
-    """The file of cached choices, in the cache folder of the XDG Base Directory Specification."""
+    """The file in which choices are cached, in the user's cache folder (XDG Base Directory Specification)."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "idefics" / "products.json"
 
@@ -121,9 +124,9 @@ def time_kernels(shapes: Sequence[LayerShape]) -> KernelChoice:
 
 
 def _fastest_call_times(matmuls: Mapping[str, Callable[[], object]]) -> dict[str, int]:
-    """The nanoseconds of each function's fastest call, by name.
+    """Times functions: returns the nanoseconds of each one's fastest call, by name.
 
-    Products are called in turn, with one thread: on a busy machine threads wait for one another, and a product of
+    The functions are called in turn, with one thread: on a busy machine threads wait for one another, and a product of
     several steps would wait several times.
     """
     threads, nanoseconds = torch.get_num_threads(), dict[str, int]()
@@ -143,7 +146,7 @@ def _fastest_call_times(matmuls: Mapping[str, Callable[[], object]]) -> dict[str
 
 
 def _candidate_matmuls(rows: int, outputs: int, inputs: int) -> dict[str, Callable[[], object]]:
-    """For each kernel, by the names that `time_kernels` reads, a function that computes one product with it."""
+    """For each kernel a function that computes one product of this shape, by the names that `time_kernels` reads."""
     x, weight = torch.ones(rows, inputs), torch.ones(outputs, inputs)
     quantized, scale = weight.to(torch.int8), torch.ones(outputs)
     matmuls: dict[str, Callable[[], object]] = {
@@ -173,7 +176,7 @@ def read_cpuinfo(field: str) -> str:
 
 
 def processor_key() -> str:
-    """The processor's name, and the instructions that torch uses on it, for the keys of caches."""
+    """A text for keys of caches: the processor's name, and the instructions that torch uses on it."""
     name = read_cpuinfo("model name") or platform.processor()
     return f"{platform.machine()} {name} {torch.backends.cpu.get_cpu_capability()}"
 
@@ -196,7 +199,10 @@ def _read_cache(file: Path) -> dict[str, Any]:
 
 
 def _write_cache(file: Path, choices: dict[str, Any]) -> None:
-    """Replaces the file atomically, as two processes may write at once; without access nothing is cached."""
+    """Writes the cached choices, replacing the file atomically, as two processes may write at once.
+
+    Without access nothing is written.
+    """
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as temporary:

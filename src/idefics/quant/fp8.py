@@ -20,7 +20,7 @@ SIZE_MULTIPLE = 16  # GPUs' products require sizes that are multiples of this
 
 
 def fp8_dequantized_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Dequantises the weight to the input's dtype and multiplies, on every device: see `QuantizedMatmul`."""
+    """A `QuantizedMatmul` on every device: dequantises the fp8 weight to the input's dtype and multiplies."""
 
     def dequantize_rows(rows: slice) -> Tensor:
         return weight[rows].float().mul_(scale[rows, None]).to(input.dtype)
@@ -50,7 +50,11 @@ class Float8Linear(QuantizedLinear):
 
 
 def quantize_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantises each last dimension with a scale: (..., I) -> float8_e4m3fn levels, and float32 scales (..., 1)."""
+    """Quantises to fp8 with one scale for each row of the last dimension.
+
+    Returns:
+        (..., I) float8_e4m3fn levels, and (..., 1) float32 scales.
+    """
     scale = values.abs().amax(dim=-1, keepdim=True).float().div_(FP8_MAX)
     scale.clamp_(min=torch.finfo(torch.float32).tiny)  # zeros stay zeros
     # Clamped, since the format has no infinity: larger values would become NaN.
@@ -58,10 +62,10 @@ def quantize_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fp8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiplies in fp8 on a GPU: each row of the input is quantised with a scale of its own.
+    """A `QuantizedMatmul` in fp8 on a GPU: each row of the input is quantised with a scale of its own.
 
-    See `QuantizedMatmul`. Sums are float32 and are scaled here: torch's product supports scales of rows and outputs on
-    some devices only, and on a CPU silently uses the first scale for all.
+    Sums are float32 and are scaled here: torch's product supports scales of rows and outputs on some devices only, and
+    on a CPU silently uses the first scale for all.
     """
     rows, row_scales = quantize_fp8(input.reshape(-1, input.shape[-1]))
     one = row_scales.new_ones(())
@@ -71,7 +75,7 @@ def fp8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
 
 
 def can_use_fp8_matmul(weight: Tensor) -> bool:
-    """Whether `fp8_matmul` supports this weight and its GPU."""
+    """Whether `fp8_matmul` supports this weight on the GPU that holds it."""
     if not weight.is_cuda or any(size % SIZE_MULTIPLE for size in weight.shape):
         return False
     return torch.cuda.get_device_capability(weight.device) >= (8, 9)

@@ -140,7 +140,7 @@ def w8a8_matmul_native(
 
 
 def _loaded_kernels() -> CDLL:
-    """The C library; callers have checked by a `can_` function that it can be used."""
+    """The loaded C library; callers have checked by a `can_use_` function that there is one."""
     kernels = library.load_library()
     assert kernels is not None, "see the can_ functions"
     return kernels

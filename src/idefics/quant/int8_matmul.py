@@ -31,9 +31,9 @@ def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiplies int8 numbers on a CPU: each row of the input is quantised to int8 with a scale of its own.
+    """A `QuantizedMatmul` of int8 numbers on a CPU: each row of the input is quantised to int8 with a scale of its own.
 
-    See `QuantizedMatmul`. Sums are exact.
+    The integer sums are exact.
     """
     if can_use_native_inputs(input) and can_use_native_weight(weight, scale):
         return native_linear(input, NativeWeight(weight, scale), bias)

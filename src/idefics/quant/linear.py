@@ -33,7 +33,7 @@ SCALE_CANDIDATES = tuple(
 
 
 def int8_dequantized_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Dequantises the int8 weight to the input's dtype and multiplies, on every device: see `QuantizedMatmul`."""
+    """A `QuantizedMatmul` on every device: dequantises the int8 weight to the input's dtype and multiplies."""
     dtype = input.dtype
 
     def dequantize_rows(rows: slice) -> Tensor:  # scaled before the sum, which would overflow in float16
@@ -49,7 +49,7 @@ def int4_dequantized_matmul(
     bias: Tensor | None,
     linear_function: LinearFunction = functional.linear,
 ) -> Tensor:
-    """Dequantises the int4 weight to the input's dtype and multiplies, on every device: see `QuantizedMatmul`.
+    """A `QuantizedMatmul` on every device: dequantises the int4 weight to the input's dtype and multiplies.
 
     Args:
         linear_function: multiplies with the dequantised weights of some outputs at a time.
@@ -63,7 +63,7 @@ def int4_dequantized_matmul(
 
 
 def int4_bfloat16_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiplies int4 weights in bfloat16 on a CPU with instructions for it: see `QuantizedMatmul`, `native_linear`."""
+    """A `QuantizedMatmul` of int4 weights in bfloat16, on a CPU with instructions for it (`native_linear`)."""
     if can_use_native_inputs(input) and can_use_native_weight(weight, scale):
         return native_linear(input, NativeWeight(weight, scale, input.shape[-1]), bias)
     return int4_dequantized_matmul(input, weight, scale, bias)
@@ -155,17 +155,26 @@ def _dequantize_int4_any_device(levels: Tensor, scale: Tensor, num_inputs: int, 
 
 
 def _pack_int4(levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """(O, groups, GROUP_SIZE) levels from -7 to 7 and (O, groups, 1) scales as `Int4Linear` stores them."""
+    """Converts levels and scales to the storage format of `Int4Linear`, two levels in a byte.
+
+    Args:
+        levels: (O, groups, GROUP_SIZE) from -7 to 7.
+        scale: (O, groups, 1).
+    """
     nibbles = levels.add_(8).to(torch.uint8).flatten(1)
     return nibbles[:, ::2] | nibbles[:, 1::2] << 4, scale[..., 0]
 
 
 def quantize_symmetric(weight: Tensor, max_level: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Quantises each last dimension with a scale: (..., I) -> int8 levels, and scales (..., 1).
+    """Quantises to integers with one scale for each row of the last dimension, zero staying zero.
 
     Args:
+        weight: (..., I).
         max_level: levels are from -max_level to max_level.
         dtype: of the scales. Levels are chosen for the scale after it was rounded to this dtype.
+
+    Returns:
+        (..., I) int8 levels, and (..., 1) scales.
     """
     max_abs = weight.abs().amax(dim=-1, keepdim=True)  # twenty times as fast as torch's norm
     scale = (max_abs.float() / max_level).to(dtype).clamp(min=torch.finfo(dtype).tiny)  # zeros stay zeros

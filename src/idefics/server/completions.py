@@ -168,7 +168,7 @@ class _CompletionResponseBuilder(ChoicesResponseBuilder):
         self.text_offsets = [len(prefix.text) if prefix else 0 for prefix in self.prefixes]
 
     def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
-        """The fields of a choice that is not streamed: its text, after the prompt with `echo`, and log-probabilities."""
+        """The fields of a choice that is not streamed: its text, after its prompt with `echo`; log-probabilities."""
         prefix, completion = self.first_chunk_fields(index), self.chunk_fields(index, answer)
         return {
             "text": prefix.get("text", "") + answer.text,

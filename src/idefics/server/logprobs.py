@@ -159,7 +159,7 @@ async def compute_prompt_logprobs(
 
 
 def _iterate_logprobs(answer: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternative]]]:
-    """Yields (id, log-probability, most likely tokens) for each token of an answer, which must have log-probabilities."""
+    """Yields (id, log-probability, most likely tokens) of each token; the answer must have log-probabilities."""
     top_logprobs = answer.top_logprobs or [()] * len(answer.tokens)
     return zip(answer.tokens, answer.logprobs or (), top_logprobs, strict=True)
 

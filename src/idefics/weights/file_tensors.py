@@ -43,7 +43,7 @@ class FileTensor:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype in which the tensor is stored; None for those that no checkpoint of a model is loaded in."""
+        """The dtype in which the tensor is stored; None for dtypes that no model is loaded in."""
         import torch
 
         name = TORCH_NAME_BY_FILE_DTYPE.get(self.dtype_name)
@@ -59,7 +59,7 @@ class FileTensor:
 def open_file_tensors(
     files: Sequence[Path], stack: ExitStack, backend: Literal["pread", "mmap"] = "pread"
 ) -> dict[str, FileTensor]:
-    """The tensors of all files by name; the files stay open until `stack` is closed.
+    """Opens safetensors files: returns the tensors of all files by name. The files stay open until `stack` is closed.
 
     Args:
         backend: "mmap" maps the files into memory, so that values are pages of the file; "pread" reads one tensor and
@@ -85,7 +85,7 @@ def open_file_tensors(
 
 @contextmanager
 def _read_errors_as_broken_checkpoint(file: Path) -> Iterator[None]:
-    """Replaces the errors of reading a file that are raised in this context by BrokenCheckpoint."""
+    """Context that raises BrokenCheckpoint in place of the errors of reading `file`."""
     from safetensors import SafetensorError
 
     try:

@@ -85,7 +85,7 @@ def _read_shard_names_of_index(index: Path) -> list[str]:
 
 
 def _expand_to_all_shard_names(name: str) -> list[str]:
-    """The name of a shard -> the names of all shards of its set; another name -> itself."""
+    """The names of all shards of the set to which a file belongs, by its name; of another file its name alone."""
     shard = SHARD_NAME.fullmatch(name)
     if shard is None:
         return [name]
@@ -95,7 +95,7 @@ def _expand_to_all_shard_names(name: str) -> list[str]:
 
 
 def _no_weights_error(folder: Path) -> UnsupportedModel | BrokenCheckpoint:
-    """The error of a folder without safetensors, which says how to convert pickles if it has some."""
+    """The error for a folder without safetensors; if it has pickles, the message says how to convert them."""
     for pattern in PICKLE_PATTERNS:
         if any(folder.glob(pattern)):
             convert = CONVERSION_SCRIPT.format(pattern=folder / pattern)
@@ -149,7 +149,7 @@ def adapter_error_message(name: str, path: Path | None = None) -> str:
 
 
 def _base_model_name(path: Path) -> str:
-    """The base model that an adapter_config.json names; "" if it cannot be read."""
+    """The base model that an adapter_config.json names; "" if it names none or cannot be read."""
     try:
         name = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -46,7 +46,7 @@ OFFLINE_HINT = "use --model demo, which needs no network, or give a folder"
 
 
 def complete_cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
-    """The folder of a hub model that is completely in the cache; None if it is not."""
+    """The folder of a hub model in the hub's cache; None if not all of its files are there."""
     folder = snapshot_folder(repo_id, revision)
     return None if missing_files_or_weights(folder) else folder
 
@@ -61,7 +61,7 @@ def cache_folder() -> Path:
 def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = None) -> Path | None:
     """The folder of a revision (None: main) in a cache (None: `cache_folder`), complete or not; None if there is none.
 
-    The layout is a documented one: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    The layout is documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
     repository = (cache or cache_folder()) / f"models--{repo_id.replace('/', '--')}"
     commit = revision or "main"
@@ -73,7 +73,10 @@ def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = Non
 
 
 def missing_files_or_weights(folder: Path | None, *, needs_weights: bool = True) -> list[str]:
-    """What a snapshot lacks: names of small files, and "weights" if any file of weights is missing. Empty: complete."""
+    """What a folder in the cache lacks: names of small files; "weights" if one of those is missing. Empty: complete.
+
+    All is missing if `folder` is None; without `needs_weights` those do not count.
+    """
     if folder is None:
         return ["everything"]
     required_files = [
@@ -179,7 +182,10 @@ def _download(
 
 
 def _files_to_download(repo_id: str, config: dict[str, Any], names: Iterable[str]) -> list[str]:
-    """The files of a repository to download. Raises UnsupportedModel before anything large is downloaded."""
+    """The files to download among `names`, all files of a repository; `config` is its config.json.
+
+    Raises UnsupportedModel before anything large is downloaded.
+    """
     names = [name for name in names if "/" not in name]
     if "config.json" not in names:
         raise UnsupportedModel(
@@ -280,7 +286,7 @@ class _DownloadProgress:
         return Bar
 
     def _add_bytes_and_report(self, bar: int, count: int) -> None:
-        """Adds bytes that one bar counted, and reports the total."""
+        """Adds the bytes that a bar of the client counted, and reports the total of all bars."""
         with self.lock:
             self.bytes_by_bar[bar] = self.bytes_by_bar.get(bar, 0) + count
             # Bytes are counted twice, as received and as written: the larger count is reported.

@@ -31,7 +31,7 @@ DeviceByModule = Mapping[
 
 
 def device_of(name: str, device_by_module: DeviceByModule) -> torch.device:
-    """The device of a tensor or module, by name: that of the innermost module around it in `device_by_module`."""
+    """The device of a tensor or module by its name: that of the innermost enclosing module in `device_by_module`."""
     while name and name not in device_by_module:
         name = name.rpartition(".")[0]
     return device_by_module[name]
@@ -133,7 +133,7 @@ class _ParameterLoader:
     quantizers: Mapping[str, Callable[[Tensor], None]]
 
     def load_all(self, device_by_module: DeviceByModule, optional_names: Collection[str]) -> list[str]:
-        """Loads all parameters, and returns the names of those that the checkpoint lacks."""
+        """Loads all parameters; returns those of `optional_names` that the checkpoint lacks."""
         parameters = _state_dict_tensors_tied_once(self.model)
         _check_names_shapes_and_dtypes(parameters, self.sources, optional_names)
         missing_names = []
@@ -223,7 +223,10 @@ def _check_names_shapes_and_dtypes(
     sources: Mapping[str, Sequence[FileTensor]],
     optional_names: Collection[str],
 ) -> None:
-    """Raises WeightsMismatch or UnsupportedModel (dtypes) before any tensor is read."""
+    """Raises WeightsMismatch if names or shapes of a checkpoint are not the model's, and UnsupportedModel for dtypes.
+
+    Nothing is read before.
+    """
     missing: list[str] = []
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for parameter in parameters:
@@ -251,7 +254,7 @@ def _check_names_shapes_and_dtypes(
 def _concatenated_or_mismatched_shape(
     parts: Sequence[FileTensor], expected: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The shape of all parts concatenated along dimension 0; if they do not fit, a shape other than `expected`."""
+    """The shape of all parts concatenated along dimension 0; if they cannot be, a shape that is not `expected`."""
     if len(parts) == 1:
         return parts[0].shape
     tail = max((part.shape[1:] for part in parts), key=lambda tail: tail != expected[1:])
@@ -261,7 +264,7 @@ def _concatenated_or_mismatched_shape(
 def _read_concatenated(
     parts: Sequence[FileTensor], parameter: _TensorWithNames, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """The parts, concatenated along dimension 0, as a new tensor of the parameter's shape."""
+    """Reads the parts of a parameter and concatenates them along dimension 0 into a new tensor of its shape."""
     import torch
 
     value = torch.empty(parameter.tensor.shape, dtype=dtype, device=device)
