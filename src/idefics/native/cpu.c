@@ -1,6 +1,8 @@
 /* Which instruction sets this processor has, and the version of this library's interface. */
 #include "api.h"
 
+#include <stdatomic.h>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -28,7 +30,7 @@ static int has_bf16(void) { /* as has_f16c */
 }
 #endif
 
-int idefics_has_instruction_set(int instruction_set) {
+static int find_instruction_set(int instruction_set) {
     switch (instruction_set) {
     case PORTABLE: return 1;
 #if defined(__x86_64__)
@@ -43,6 +45,15 @@ int idefics_has_instruction_set(int instruction_set) {
 #endif
     default: return 0;
     }
+}
+
+/* Remembered: in a virtual machine each CPUID instruction takes tens of microseconds. */
+int idefics_has_instruction_set(int instruction_set) {
+    static atomic_int found[NEON_DOTPROD + 1]; /* 0: not known yet, 1: no, 2: yes */
+    if (instruction_set < 0 || instruction_set > NEON_DOTPROD) return 0;
+    if (!atomic_load(&found[instruction_set]))
+        atomic_store(&found[instruction_set], 1 + (find_instruction_set(instruction_set) != 0));
+    return atomic_load(&found[instruction_set]) == 2;
 }
 
 int idefics_struct_version(void) { return STRUCT_VERSION; }
