@@ -14,8 +14,17 @@ int64_t attention_scratch_units(int64_t keys, int64_t size) {
 
 #include <math.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,prefer-vector-width=512")))
+#define ROUND_BY_INSTRUCTION
 #include "avx512_math.h"
+
+typedef __m512 Sums;
+
+INLINE Sums dot_units(Sums sums, __m512i weights, __m512i inputs) {
+    return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)inputs);
+}
+
+#include "matmul_block.h"
 
 /* Packs values as pairs of keys, (pairs, TILE_OUTPUTS), for the columns from `first` on. */
 TARGET static void pack_values(const HeadAttention *attention, int64_t keys, int64_t first, uint32_t *tile) {
@@ -51,6 +60,31 @@ TARGET static float softmax_row(const float *scores, int64_t keys, int64_t padde
     return 1.0f / _mm512_reduce_add_ps(total);
 }
 
+/* Scores of TILE_ROWS queries from `query` on and a tile of keys; rows from `end` on repeat the last one. */
+TARGET static void score_tile(const RoundedRows *queries, int64_t query, int64_t end, const uint32_t *keys,
+                              int64_t units, float *scores, int64_t stride) {
+    Sums sums[TILE_ROWS][2];
+    multiply_block(queries, query, end, keys, units, sums);
+    UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+        _mm512_storeu_ps(scores + r * stride, sums[r][0]);
+        _mm512_storeu_ps(scores + r * stride + 16, sums[r][1]);
+    }
+}
+
+/* Up to TILE_OUTPUTS columns of the mixed values of `count` queries. */
+TARGET static void mix_values(const RoundedRows *weights, int64_t count, const uint32_t *values, int64_t pairs,
+                              const float *inverse_sums, float *out, int64_t stride, int64_t columns) {
+    Sums sums[TILE_ROWS][2];
+    multiply_block(weights, 0, count, values, pairs, sums);
+    __mmask32 present = columns >= TILE_OUTPUTS ? ~(__mmask32)0 : ((__mmask32)1 << columns) - 1;
+    UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        if (r < count) {
+            __m512 factor = _mm512_set1_ps(inverse_sums[r]);
+            _mm512_mask_storeu_ps(out + r * stride, (__mmask16)present, _mm512_mul_ps(sums[r][0], factor));
+            _mm512_mask_storeu_ps(out + r * stride + 16, (__mmask16)(present >> 16), _mm512_mul_ps(sums[r][1], factor));
+        }
+}
+
 /* How many keys a query attends to. */
 static int64_t num_visible(const HeadAttention *attention, int64_t query) {
     return attention->causal_offset == NOT_CAUSAL ? attention->keys : attention->causal_offset + query + 1;
@@ -74,25 +108,14 @@ TARGET void attend_head(const HeadAttention *attention, uint32_t *scratch) {
     for (int64_t query = attention->first_query; query < attention->end_query; query += TILE_ROWS) {
         int64_t count = min_int64(TILE_ROWS, attention->end_query - query), visible = num_visible(attention, query + count - 1);
         int64_t padded_visible = ceil_div(visible, TILE_OUTPUTS) * TILE_OUTPUTS;
-        Epilogue epilogue = {.activation = NO_ACTIVATION, .stride = padded};
-        for (int64_t key = 0; key < visible; key += TILE_OUTPUTS) {
-            epilogue.floats = scores + key - query * padded;
-            kernel->multiply_tile(&queries, query, query + count, packed_keys + key * units, units, &epilogue,
-                                  TILE_OUTPUTS);
-        }
+        for (int64_t key = 0; key < visible; key += TILE_OUTPUTS)
+            score_tile(&queries, query, query + count, packed_keys + key * units, units, scores + key, padded);
         for (int64_t row = 0; row < count; row++)
             inverse_sums[row] = softmax_row(scores + row * padded, num_visible(attention, query + row), padded_visible, scale,
                                             (uint16_t *)(weight_units + row * padded / 2));
-        epilogue.stride = attention->out_stride;
-        for (int64_t column = 0; column < size; column += TILE_OUTPUTS) {
-            epilogue.floats = attention->out + query * attention->out_stride + column;
-            kernel->multiply_tile(&weights, 0, count, packed_values + column * pairs, ceil_div(visible, 2), &epilogue,
-                                  size - column);
-        }
-        for (int64_t row = 0; row < count; row++) {
-            float *out = attention->out + (query + row) * attention->out_stride;
-            for (int64_t i = 0; i < size; i++) out[i] *= inverse_sums[row];
-        }
+        for (int64_t column = 0; column < size; column += TILE_OUTPUTS)
+            mix_values(&weights, count, packed_values + column * pairs, ceil_div(visible, 2), inverse_sums,
+                       attention->out + query * attention->out_stride + column, attention->out_stride, size - column);
     }
 }
 

@@ -1,4 +1,5 @@
-/* Functions of vectors of 16 floats, for files that define TARGET as their instruction set. */
+/* Functions of vectors of 16 floats, for files that define TARGET as their instruction set, and ROUND_BY_INSTRUCTION if
+ * AVX512_BF16 is in it. */
 #include <immintrin.h>
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -57,10 +58,14 @@ INLINE __m512 activate(__m512 x, int activation) {
 
 /* To the nearest bfloat16, ties to even; NaN stays NaN. */
 INLINE __m256i round_to_bfloat16(__m512 x) {
+#if defined(ROUND_BY_INSTRUCTION)
+    return (__m256i)_mm512_cvtneps_pbh(x);
+#else
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     bits = _mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+#endif
 }

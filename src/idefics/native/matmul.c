@@ -68,9 +68,9 @@ static void thread_main(void *shared) {
     team->program(&work, team->args);
 }
 
-/* A packed panel; for INT4 also one output in float32, and a tile of outputs in bfloat16. */
+/* A packed tile; for INT4 also one output in float32, and a tile of outputs in bfloat16. */
 static int64_t linear_scratch_units(int64_t inputs) {
-    return (PANEL_OUTPUTS + TILE_OUTPUTS) * ceil_div(inputs, 2) + inputs;
+    return (2 * TILE_OUTPUTS) * ceil_div(inputs, 2) + inputs;
 }
 
 int run_program(Program *program, const void *args, MemoryNeeds needs, int threads, Parallel *parallel) {
@@ -161,37 +161,28 @@ static void pack_outputs(const LinearStage *stage, int64_t output, int64_t outpu
 static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const LinearStage *stage = context;
     const Linear *linear = stage->linear;
-    const MatmulKernel *kernel = stage->kernel;
-    int64_t first = piece * PANEL_OUTPUTS, units = ceil_div(linear->inputs, kernel->numbers_per_unit);
-    Epilogue epilogues[PANEL_OUTPUTS / TILE_OUTPUTS];
-    float scales[PANEL_OUTPUTS];
-    int tiles = 0;
-    for (int64_t output = first; output < min_int64(first + PANEL_OUTPUTS, linear->outputs); output += TILE_OUTPUTS) {
-        Epilogue *epilogue = &epilogues[tiles];
-        int64_t outputs = min_int64(TILE_OUTPUTS, linear->outputs - output);
-        *epilogue = stage->epilogue;
-        if (linear->kind == INT8) {
-            epilogue->scales = scales + tiles * TILE_OUTPUTS;
-            for (int64_t i = 0; i < outputs; i++)
-                scales[tiles * TILE_OUTPUTS + i] = number_at(linear->scale, linear->scale_kind, output + i);
-        }
-        if (epilogue->bias) epilogue->bias += output;
-        if (epilogue->factor) epilogue->factor += output;
-        if (epilogue->residual) epilogue->residual += output;
-        if (epilogue->floats) epilogue->floats += output;
-        if (epilogue->halves) epilogue->halves += output;
-        pack_outputs(stage, output, outputs, scratch + tiles++ * TILE_OUTPUTS * units,
-                     scratch + PANEL_OUTPUTS * units);
+    int64_t first = piece * TILE_OUTPUTS, outputs = min_int64(TILE_OUTPUTS, linear->outputs - first);
+    int64_t units = ceil_div(linear->inputs, stage->kernel->numbers_per_unit);
+    Epilogue epilogue = stage->epilogue;
+    float scales[TILE_OUTPUTS];
+    if (linear->kind == INT8) {
+        for (int64_t i = 0; i < outputs; i++) scales[i] = number_at(linear->scale, linear->scale_kind, first + i);
+        epilogue.scales = scales;
     }
+    if (epilogue.bias) epilogue.bias += first;
+    if (epilogue.factor) epilogue.factor += first;
+    if (epilogue.residual) epilogue.residual += first;
+    if (epilogue.floats) epilogue.floats += first;
+    if (epilogue.halves) epilogue.halves += first;
+    pack_outputs(stage, first, outputs, scratch, scratch + TILE_OUTPUTS * units);
     for (int64_t row = 0; row < stage->work->num_rows; row += TILE_ROWS)
-        for (int tile = 0; tile < tiles; tile++)
-            kernel->multiply_tile(&stage->work->rounded, row, stage->work->num_rows, scratch + tile * TILE_OUTPUTS * units, units,
-                                  &epilogues[tile], linear->outputs - first - tile * TILE_OUTPUTS);
+        stage->kernel->multiply_tile(&stage->work->rounded, row, stage->work->num_rows, scratch, units, &epilogue,
+                                     outputs);
 }
 
 void multiply_rows(Work *work, const Linear *linear, Epilogue epilogue) {
     LinearStage stage = {work, matmul_kernel(linear->kind), linear, epilogue};
-    run_pieces(work, multiply_piece, &stage, ceil_div(linear->outputs, PANEL_OUTPUTS));
+    run_pieces(work, multiply_piece, &stage, ceil_div(linear->outputs, TILE_OUTPUTS));
 }
 
 /* --- called from Python --- */

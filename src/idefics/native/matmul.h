@@ -1,7 +1,7 @@
 /* Products of many rows with weights in bfloat16 or int8, on processors with dot products of them (AVX-512).
  *
  * Inputs are rounded to the weight's kind and stored in units of four bytes: two bfloat16 or four int8 numbers, which
- * one instruction multiplies with a unit of each of 16 outputs. Weights are repacked while they are used, a panel at a
+ * one instruction multiplies with a unit of each of 16 outputs. Weights are repacked while they are used, a tile at a
  * time: they stay in memory as torch stores them. Sums are float32 or int32 in the order of the inputs, whatever the
  * number of rows and threads.
  */
@@ -13,8 +13,7 @@
 
 enum { UNIT_BYTES = 4 };
 enum { TILE_ROWS = 12 };                   /* rows multiplied together: 24 sums and 2 weights fit 32 registers */
-enum { TILE_OUTPUTS = 32 };                /* outputs multiplied together: two vectors */
-enum { PANEL_OUTPUTS = 2 * TILE_OUTPUTS }; /* outputs that a thread takes */
+enum { TILE_OUTPUTS = 32 };  /* outputs multiplied together, two vectors, which a thread takes */
 enum { NO_ACTIVATION = -1 };               /* or SILU to RELU */
 
 typedef struct {       /* rows rounded to bfloat16 or int8 */

@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,prefer-vector-width=512")))
+#define ROUND_BY_INSTRUCTION
 #include "avx512_math.h"
 
 #define KERNEL matmul_bfloat16
@@ -33,6 +34,7 @@ TARGET static void round_row(const float *x, int64_t inputs, const RoundedRows *
     }
 }
 
+#include "matmul_block.h"
 #include "matmul_tile.h"
 
 #endif

@@ -6,6 +6,7 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")))
 #include "avx512_math.h"
 
+enum { OUTPUTS_PER_PIECE = 64 };
 enum { ROWS_TOGETHER = 4 }; /* rows for which a weight is converted once */
 
 /* Results of one output for up to ROWS_TOGETHER rows from `row` on. */
@@ -32,14 +33,14 @@ TARGET static void multiply_output(const MatmulArgs *args, int64_t row, int64_t 
 
 static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const MatmulArgs *args = context;
-    int64_t end = min_int64((piece + 1) * PANEL_OUTPUTS, args->linear.outputs);
+    int64_t end = min_int64((piece + 1) * OUTPUTS_PER_PIECE, args->linear.outputs);
     (void)scratch;
-    for (int64_t output = piece * PANEL_OUTPUTS; output < end; output++)
+    for (int64_t output = piece * OUTPUTS_PER_PIECE; output < end; output++)
         for (int64_t row = 0; row < args->rows; row += ROWS_TOGETHER) multiply_output(args, row, output);
 }
 
 static void float32_program(Work *work, const void *args) {
-    run_pieces(work, multiply_piece, args, ceil_div(((const MatmulArgs *)args)->linear.outputs, PANEL_OUTPUTS));
+    run_pieces(work, multiply_piece, args, ceil_div(((const MatmulArgs *)args)->linear.outputs, OUTPUTS_PER_PIECE));
 }
 
 int idefics_matmul_float32(const MatmulArgs *args, int threads, Parallel *parallel) {

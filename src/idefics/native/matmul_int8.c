@@ -45,6 +45,7 @@ TARGET static void round_row(const float *x, int64_t inputs, const RoundedRows *
     rows->offsets[row] = -128 * _mm512_reduce_add_epi32(total);
 }
 
+#include "matmul_block.h"
 #include "matmul_tile.h"
 
 #endif

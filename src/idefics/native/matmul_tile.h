@@ -4,8 +4,6 @@
  *     __m512 sums_to_floats(Sums sums, const RoundedRows *rows, int64_t row, __m512 scales)
  */
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 /* Exchanges rows and columns of 16 x 16 units. */
 INLINE void transpose_units(__m512i rows[16]) {
     __m512i pairs[16], quads[16];
@@ -65,20 +63,8 @@ INLINE void finish_vector(__m512 values, __mmask16 present, const Epilogue *epil
 
 TARGET static void multiply_tile(const RoundedRows *rows, int64_t row, int64_t end, const uint32_t *tile,
                                  int64_t units, const Epilogue *epilogue, int64_t outputs) {
-    const uint32_t *x[TILE_ROWS];
     Sums sums[TILE_ROWS][2];
-    UNROLL for (int r = 0; r < TILE_ROWS; r++) {
-        x[r] = rows->units + min_int64(row + r, end - 1) * rows->stride;
-        sums[r][0] = sums[r][1] = (Sums){0};
-    }
-    for (int64_t unit = 0; unit < units; unit++, tile += TILE_OUTPUTS) {
-        __m512i first = _mm512_loadu_si512(tile), second = _mm512_loadu_si512(tile + 16);
-        UNROLL for (int r = 0; r < TILE_ROWS; r++) {
-            __m512i inputs = _mm512_set1_epi32((int)x[r][unit]);
-            sums[r][0] = dot_units(sums[r][0], first, inputs);
-            sums[r][1] = dot_units(sums[r][1], second, inputs);
-        }
-    }
+    multiply_block(rows, row, end, tile, units, sums);
     int count = (int)min_int64(end - row, TILE_ROWS);
     UNROLL for (int half = 0; half < 2; half++) {
         int column = 16 * half;

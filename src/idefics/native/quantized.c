@@ -213,7 +213,6 @@ void idefics_scale_rows(const QuantizeRowsArgs *args, int threads, Parallel *par
 #if defined(__x86_64__)
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define PANEL_OUTPUTS 16   /* outputs in one vector */
-#define TILE_ROWS 12       /* rows multiplied together: their sums and the eight vectors of a group fit 32 registers */
 #define ROW_BLOCK 120      /* rows that stay in the cache while all outputs are computed */
 #define GROUP_BLOCK 32     /* groups of a panel that are unpacked together: 16 KiB */
 #define MIN_MAX_ABS 1e-30f /* lower bound of a group's largest input, so that its reciprocal is finite */
