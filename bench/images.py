@@ -1,7 +1,7 @@
 """Preprocessing of a picture on one core and the vision tower, compared with transformers.
 
-`python bench/images.py [--rounds 5] [--kinds fp32 bf16 int8] [--quick]`. Photos are JPEG files in memory; towers have
-the released shapes and random weights. transformers' image processors are those without torchvision.
+`python bench/images.py [--rounds 5] [--kinds fp32 bf16 int8] [--busy] [--quick]`. Photos are JPEG files in memory;
+towers have the released shapes and random weights. transformers' image processors are those without torchvision.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import io
 import math
 import statistics
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -183,13 +185,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--kinds", nargs="*", default=["fp32", "bf16", "int8"])
+    parser.add_argument(
+        "--busy", action="store_true", help="vision only, while another process takes one core"
+    )
     parser.add_argument("--quick", action="store_true", help="one round of two frames, to test the script")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     num_rounds, num_frames = (1, 2) if arguments.quick else (arguments.rounds, arguments.frames)
     report = BenchmarkReport("Pictures", is_quick=arguments.quick)
-    measure_preprocessing(report, num_rounds)
-    measure_vision(report, arguments.kinds, num_frames, num_rounds)
+    if arguments.busy:
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy_process:
+            measure_vision(report, arguments.kinds, num_frames, num_rounds)
+            busy_process.kill()
+    else:
+        measure_preprocessing(report, num_rounds)
+        measure_vision(report, arguments.kinds, num_frames, num_rounds)
     report.print_report()
 
 

@@ -96,7 +96,7 @@ def median_seconds(timings: list[ProcessTiming]) -> float:
 def add_ratios_to_torch(
     report: BenchmarkReport, ask: list[ProcessTiming], torch: list[ProcessTiming]
 ) -> None:
-    """Adds the ratios of `idefics ask` with the demo to `import torch`, pair by pair; that of the processes has a target.
+    """Adds the ratios of `idefics ask` (demo) to `import torch`, pair by pair; that of the processes has a target.
 
     `import torch` alone spends a third of its process on its end, which comes after the first token of an answer.
     """
