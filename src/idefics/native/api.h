@@ -171,7 +171,7 @@ API void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *
  * then nothing is written. */
 
 typedef struct {
-    const float *x;        /* (rows, inputs) */
+    const float *x; /* (rows, inputs) */
     Linear linear;
     const float *bias;     /* (outputs,) or NULL */
     const float *residual; /* (rows, outputs): added to the result; or NULL */
@@ -179,22 +179,22 @@ typedef struct {
     int64_t rows;
 } MatmulArgs;
 
-typedef struct { /* queries, keys and values of a Llama layer: projections of the normalised rows, then rotated */
+typedef struct {       /* queries, keys and values of a Llama layer: projections of the normalised rows, then rotated */
     const float *x;    /* (rows, D) */
     const float *norm; /* (D,): weight of the root-mean-square norm */
     float epsilon;
-    Linear q, k, v;                /* of the same kind */
-    const float *cosines, *sines;  /* (rows, size) */
-    int32_t rotated_heads, size;   /* heads of queries and keys together */
-    float *out;                    /* (rows, outputs of q, k and v) */
+    Linear q, k, v;               /* of the same kind */
+    const float *cosines, *sines; /* (rows, size) */
+    int32_t rotated_heads, size;  /* heads of queries and keys together */
+    float *out;                   /* (rows, outputs of q, k and v) */
     int64_t rows;
 } QkvArgs;
 
-typedef struct { /* residual + down(activation(gate(norm(x))) * up(norm(x))) */
-    const float *x;        /* (rows, D) */
-    const float *norm;     /* (D,) or NULL: no norm */
+typedef struct {       /* residual + down(activation(gate(norm(x))) * up(norm(x))) */
+    const float *x;    /* (rows, D) */
+    const float *norm; /* (D,) or NULL: no norm */
     float epsilon;
-    Mlp mlp;               /* gate and up of the same kind */
+    Mlp mlp; /* gate and up of the same kind */
     int32_t activation;
     const float *residual; /* (rows, outputs) or NULL */
     float *out;            /* (rows, outputs) */

@@ -3,7 +3,6 @@
  */
 #include "attention_bfloat16.h"
 
-
 int64_t attention_scratch_units(int64_t keys, int64_t size) {
     int64_t padded = ceil_div(keys, TILE_OUTPUTS) * TILE_OUTPUTS, pairs = ceil_div(keys, 2);
     int64_t packed = padded * ceil_div(size, 2) + ceil_div(size, TILE_OUTPUTS) * TILE_OUTPUTS * pairs;
@@ -35,8 +34,10 @@ TARGET static void pack_values(const HeadAttention *attention, int64_t keys, int
         __m512i even = _mm512_maskz_loadu_epi16(present, v + key * attention->stride), odd = _mm512_setzero_si512();
         if (key + 1 < keys) odd = _mm512_maskz_loadu_epi16(present, v + (key + 1) * attention->stride);
         for (int half = 0; half < 2; half++) {
-            __m512i low = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(even, 1) : _mm512_castsi512_si256(even));
-            __m512i high = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(odd, 1) : _mm512_castsi512_si256(odd));
+            __m512i low =
+                _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(even, 1) : _mm512_castsi512_si256(even));
+            __m512i high =
+                _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(odd, 1) : _mm512_castsi512_si256(odd));
             _mm512_storeu_si512(tile + 16 * half, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
         }
     }
@@ -96,7 +97,8 @@ TARGET void attend_head(const HeadAttention *attention, uint32_t *scratch) {
     int64_t units = ceil_div(size, 2), pairs = ceil_div(keys, 2), row_bytes = 2 * attention->stride;
     uint32_t *packed_keys = scratch, *packed_values = packed_keys + padded * units;
     uint32_t *weight_units = packed_values + ceil_div(size, TILE_OUTPUTS) * TILE_OUTPUTS * pairs;
-    float *scores = (float *)(weight_units + TILE_ROWS * padded / 2), inverse_sums[TILE_ROWS], scale = 1.0f / sqrtf((float)size);
+    float *scores = (float *)(weight_units + TILE_ROWS * padded / 2), inverse_sums[TILE_ROWS],
+          scale = 1.0f / sqrtf((float)size);
     keys = num_visible(attention, attention->end_query - 1); /* of all queries of this call */
     for (int64_t key = 0; key < keys; key += TILE_OUTPUTS)
         kernel->pack_tile(attention->k + key * attention->stride, row_bytes, size, keys - key,
@@ -106,13 +108,14 @@ TARGET void attend_head(const HeadAttention *attention, uint32_t *scratch) {
     RoundedRows queries = {(uint32_t *)attention->q, attention->stride / 2, NULL, NULL};
     RoundedRows weights = {weight_units, padded / 2, NULL, NULL};
     for (int64_t query = attention->first_query; query < attention->end_query; query += TILE_ROWS) {
-        int64_t count = min_int64(TILE_ROWS, attention->end_query - query), visible = num_visible(attention, query + count - 1);
+        int64_t count = min_int64(TILE_ROWS, attention->end_query - query),
+                visible = num_visible(attention, query + count - 1);
         int64_t padded_visible = ceil_div(visible, TILE_OUTPUTS) * TILE_OUTPUTS;
         for (int64_t key = 0; key < visible; key += TILE_OUTPUTS)
             score_tile(&queries, query, query + count, packed_keys + key * units, units, scores + key, padded);
         for (int64_t row = 0; row < count; row++)
-            inverse_sums[row] = softmax_row(scores + row * padded, num_visible(attention, query + row), padded_visible, scale,
-                                            (uint16_t *)(weight_units + row * padded / 2));
+            inverse_sums[row] = softmax_row(scores + row * padded, num_visible(attention, query + row), padded_visible,
+                                            scale, (uint16_t *)(weight_units + row * padded / 2));
         for (int64_t column = 0; column < size; column += TILE_OUTPUTS)
             mix_values(&weights, count, packed_values + column * pairs, ceil_div(visible, 2), inverse_sums,
                        attention->out + query * attention->out_stride + column, attention->out_stride, size - column);

@@ -36,7 +36,8 @@ INLINE __m512 normal_cdf(__m512 x) {
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(1.421413741f));
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(-0.284496736f));
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(0.254829592f));
-    __m512 tail = _mm512_mul_ps(_mm512_mul_ps(y, t), exp_negative(_mm512_mul_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), z))));
+    __m512 tail =
+        _mm512_mul_ps(_mm512_mul_ps(y, t), exp_negative(_mm512_mul_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), z))));
     tail = _mm512_mul_ps(tail, _mm512_set1_ps(0.5f)); /* the part beyond |x| */
     __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     return _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), negative, tail);

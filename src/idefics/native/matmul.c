@@ -17,7 +17,10 @@ const MatmulKernel *matmul_kernel(int kind) {
 
 /* --- threads --- */
 
-enum { SPINS = 2000, SLEEP_NANOSECONDS = 20000 }; /* of a thread that waits for a stage's end: some 50 us, then pauses */
+enum {
+    SPINS = 2000,
+    SLEEP_NANOSECONDS = 20000
+}; /* of a thread that waits for a stage's end: some 50 us, then pauses */
 
 struct Team {
     _Atomic uint64_t place; /* number of the current stage << 32 | its next piece */
@@ -69,9 +72,7 @@ static void thread_main(void *shared) {
 }
 
 /* A packed tile; for INT4 also one output in float32, and a tile of outputs in bfloat16. */
-static int64_t linear_scratch_units(int64_t inputs) {
-    return (2 * TILE_OUTPUTS) * ceil_div(inputs, 2) + inputs;
-}
+static int64_t linear_scratch_units(int64_t inputs) { return (2 * TILE_OUTPUTS) * ceil_div(inputs, 2) + inputs; }
 
 int run_program(Program *program, const void *args, MemoryNeeds needs, int threads, Parallel *parallel) {
     int64_t linear = linear_scratch_units(needs.widest), rounded = needs.rows * ceil_div(needs.widest, 2);
@@ -81,8 +82,9 @@ int run_program(Program *program, const void *args, MemoryNeeds needs, int threa
     Team team = {.program = program, .args = args, .scratch_units = scratch};
     uint32_t *units = memory + threads * scratch;
     float *scales = (float *)(units + rounded);
-    team.work = (Work){&team, 0, memory, (uint32_t *)(scales + 2 * needs.rows), needs.rows,
-                       {units, 0, scales, (int32_t *)(scales + needs.rows)}};
+    team.work = (Work){&team,      0,
+                       memory,     (uint32_t *)(scales + 2 * needs.rows),
+                       needs.rows, {units, 0, scales, (int32_t *)(scales + needs.rows)}};
     if (threads > 1)
         parallel(thread_main, &team, (unsigned)threads, 0);
     else
@@ -262,11 +264,10 @@ static void mlp_program(Work *work, const void *mlp_args) {
     epilogue.activation = NO_ACTIVATION, epilogue.factor = gated;
     multiply_rows(work, &mlp->up, epilogue);
     round_rows(work, &mlp->down, gated, &NO_NORM);
-    multiply_rows(work, &mlp->down,
-                  (Epilogue){.activation = NO_ACTIVATION,
-                             .residual = args->residual,
-                             .floats = args->out,
-                             .stride = mlp->down.outputs});
+    multiply_rows(
+        work, &mlp->down,
+        (Epilogue){
+            .activation = NO_ACTIVATION, .residual = args->residual, .floats = args->out, .stride = mlp->down.outputs});
 }
 
 int idefics_gated_mlp(const GatedMlpArgs *args, int threads, Parallel *parallel) {

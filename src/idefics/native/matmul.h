@@ -12,18 +12,18 @@
 #include "norm.h"
 
 enum { UNIT_BYTES = 4 };
-enum { TILE_ROWS = 12 };                   /* rows multiplied together: 24 sums and 2 weights fit 32 registers */
+enum { TILE_ROWS = 12 };     /* rows multiplied together: 24 sums and 2 weights fit 32 registers */
 enum { TILE_OUTPUTS = 32 };  /* outputs multiplied together, two vectors, which a thread takes */
-enum { NO_ACTIVATION = -1 };               /* or SILU to RELU */
+enum { NO_ACTIVATION = -1 }; /* or SILU to RELU */
 
-typedef struct {       /* rows rounded to bfloat16 or int8 */
-    uint32_t *units;   /* (rows, stride); padded with zeros to a whole unit */
-    int64_t stride;    /* units of a row */
-    float *scales;     /* (rows,) of int8: x = level * scale; NaN for a row with NaN or an infinity */
-    int32_t *offsets;  /* (rows,) of int8: -128 times the sum of levels, since weights are multiplied 128 too large */
+typedef struct {      /* rows rounded to bfloat16 or int8 */
+    uint32_t *units;  /* (rows, stride); padded with zeros to a whole unit */
+    int64_t stride;   /* units of a row */
+    float *scales;    /* (rows,) of int8: x = level * scale; NaN for a row with NaN or an infinity */
+    int32_t *offsets; /* (rows,) of int8: -128 times the sum of levels, since weights are multiplied 128 too large */
 } RoundedRows;
 
-typedef struct { /* what is done with the sums of one or more outputs */
+typedef struct {                /* what is done with the sums of one or more outputs */
     const float *scales, *bias; /* of each output; NULL: none */
     int activation;
     const float *factor;   /* multiplied after the activation; NULL: none */
@@ -58,21 +58,22 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
  *
  * All threads of a call run the same function, stage by stage. A stage is work in pieces: threads take one piece after
  * another, and the thread that finishes the last one begins the next stage. So nobody waits for a thread that holds no
- * piece: one that the system has descheduled delays nobody, and passes over the stages that are done when it runs again.
+ * piece: one that the system has descheduled delays nobody, and passes over the stages that are done when it runs
+ * again.
  */
 
 typedef struct Team Team;
 
 typedef struct { /* of one thread */
     Team *team;
-    uint32_t stage;       /* number of the next stage of this thread */
-    uint32_t *scratch;    /* memory of this thread */
-    uint32_t *shared;     /* memory of all threads */
-    int64_t num_rows;     /* of the products that follow */
-    RoundedRows rounded;  /* inputs of the next product; the memory is of all threads */
+    uint32_t stage;      /* number of the next stage of this thread */
+    uint32_t *scratch;   /* memory of this thread */
+    uint32_t *shared;    /* memory of all threads */
+    int64_t num_rows;    /* of the products that follow */
+    RoundedRows rounded; /* inputs of the next product; the memory is of all threads */
 } Work;
 
-typedef struct { /* the memory that a call needs, in units */
+typedef struct {          /* the memory that a call needs, in units */
     int64_t rows, widest; /* products of this many rows of up to this many inputs */
     int64_t scratch;      /* for each thread, at least */
     int64_t shared;

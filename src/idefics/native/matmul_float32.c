@@ -1,4 +1,5 @@
-/* Products of a few rows with a weight in bfloat16, inputs and sums in float32: an LM head, which reads its weight once. */
+/* Products of a few rows with a weight in bfloat16, inputs and sums in float32: an LM head, which reads its weight
+ * once. */
 #include "matmul.h"
 
 #if defined(__x86_64__)

@@ -61,8 +61,8 @@ INLINE void finish_vector(__m512 values, __mmask16 present, const Epilogue *epil
         _mm256_mask_storeu_epi16(epilogue->halves + at, present, round_to_bfloat16(values));
 }
 
-TARGET static void multiply_tile(const RoundedRows *rows, int64_t row, int64_t end, const uint32_t *tile,
-                                 int64_t units, const Epilogue *epilogue, int64_t outputs) {
+TARGET static void multiply_tile(const RoundedRows *rows, int64_t row, int64_t end, const uint32_t *tile, int64_t units,
+                                 const Epilogue *epilogue, int64_t outputs) {
     Sums sums[TILE_ROWS][2];
     multiply_block(rows, row, end, tile, units, sums);
     int count = (int)min_int64(end - row, TILE_ROWS);
@@ -70,8 +70,8 @@ TARGET static void multiply_tile(const RoundedRows *rows, int64_t row, int64_t e
         int column = 16 * half;
         if (column >= outputs) break;
         __mmask16 present = outputs - column >= 16 ? 0xffff : (__mmask16)((1 << (outputs - column)) - 1);
-        __m512 scales = epilogue->scales ? _mm512_maskz_loadu_ps(present, epilogue->scales + column)
-                                         : _mm512_set1_ps(1.0f);
+        __m512 scales =
+            epilogue->scales ? _mm512_maskz_loadu_ps(present, epilogue->scales + column) : _mm512_set1_ps(1.0f);
         UNROLL for (int r = 0; r < TILE_ROWS; r++)
             if (r < count)
                 finish_vector(sums_to_floats(sums[r][half], rows, row + r, scales), present, epilogue, row + r, column);
