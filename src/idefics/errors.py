@@ -186,7 +186,11 @@ class EngineBusy(IdeficsError):
 
 
 class RequestTimeout(IdeficsError, TimeoutError):
-    """An answer was not finished within the `timeout` of its call; its memory has been released."""
+    """An answer was not finished within the `timeout` of its call; its memory has been released.
+
+    Args:
+        seconds: the `timeout`.
+    """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(

@@ -174,13 +174,16 @@ def _cgroup_limits(
 
 
 def _reclaimable_bytes(group: Path) -> int:
-    """Bytes of cached files (read once) that the kernel drops before it refuses memory."""
+    """Bytes of cached files that were read only once, which the kernel drops before it refuses memory."""
     counts = _read_numbers(group / "memory.stat")
     return counts.get("total_inactive_file", counts.get("inactive_file", 0))
 
 
 def _read_ulimits(root: Path) -> Iterator[MemoryLimit]:
-    """`ulimit -v` (address space, mapped files included) and `ulimit -d` (private memory without mapped files)."""
+    """Yields the limits that are set of `ulimit -v` and `ulimit -d`.
+
+    The first is of the address space, mapped files included; the second of private memory without mapped files.
+    """
     if sys.platform == "win32":
         return
     import resource
@@ -198,7 +201,7 @@ def _read_ulimits(root: Path) -> Iterator[MemoryLimit]:
 
 
 def _read_numbers(path: Path) -> dict[str, int]:
-    """The numbers of a file by their names: each is after its name on a line of its own, with or without a colon."""
+    """Reads lines of a name and a number, with or without a colon between them: name -> number."""
     lines = (line.split() for line in _read_text(path).splitlines())
     return {line[0].rstrip(":"): int(line[1]) for line in lines if len(line) > 1 and line[1].isdecimal()}
 

@@ -25,9 +25,13 @@ class BinaryFile(Protocol):
 
 @runtime_checkable
 class _Seekable(Protocol):
-    def seekable(self) -> bool: ...
+    """A file object that may be read from any position."""
 
-    def seek(self, offset: int, /) -> Any: ...
+    def seekable(self) -> bool:
+        """Whether `seek` can be used."""
+
+    def seek(self, offset: int, /) -> Any:
+        """Moves to the position `offset`, in bytes from the beginning."""
 
 
 @runtime_checkable

@@ -87,7 +87,7 @@ class Picture:
 
     @classmethod
     def of(cls, source: Picture | PictureSource) -> Picture:
-        """A `Picture` unchanged; anything else as the source of one."""
+        """Returns a `Picture` as it is, and any other source as a new `Picture`."""
         return source if isinstance(source, Picture) else cls(source)
 
 
@@ -125,7 +125,7 @@ class Video:
 
     @classmethod
     def of(cls, source: Video | VideoSource) -> Video:
-        """A `Video` unchanged; anything else as the source of one."""
+        """Returns a `Video` as it is, and any other source as a new `Video`."""
         return source if isinstance(source, Video) else cls(source)
 
 

@@ -55,7 +55,7 @@ class Prompt:
         return tuple(dict.fromkeys(picture.note for picture in self.pictures if picture.note))
 
     def text_prefix(self, end: int) -> Prompt:
-        """The first `end` tokens of a prompt that has no pictures."""
+        """The first `end` tokens as a prompt of their own; only for a prompt without pictures."""
         return Prompt(self.ids[:end], (), (), self.image_index[:end])
 
 

@@ -64,7 +64,7 @@ def reject_unknown_arguments(function: F, name: str = "", display_signature: Sig
 
 
 def reject_unknown_fields(record: type[T]) -> type[T]:
-    """`reject_unknown_arguments` for the constructor of a dataclass; goes above `@dataclass`."""
+    """Decorator above `@dataclass`: the constructor raises UnknownArgument or BadCall for wrong arguments."""
     record.__init__ = reject_unknown_arguments(record.__init__, record.__name__)  # type: ignore[method-assign]
     return record
 

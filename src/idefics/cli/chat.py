@@ -90,7 +90,7 @@ def chat(
 def _open_pictures(
     names: Sequence[str], *, writer: OutputWriter, fetcher: Fetcher, recursive: bool
 ) -> list[PictureOrVideo]:
-    """Opens pictures by name; reports an error for each that cannot be read."""
+    """Opens pictures by name: returns those that can be read, and reports an error for each other one."""
     if STDIN in names:
         raise BadPicture("- cannot be a picture here: the lines of standard input are the turns")
     found = find_pictures(names, writer, recursive=recursive)
@@ -161,7 +161,10 @@ class ChatSession:
             print(f"{len(added)} {pictures} added. The next question is about {them}.")
 
     def _send_turn(self, words: str) -> None:
-        """Answers one turn. A turn that cannot be answered leaves the conversation unchanged."""
+        """Sends a turn with `words` and the pending pictures, and writes the answer.
+
+        After an error the conversation is unchanged.
+        """
         messages = [*self.messages, user(*self.pending_pictures, LiteralText(words))]
         try:
             if self.is_interactive:

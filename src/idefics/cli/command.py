@@ -107,7 +107,7 @@ def add_command(app: typer.Typer, command: Command) -> None:
 
 
 def _typer_annotation(field: Field[Any], hint: Any) -> Any:
-    """The type that typer reads for a field: an option if `flags.flag` made the field, else the field's own type."""
+    """The annotation that typer reads for a field: a `typer.Option` if `flags.flag` made it, else its own type."""
     if not field.metadata:
         return hint
     (value_type,) = {*(get_args(hint) if NoneType in get_args(hint) else (hint,))} - {NoneType}
@@ -122,7 +122,7 @@ def _typer_annotation(field: Field[Any], hint: Any) -> Any:
 
 
 def _default_parser(flag: str, value_type: Any) -> Callable[[str], Any] | None:
-    """Parses a flag's value, where the flag has no parser of its own; None: typer's own parser of the type does."""
+    """The parser for a flag that has none of its own, by the type of its values; None: typer's own."""
     if value_type in (int, float):
         return number_parser(flag, value_type)
     return choice_parser(flag, get_args(value_type)) if get_origin(value_type) is Literal else None

@@ -52,7 +52,7 @@ CHAT_LINES = ("What is in this image?", "/image statue.png", "And in this one?",
 
 @flag_group
 class DemoFlags:
-    """The model that runs the tasks."""
+    """The flags of `idefics demo`: which model runs the tasks."""
 
     model: str = model_flag("Which model answers.  [default: demo]", default="demo", metavar="MODEL")
 
@@ -117,7 +117,10 @@ def _run_command(arguments: Sequence[str], loader: ModelLoader, *, is_interactiv
 
 
 class _CapturedTerminal(io.StringIO):
-    """Captures output. It claims to be a terminal if the output is printed on one later, so that it has colours."""
+    """An output stream that keeps what is written to it.
+
+    It claims to be a terminal if the output is printed on one later, so that it has colours.
+    """
 
     def __init__(self, is_interactive: bool) -> None:
         super().__init__()

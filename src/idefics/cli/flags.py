@@ -101,14 +101,14 @@ def remote_images_flag(default: str, help: str) -> Any:
 
 @flag_group
 class PromptFlags:
-    """The text about the pictures, where it is not the last argument."""
+    """The flag for the text about the pictures, instead of the last argument."""
 
     prompt: str | None = input_flag("The question or text, instead of the last argument.")
 
 
 @flag_group
 class ShotsFlags:
-    """The file of few-shot examples."""
+    """The flag that names the file of few-shot examples."""
 
     shots: Path | None = input_flag(
         'Examples to follow, one JSON object per line: {"image": "a.jpg", "answer": "A puppy."}',
@@ -178,7 +178,7 @@ class ModelFlags:
 
 @flag_group
 class ImageDetailFlags:
-    """How finely pictures are processed: the fields of `ImageDetail`."""
+    """The flags for how finely pictures are processed: the fields of `ImageDetail`."""
 
     detail: Detail | None = input_flag(
         "high, the default: as the model was released; low: the whole picture in one tile; "
@@ -190,7 +190,7 @@ class ImageDetailFlags:
     )
 
     def image_detail_options(self) -> dict[str, Any]:
-        """The keywords of a call. Raises BadSetting for invalid values, before any model is loaded."""
+        """The flags as keywords of a call. Raises BadSetting for invalid values, before any model is loaded."""
         options = {"detail": self.detail, "max_tiles": self.max_tiles}
         options = {name: value for name, value in options.items() if value is not None}
         ImageDetail(**options)  # type: ignore[arg-type]
@@ -199,13 +199,13 @@ class ImageDetailFlags:
 
 @flag_group
 class JSONFlags:
-    """The format of standard output."""
+    """The flag for the format of standard output: text, or JSON lines."""
 
     json: bool = output_flag("Print one JSON object per line.", default=False)
 
 
 @flag_group
 class DebugFlags:
-    """Whether errors are shown with their traceback; `main` looks for this flag itself."""
+    """The flag that shows errors with their traceback; `main` looks for it itself."""
 
     debug: bool = output_flag("Show what is done, and the traceback of errors.", default=False)

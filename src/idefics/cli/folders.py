@@ -89,9 +89,10 @@ class PictureSearch:
                     yield file
 
     def _files_in(self, root: Path, *, recursive: bool) -> Iterator[Path]:
-        """Yields the files of a folder, hidden ones left out; subfolders are searched too, or counted as skipped.
+        """Yields the files of a folder, hidden ones left out; with `recursive` those of its subfolders too.
 
-        Each folder is searched once, even if several symbolic links lead to it.
+        Subfolders that are not searched count as skipped. Each folder is searched once, even if several symbolic links
+        lead to it.
         """
         folders, links, searched = deque([root]), deque[Path](), set[str]()
         while folders or links:
@@ -155,7 +156,7 @@ def _is_link(path: Path) -> bool:
 
 
 def _skip_reason(file: Path, suffix: str, readable_formats: Sequence[object]) -> str | None:
-    """Why a file is skipped, in words for `describe_skipped`, or its suffix; None for a picture."""
+    """Why a file is skipped: words for `describe_skipped`, or its suffix; None: it is a picture that can be read."""
     from idefics.processing.picture_files import read_file_head
 
     try:
@@ -176,7 +177,11 @@ def _skip_reason(file: Path, suffix: str, readable_formats: Sequence[object]) ->
 
 
 def _matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a relative path matches a pattern with `**`, both as parts, by the rules of `glob`."""
+    """Whether a relative path matches a pattern in which `**` stands for any folders, by the rules of `glob`.
+
+    Args:
+        parts, pattern: the path and the pattern, split at the slashes.
+    """
     if not pattern:
         return not parts
     if pattern[0] == "**":

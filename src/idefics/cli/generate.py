@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @flag_group
 class ItemArguments:
-    """The parts of the prompt."""
+    """The positional arguments: the items of the raw prompt, in order."""
 
     items: PositionalArguments
 
@@ -57,7 +57,7 @@ def generate(
 
 
 def _parse_item(item: str, fetcher: Fetcher) -> ContentPart:
-    """One item of the prompt: text, or a picture or video that could be read."""
+    """Parses an argument into text, or into a picture or video; raises BadPicture if that cannot be read."""
     from idefics.processing.prompt_items import parse_item
 
     part = read_standard_input() if item == STDIN else parse_item(item)

@@ -19,7 +19,7 @@ LABEL_WIDTH = 12  # characters of the first column
 
 @flag_group
 class ModelArgument:
-    """The model whose memory is estimated."""
+    """The positional argument: the model whose memory is estimated; None: only this machine is described."""
 
     model: Annotated[str | None, typer.Argument(metavar="MODEL")] = None
 
@@ -89,7 +89,7 @@ def _format_count(count: int, noun: str) -> str:
 
 
 def _describe_matmuls(kernel_choice: Mapping[str, Any]) -> str:
-    """Which matrix multiplications kernels="auto" chooses for a model that is not small."""
+    """The text on which kernels kernels="auto" chooses for the matrix products of a model that is not small."""
     float32_library = "oneDNN" if kernel_choice["onednn"] else "torch"
     int8_arithmetic = "integers" if kernel_choice["integers"] else "float32"
     bfloat16_arithmetic = "bfloat16" if kernel_choice["bfloat16"] else "float32"

@@ -219,7 +219,7 @@ def _error_line(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: CommandGroup) -> str:
-    """What is wrong with the arguments, and what was probably meant."""
+    """What is wrong with the arguments of a command line, and what was probably meant."""
     text = one_line(error.format_message()).rstrip(".")
     if unknown_command := NO_SUCH_COMMAND.match(text):
         name = unknown_command[1]

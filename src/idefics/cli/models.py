@@ -73,7 +73,7 @@ def _table_line(row: CatalogEntry) -> str:
 
 
 def _local_folder(row: CatalogEntry) -> Path | None:
-    """The folder of a model on this machine; None where it is not downloaded."""
+    """The folder of a catalog's model on this machine; None if it is not downloaded."""
     from idefics import weights
 
     return weights.complete_cached_folder(row.hub_id) if row.hub_id else weights.find_checkpoint(row.name)

@@ -173,7 +173,7 @@ class OutputWriter:
                 self.print_note(text)
 
     def print_status(self, text: str) -> None:
-        """Prints one line on standard error, above the progress display."""
+        """Prints one line on standard error, such as what is being done, above the progress display."""
         with self.progress.paused():
             print_to_stderr(text)
 
@@ -212,7 +212,7 @@ class OutputWriter:
         self.print_result_notes(answer)
 
     def _write_text(self, text: str, heading: str) -> None:
-        """Writes an answer as text; to a pipe on one line after the heading, if there is one."""
+        """Writes an answer as text; to a pipe on one line, after the heading (the picture's name) if there is one."""
         with self.progress.paused():
             if self.is_interactive:
                 self._write_heading(heading, end=": ")

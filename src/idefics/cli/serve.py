@@ -24,7 +24,10 @@ SETTING_TYPES = get_type_hints(Settings)
 
 
 def _setting_flag(setting: Field[Any]) -> tuple[str, Any, Any]:
-    """The flag of a server setting; its default None leaves the setting to the environment and the file."""
+    """The flag of a server setting as (name, type, field) of a dataclass.
+
+    Its default is None, with which the environment and the file of settings decide.
+    """
     default = "" if setting.default in (None, False) else f" [default: {setting.default}]"
     metadata = setting.metadata
     return (
@@ -91,7 +94,7 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
 
 @flag_group
 class UIFlags:
-    """The address of the page."""
+    """The flags of `idefics ui` other than the model's: the port."""
 
     port: int = flag("Address", "Port to listen on; 0 takes a free one.  [default: 7860]", default=7860)
 
@@ -166,7 +169,10 @@ def _make_page_settings(source: Settings | ModelFlags, model_name: str, **others
 
 
 def _configure_logging(format: str, *verbose_loggers: str) -> None:
-    """Logs warnings, and messages of level INFO of `verbose_loggers`; does nothing where --debug configured logging."""
+    """Logs warnings, and messages of level INFO of `verbose_loggers`, in a format of `logging`.
+
+    Does nothing where --debug configured logging.
+    """
     if not logging.getLogger("idefics").isEnabledFor(logging.DEBUG):
         logging.basicConfig(format=format, level=logging.WARNING)
         for name in verbose_loggers:

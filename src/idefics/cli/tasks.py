@@ -63,7 +63,7 @@ label_flag = partial(flag, "Labels")
 
 @flag_group
 class LabelFlags:
-    """The labels of a classification, and how they are scored."""
+    """The flags of `idefics classify`: the labels, and how they are scored."""
 
     labels: str | None = label_flag("Labels to choose from, separated by commas.", metavar="LABEL,LABEL")
     label: list[str] | None = label_flag("One label, which may contain a comma; repeatable.", metavar="LABEL")
@@ -185,7 +185,11 @@ def _run_classify(
 
 
 def _refuse_words(arguments: Sequence[str], hint: str) -> None:
-    """Raises BadPrompt if an argument is a sentence: commands without a prompt take pictures only."""
+    """Raises BadPrompt if an argument is a sentence, as commands without a prompt take pictures only.
+
+    Args:
+        hint: the end of the message: what to do instead.
+    """
     for argument in arguments:
         if is_sentence(argument):
             raise BadPrompt(f"{argument!r} is not a picture, and {hint}")

@@ -47,5 +47,5 @@ def is_valid_utf8(text: str) -> bool:
 
 
 def escaped_bytes(text: str) -> str:
-    """The text with each byte that is not UTF-8 as an escape, such as `'Caf\\xe9'`."""
+    """The text with each byte that was not UTF-8 written as an escape, such as `'Caf\\xe9'`."""
     return repr(text.encode(errors="surrogateescape"))[1:]

@@ -59,7 +59,7 @@ class BatchFeature(dict[str, Any]):
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
-        """Converts all entries to tensors ("pt") or arrays ("np"); None leaves them. Returns itself."""
+        """Converts all entries, in place, to tensors ("pt") or arrays ("np"); None leaves them. Returns itself."""
         if tensor_type is not None:
             self.update({name: to_tensor_type(value, tensor_type) for name, value in self.items()})
         return self
@@ -77,10 +77,11 @@ class BatchFeature(dict[str, Any]):
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> Self:
-        """Moves all tensors to a device, and floating-point tensors to a dtype. Returns itself.
+        """Moves all tensors, in place, to a device, and floating-point tensors to a dtype. Returns itself.
 
         Args:
             targets: a device, a dtype or both, in any order.
+            device, dtype: the same by name.
             non_blocking: as in `torch.Tensor.to`.
         """
         for target in targets:
@@ -141,7 +142,11 @@ class PaddingOptions:
         return self.model_max_length if self.model_max_length < VERY_LARGE_INTEGER else None
 
     def kept_positions(self, length: int, *, num_opening_tokens: int = 0) -> list[int]:
-        """The positions that truncation leaves of a row; its first `num_opening_tokens` are kept."""
+        """The positions that truncation leaves of a row of `length` tokens.
+
+        Args:
+            num_opening_tokens: how many tokens at the beginning are kept in any case.
+        """
         positions = list(range(length))
         truncates = TRUNCATION_STRATEGIES[self.truncation]
         if truncates is None:
@@ -171,7 +176,7 @@ class PaddingOptions:
         return -(-width // multiple) * multiple
 
     def pad(self, rows: Sequence[Sequence[Any]], value: Any) -> list[list[Any]]:
-        """Pads rows to `padded_length` with `value`."""
+        """Pads rows with `value` to `padded_length`, and returns them as new lists."""
         padded_length = self.padded_length([len(row) for row in rows])
         padded = []
         for row in rows:
@@ -180,7 +185,7 @@ class PaddingOptions:
         return padded
 
     def to_batch(self, entries: dict[str, Any]) -> BatchFeature:
-        """A batch of these entries, converted as `return_tensors` says."""
+        """Makes a `BatchFeature` of entries, converted to tensors or arrays as `return_tensors` says."""
         return BatchFeature(entries, self.return_tensors)
 
 

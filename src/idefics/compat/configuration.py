@@ -33,13 +33,13 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
 
     Attributes:
         parts: field -> config class of a part, such as "vision_config".
-        default_parts: field -> fields of a part that is not given, where they are not the defaults of its class.
+        default_parts: field -> the fields of a part that is not given, if they differ from the defaults of its class.
         _attn_implementation: the attention backend of models that are built from this config; not saved.
         gradient_checkpointing: whether such models begin with gradient checkpointing enabled; not saved.
         return_dict, output_attentions, output_hidden_states: the defaults of `forward`.
         torch_dtype: the dtype of the stored weights, by its name.
         architectures: the model classes whose weights were saved.
-        use_cache, tie_word_embeddings: of models, not of their parts.
+        use_cache, tie_word_embeddings: only the configs of whole models have them.
     """
 
     file_selection = CONFIG_FILES
@@ -92,7 +92,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
         return self.return_dict
 
     def to_model_config(self) -> ModelConfig:
-        """The config of `models` that this one describes. Raises UnsupportedModel where it cannot be run."""
+        """Converts this config for `idefics.models`; raises UnsupportedModel if this package cannot run the model."""
         return family_for(self.model_type).read_config(self.to_dict(), {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +133,10 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:
-        """Reads config.json. The class of a part takes its part of a whole model's config."""
+        """Reads config.json of a folder; `settings` take the place of those in the file.
+
+        The class of a part, such as a vision tower, takes its part of a whole model's config.
+        """
         content = read_json_object(folder / CONFIG_FILE)
         model_type = content.get("model_type", cls.model_type)
         composite_class = COMPOSITE_CONFIG_BY_MODEL_TYPE.get(model_type, cls)

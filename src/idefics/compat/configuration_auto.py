@@ -33,7 +33,7 @@ class AutoConfig(AutoClass):
 
     @classmethod
     def for_model(cls, model_type: str, **fields: Any) -> PretrainedConfig:
-        """A config with the defaults of a model_type, and these fields. Raises UnsupportedModel for an unknown one."""
+        """A config of a model_type with these fields, defaults elsewhere; raises UnsupportedModel for unknown types."""
         family_for(model_type)  # raises an error that lists the known ones
         return CONFIG_CLASS_BY_MODEL_TYPE[model_type](**fields)
 

@@ -28,7 +28,9 @@ def compute_image_features(
     *,
     interpolate_pos_encoding: bool,
 ) -> Tensor | None:
-    """(B, P, M, D') features of images, which are given at one of three stages; None without images.
+    """The features of images, (B, P, M, D'), from pixels or from outputs of the vision tower or the resampler.
+
+    None if no images are given.
 
     Args:
         pixel_values: (B, P, 3, h, w) normalised pixels.
@@ -66,10 +68,14 @@ def compute_image_features(
 def make_cross_attention_inputs(
     backbone: Idefics1Backbone, inputs: DecoderInputs, features: Tensor | None, mask: Tensor | None
 ) -> CrossAttentionInputs | None:
-    """Keys and values of new images, (B, P, M, D') features; None without images.
+    """The cross-attention inputs of new images: their keys and values, and which tokens attend to them.
 
     Args:
+        features: (B, P, M, D') image features; None: there are no images.
         mask: (B, T, P), 1 where a token attends to an image; None: every token attends to all.
+
+    Returns:
+        The inputs; None without images.
 
     Raises:
         BadPrompt: features or mask have another shape.
@@ -93,7 +99,11 @@ def make_cross_attention_inputs(
 def get_cached_cross_attention_inputs(
     inputs: DecoderInputs, mask: Tensor | None
 ) -> CrossAttentionInputs | None:
-    """The images in the cache: new tokens attend to those of the last token, unless `mask` says otherwise."""
+    """The cross-attention inputs of the images in the cache, for new tokens; None if the cache has no images.
+
+    Args:
+        mask: (B, T, P), 1 where a token attends to an image; None: all attend to the images of the last cached token.
+    """
     cached = inputs.past.cross_attention_inputs
     if cached is None:
         return None

@@ -18,7 +18,7 @@ from idefics.errors import BadPrompt
 
 
 class ForwardOptions(NamedTuple):
-    """What one call returns: as its arguments say, else the config."""
+    """Which outputs one call of `forward` returns: its arguments, or the config's values where they are None."""
 
     use_cache: bool
     output_attentions: bool
@@ -53,7 +53,9 @@ def prepare_decoder_inputs(
     position_ids: Tensor | None,
     past_key_values: KeyValueCache | LegacyCache | None,
 ) -> DecoderInputs:
-    """Checks the text arguments of `forward`. Without `position_ids`, tokens are counted; padding has position 1.
+    """Checks the text arguments of `forward`, and computes embeddings and positions from them.
+
+    Without `position_ids` the tokens are counted, and padding has position 1.
 
     Args:
         embed: ids (B, T) -> embeddings (B, T, D).

@@ -37,7 +37,7 @@ class GenerationMixin:
 
     @property
     def image_token_ids(self) -> Sequence[int]:
-        """The ids of placeholders, where image features stand."""
+        """The ids of image tokens, whose embeddings are replaced by image features; empty: the model has none."""
         return ()
 
     def prepare_inputs_for_generation(

@@ -66,7 +66,7 @@ def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[s
 
 
 def forward_parameter_names(model: Any) -> set[str]:
-    """The arguments of a model's `forward`; with `**kwargs`, also those of the class that it overrides."""
+    """The names of the arguments of a model's `forward`; with `**kwargs`, also those of the `forward` it overrides."""
     names: set[str] = set()
     for model_class in type(model).__mro__:
         if (forward := vars(model_class).get("forward")) is None:
@@ -86,6 +86,9 @@ def merge_generation_configs(
     use_model_defaults: bool | None,
 ) -> GenerationConfig:
     """The settings of a call: the caller's, else those of `generation_config`, else the model's own.
+
+    Args:
+        use_model_defaults: False: settings that a given `generation_config` leaves out have the defaults of the class.
 
     Raises:
         BadSetting: settings contradict each other, or `generation_config` is not a config.

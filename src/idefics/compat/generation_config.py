@@ -116,7 +116,7 @@ class GenerationConfig(PretrainedMixin):
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
-        """An empty dict: as peft and transformers call it, no setting has a default other than the class's."""
+        """An empty dict, for callers of transformers' method: settings have no defaults but those of this class."""
         return {}
 
     def __init__(self, **settings: Any) -> None:
@@ -214,7 +214,7 @@ class GenerationConfig(PretrainedMixin):
 
     @classmethod
     def from_model_config(cls, model_config: object) -> Self:
-        """The special ids that the config of a model, or its text_config, names.
+        """A `GenerationConfig` with the special ids that the config of a model, or its text_config, names.
 
         Args:
             model_config: a config of this package or of transformers, or the content of a config.json.

@@ -68,7 +68,7 @@ class LeftPaddedPrompts:
         )
 
     def restore_right_padding(self, out: ModelOutput) -> None:
-        """Rotates the outputs of `generate` back to the caller's order, in place."""
+        """Rotates the outputs of `generate` back, in place, so that their padding is where the caller had it."""
         if not self.has_right_padding:
             return
         prompts = self.original_ids.repeat_interleave(len(out.sequences) // len(self.mask), dim=0)
@@ -84,13 +84,19 @@ class LeftPaddedPrompts:
             )
 
     def _move_padding_to_left(self, values: Tensor) -> Tensor:
-        """Rotates rows: (B or 1, T, ...) -> (B, T, ...). Values of another length are returned as they are."""
+        """Rotates rows so that padding is on the left: (B or 1, T, ...) -> (B, T, ...).
+
+        Values whose second dimension has another length are returned as they are.
+        """
         if not self.has_right_padding or values.shape[1] != self.padded_length:
             return values
         return self._rotate_positions(values, -self.num_right_padding, 1)
 
     def _move_padding_back_to_right(self, values: Tensor, *dims: int) -> Tensor:
-        """Rotates the first T of L positions back, in each of `dims`; with L < T there are only positions after T."""
+        """Undoes `_move_padding_to_left` for the first T positions of each of some dimensions.
+
+        A dimension with fewer than T positions has only ids after the prompt, and is left as it is.
+        """
         shifts = self.num_right_padding.repeat_interleave(len(values) // len(self.mask), dim=0)
         for dim in dims:
             if values.shape[dim] >= self.padded_length:
@@ -98,7 +104,11 @@ class LeftPaddedPrompts:
         return values
 
     def _rotate_positions(self, values: Tensor, shifts: Tensor, dim: int) -> Tensor:
-        """Takes each of the first T positions of a dimension from `shifts` (R,) positions after it, modulo T."""
+        """Rotates the first T positions of dimension `dim` of (R, ...) values; later positions stay.
+
+        Args:
+            shifts: (R,) position i gets the value of position (i + shift) modulo T of its row.
+        """
         positions = torch.arange(values.shape[dim], device=shifts.device)
         rotated = (positions + shifts[:, None]) % self.padded_length  # (R, L)
         sources = torch.where(positions < self.padded_length, rotated, positions)

@@ -77,7 +77,7 @@ class GenerationRunner:
         self.records: dict[str, list[Any]] = {name: [] for name in recorded_names}
 
     def prefill(self) -> Tensor:
-        """Reads the prompts. Returns the logits (R, V) of the first id of each answer."""
+        """Reads the prompts: returns the logits (R, V) of the first id of each answer."""
         logits = self._forward_last_logits(**self._uncached_inputs())
         if self.use_cache:  # which has the images
             repeated_names = self.model_inputs.keys() & {"attention_mask", "position_ids"}
@@ -90,7 +90,7 @@ class GenerationRunner:
         return repeated
 
     def decode_step(self, ids: Tensor, beam_idx: Tensor | None = None) -> Tensor:
-        """Reads the last of ids (R, T) -> logits (R, V) of the next.
+        """Reads the last of each row's ids (R, T): returns the logits (R, V) of the next.
 
         Args:
             beam_idx: (R,) the row of the last step that each row continues; None: the same row.
@@ -118,7 +118,7 @@ class GenerationRunner:
         return outputs | {"past_key_values": self.cache if self.use_cache else None}
 
     def _uncached_inputs(self) -> dict[str, Any]:
-        """The inputs of the prompts without the ids that are in the cache."""
+        """The inputs of the prompts, without the ids that the given cache has already."""
         inputs = {"input_ids": self.prompts.ids, **self.model_inputs}
         if "inputs_embeds" in inputs:
             inputs["input_ids"] = None
@@ -159,7 +159,7 @@ class GenerationRunner:
         return logits
 
     def repeat_rows(self, value: Any) -> Any:
-        """Repeats each row of a tensor, or of the tensors in a tuple, n times."""
+        """Repeats each row of a tensor, or of the tensors in a tuple, for each of a prompt's n answers."""
         if self.answers_per_prompt == 1:
             return value
         if isinstance(value, Tensor):

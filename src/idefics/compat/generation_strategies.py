@@ -70,7 +70,7 @@ GenerateOutput = GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
 
 
 def generate_answers(call: GenerateCall) -> GenerateOutput:
-    """Reads the prompts, and chooses ids until every answer has ended."""
+    """Runs a call of `generate`: prefills the prompts, chooses ids until every answer has ended, and returns them."""
     runner, config = call.runner, call.config
     if call.streamer is not None:
         call.streamer.put(runner.repeat_rows(runner.prompts.original_ids).cpu())
@@ -83,7 +83,11 @@ def generate_answers(call: GenerateCall) -> GenerateOutput:
 
 
 def make_stopping_criteria(call: GenerateCall) -> StoppingCriteriaList:
-    """The criteria of the settings and the caller's. Raises BadSetting for `stop_strings` without a tokenizer."""
+    """The stopping criteria of a call: those of its settings, and the caller's.
+
+    Raises:
+        BadSetting: `stop_strings` are given without a tokenizer.
+    """
     config = call.config
     criteria = StoppingCriteriaList(
         [MaxLengthCriteria(call.runner.prompt_ids.shape[1] + call.max_new_tokens)]
@@ -165,11 +169,11 @@ class DecodingLoop:
         )
 
     def _process_scores(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Ids (R, T), scores (R, V) -> processed scores (R, V), recorded if asked for."""
+        """Applies the logits processors, and records the scores if asked for: (R, T) ids, (R, V) scores -> (R, V)."""
         scores = self.logits_processors(ids, scores)
         self.call.runner.record_step_value("scores", scores)
         return scores
 
     def _is_finished(self, ids: Tensor) -> Tensor:
-        """Ids (R, T) -> (R,) bool, which answers end at their last id."""
+        """Which answers end at their last id: (R, T) ids -> (R,) bool."""
         return self.stopping_criteria(ids, tuple(self.call.runner.records.get("scores", ())) or None)

@@ -84,7 +84,7 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
     def from_dict(  # type: ignore[override]  # the argument's name in transformers
         cls, image_processor_dict: Mapping[str, Any], **changes: Any
     ) -> Self:
-        """From the content of a preprocessor_config.json, of which fields that are not settings are left out.
+        """Makes an image processor from the content of a preprocessor_config.json, without fields that are no settings.
 
         Args:
             changes: settings with another value.
@@ -159,7 +159,10 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
 
 
 def size_settings(config: ImageProcessorConfig) -> dict[str, Any]:
-    """The sizes in `config` as settings of the image processors, each of which has some of these."""
+    """The sizes of frames in `config`, under the names of the image processors' settings.
+
+    A processor has some of these settings.
+    """
     edges = {"shortest_edge": config.shortest_edge, "longest_edge": config.longest_edge}
     return {
         "image_size": config.frame_size,

@@ -105,7 +105,12 @@ class IdeficsImageProcessor(ImageProcessor):
     def preprocess_with_transform(
         self, source: Any, transform: PictureTransform | None, input_data_format: str | None = None
     ) -> PreprocessedImage:
-        """Preprocesses an image, by `transform` if there is one.
+        """Opens and preprocesses an image.
+
+        Args:
+            source: as in `as_picture`.
+            transform: (image) -> tensor (3, side, side), in place of the usual steps; None: the usual steps.
+            input_data_format: where the channels of an array are, if its shape is ambiguous.
 
         Raises:
             BadSetting: `transform` returns something other than a tensor (3, side, side).

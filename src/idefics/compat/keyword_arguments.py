@@ -163,10 +163,11 @@ CallT = TypeVar("CallT", bound=Callable[..., Any])
 def check_and_drop_neutral_kwargs(
     function_name: str, kwargs: Mapping[str, Any], neutral: NeutralKwargs
 ) -> dict[str, Any]:
-    """The keyword arguments that are not in `neutral`.
+    """Checks the keyword arguments that are accepted at some values only, and returns the others.
 
     Args:
         function_name: the function that was called, for the message.
+        neutral: name of such an argument -> why this package has no other value.
 
     Raises:
         BadSetting: one of `neutral` has a value that asks for something.

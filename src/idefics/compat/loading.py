@@ -72,7 +72,7 @@ OPTION_NAMES = [field.name for field in fields(LoadingOptions)]
 
 
 class ModelFromPretrainedMixin:
-    """`from_pretrained` and `from_config`; `_model_class_for` says which model class is built."""
+    """Gives a class `from_pretrained` and `from_config`; `_model_class_for` returns the model class that they build."""
 
     @classmethod
     def _model_class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -230,7 +230,10 @@ def initialize_missing_modules_and_warn(
 def _module_with_checkpoint_names(
     model: PreTrainedModel, checkpoint: Checkpoint
 ) -> tuple[nn.Module, KeyRules]:
-    """A module whose parameters have the names of the checkpoint, and the rules for those names."""
+    """The model, or a module around it, whose parameters have the names of the checkpoint; and the rules for names.
+
+    A model without a head is wrapped if the checkpoint has a head, and everything else under "model.".
+    """
     key_rules = checkpoint.family.key_rules
     if "lm_head" not in dict(model.named_children()):
         no_head = (r"^(lm_head|additional_fc)\.", "the model has no head")
@@ -243,7 +246,7 @@ def _module_with_checkpoint_names(
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, checkpoint_dtype: str | None) -> torch.dtype:
-    """A dtype by its name; None and "auto" are the checkpoint's, float32 where that names none."""
+    """The dtype of a name; None and "auto" stand for `checkpoint_dtype`, or float32 if that is None."""
     if dtype is None or dtype == "auto":
         dtype = checkpoint_dtype or "float32"
     name = str(dtype).removeprefix("torch.")

@@ -27,7 +27,7 @@ def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: i
 def make_sequence_bias_processor(
     biases: Sequence[tuple[list[int], float]], vocab_size: int, device: torch.device
 ) -> LogitsProcessorFn:
-    """Adds a bias to the score of the last id of a sequence where the ids before it precede (`sequence_bias`).
+    """The processor that adds a bias to the score of a sequence's last id, if the ids before it are the last so far.
 
     Args:
         biases: the ids and the bias of each sequence.
@@ -54,7 +54,15 @@ def make_sequence_bias_processor(
 def keep_allowed_tokens(
     ids: Tensor, scores: Tensor, *, allowed_tokens_fn: PrefixAllowedTokensFn, rows_per_prompt: int
 ) -> Tensor:
-    """Allows only the ids that the caller's function returns (`prefix_allowed_tokens_fn`)."""
+    """Sets all scores to -inf but those of the ids that the caller's function allows (`prefix_allowed_tokens_fn`).
+
+    Args:
+        allowed_tokens_fn: (index of the prompt, ids (T,) of a row) -> ids that may follow.
+        rows_per_prompt: answers or beams of each prompt.
+
+    Raises:
+        BadSetting: the function allows no id.
+    """
     mask = torch.full_like(scores, -torch.inf)
     for row, so_far in enumerate(ids):
         allowed_ids = list(allowed_tokens_fn(row // rows_per_prompt, so_far))
@@ -74,7 +82,7 @@ def keep_allowed_tokens(
 def increase_stop_scores(
     ids: Tensor, scores: Tensor, *, start_length: int, factor: float, stop_ids: list[int]
 ) -> Tensor:
-    """Raises the scores of the stop ids by a factor with each id after T = `start_length`."""
+    """Raises the scores of the stop ids by |score| * (factor ** (T - start_length) - 1) if T > `start_length`."""
     num_ids_past_start = ids.shape[1] - start_length
     if num_ids_past_start <= 0:
         return scores
@@ -88,12 +96,12 @@ def increase_stop_scores(
 def apply_guidance(
     ids: Tensor, scores: Tensor, *, scale: float, negative_runner: GenerationRunner, prompt_length: int
 ) -> Tensor:
-    """Moves scores away from those after another prompt: negative + scale * (scores - negative) (arXiv 2306.17806).
+    """Moves scores away from those after other prompts: negative + scale * (scores - negative) (arXiv 2306.17806).
 
     Args:
         scale: 1 has no effect.
-        negative_runner: the model with the other prompts.
-        prompt_length: T at which answers begin.
+        negative_runner: runs the model on the other prompts.
+        prompt_length: the number of ids of a prompt, after which answers begin.
     """
     answers = ids[:, prompt_length:]
     if answers.shape[1] == 0:

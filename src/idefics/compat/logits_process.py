@@ -76,12 +76,16 @@ def make_logits_processors(call: GenerateCall, vocab_size: int) -> LogitsProcess
 
 
 def _forbid_masked_ids(mask: Callable[[Tensor], Tensor]) -> LogitsProcessorFn:
-    """Forbids the ids in a mask: (R, T) ids -> (R, V) or (V,)."""
+    """The processor that sets the scores of masked ids to -inf.
+
+    Args:
+        mask: (R, T) ids so far -> (R, V) or (V,) bool: the forbidden next ids.
+    """
     return lambda ids, scores: scores.masked_fill(mask(ids), -torch.inf)
 
 
 def _guidance_and_bias_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
-    """Guidance, biases, and penalties for ids of the prompt."""
+    """Yields the processors that are set: guidance, biases of sequences, penalties for ids of the prompt."""
     config, runner = call.config, call.runner
     if config.guidance_scale != 1:
         yield partial(
@@ -100,7 +104,7 @@ def _guidance_and_bias_processors(call: GenerateCall, vocab_size: int) -> Iterat
 
 
 def _make_negative_runner(call: GenerateCall) -> GenerationRunner:
-    """Runs the model on the prompts of guidance: by default the last id of each prompt."""
+    """A runner of the model on the negative prompts of guidance; by default on the last id of each prompt."""
     runner, ids, mask = call.runner, call.negative_prompt_ids, call.negative_prompt_attention_mask
     ids = runner.prompts.ids[:, -1:] if ids is None else ids
     return GenerationRunner(
@@ -121,7 +125,7 @@ def _require_prompt_ids(setting_name: str, call: GenerateCall) -> Tensor:
 
 
 def _constraint_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
-    """Repetition penalties, forbidden sequences, and the smallest length."""
+    """Yields the processors that are set: repetition penalties, forbidden sequences, the minimum length."""
     config, runner = call.config, call.runner
     device, prompt_length = runner.prompt_ids.device, runner.prompt_ids.shape[1]
     if (penalty := config.repetition_penalty) != 1:
@@ -147,7 +151,7 @@ def _constraint_processors(call: GenerateCall, vocab_size: int) -> Iterator[Logi
 
 
 def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
-    """Forced ids, length penalties, and suppressed ids."""
+    """Yields the processors that are set: forced ids, length penalties, suppressed ids."""
     config, prompt_ids = call.config, call.runner.prompt_ids
     prompt_length = prompt_ids.shape[1]
 
@@ -183,14 +187,17 @@ def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[Lo
 
 
 def _force_masked_ids_at_length(length: int, mask: Tensor) -> LogitsProcessorFn:
-    """At T = `length` allows only the ids in a mask (V,)."""
+    """The processor that allows only the ids in a mask (V,), at T = `length` alone."""
     return lambda ids, scores: (
         torch.zeros_like(scores).masked_fill(~mask, -torch.inf) if ids.shape[1] == length else scores
     )
 
 
 def _sampling_processors(config: GenerationConfig, device: torch.device) -> Iterator[LogitsProcessorFn]:
-    """The processors of sampling. With beams, more ids are kept than can end a beam, so that it can continue."""
+    """Yields the processors of sampling that are set, such as top-k.
+
+    With beams, more ids are kept than can end a beam, so that it can continue.
+    """
     min_kept = 1 if config.num_beams == 1 else max(2, 1 + len(config.stop_ids))
     if config.temperature != 1:
         yield _make_score_processor(torch.div, config.temperature)
@@ -216,16 +223,18 @@ def _sampling_processors(config: GenerationConfig, device: torch.device) -> Iter
 
 
 def _make_score_processor(transform: Callable[..., Tensor], *arguments: float) -> LogitsProcessorFn:
-    """The processor that calls a function of the scores alone, and of `arguments`."""
+    """The processor that applies `transform(scores, *arguments)`, whatever the ids."""
     return lambda ids, scores: transform(scores, *arguments)
 
 
 def keep_above_probability(
     scores: Tensor, min_probability: Tensor | float, min_tokens_to_keep: int
 ) -> Tensor:
-    """Drops ids whose probability is below `min_probability`, except the `min_tokens_to_keep` most likely.
+    """Sets the scores of ids whose probability is below `min_probability` to -inf: (R, V) -> (R, V).
 
-    `min_probability` is (R, 1) or one number.
+    Args:
+        min_probability: (R, 1) or one number.
+        min_tokens_to_keep: how many of the most likely ids are kept in any case.
     """
     lowest_kept_score = scores.topk(min(min_tokens_to_keep, scores.shape[1])).values[:, -1:]
     return scores.masked_fill(
@@ -240,7 +249,9 @@ def eta_cutoff_probability(scores: Tensor, epsilon: float) -> Tensor:
 
 
 def keep_top_h(scores: Tensor, entropy_fraction: float, max_candidates: int = 100) -> Tensor:
-    """Keeps the most likely ids while their sum of -p log p is at most a fraction of the entropy (arXiv 2509.02510).
+    """Keeps the most likely ids while their sum of -p log p is at most a fraction of the entropy; others get -inf.
+
+    Source: arXiv 2509.02510. (R, V) scores -> (R, V).
 
     Args:
         entropy_fraction: of the entropy of the `max_candidates` most likely ids.
@@ -254,6 +265,6 @@ def keep_top_h(scores: Tensor, entropy_fraction: float, max_candidates: int = 10
 
 
 def _entropy(scores: Tensor) -> Tensor:
-    """Entropy of the distributions: scores (R, V) -> (R, 1)."""
+    """The entropy of each row's distribution, softmax of its scores: (R, V) -> (R, 1)."""
     logarithms = scores.log_softmax(-1).clamp(min=torch.finfo(scores.dtype).min)
     return -(logarithms.exp() * logarithms).sum(-1, keepdim=True)

@@ -103,19 +103,19 @@ def is_float_array(picture: Picture) -> bool:
 
 
 def is_nested(images: Any) -> bool:
-    """Whether there is a list of images, or a 4-D array, for each text."""
+    """Whether images are grouped by text: one of them is a list, or a 4-D array of several images."""
     return isinstance(images, (list, tuple)) and any(
         isinstance(one, (list, tuple)) or is_array_with_ndim(one, 4) for one in images
     )
 
 
 def is_array_with_ndim(source: Any, ndim: int) -> bool:
-    """Whether an array or tensor has so many axes: an image 2 or 3, several images 4."""
+    """Whether a source is an array or tensor with `ndim` axes: 2 or 3 for an image, 4 for several."""
     return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == ndim
 
 
 def group_by_sample(images: Any) -> list[list[Any]]:
-    """Images as a list for each sample: of one image, a list, or a list of lists; a 4-D array is a list.
+    """Groups images by sample: a list of lists has a list for each; a list, a 4-D array or an image is one sample.
 
     Raises:
         BadPrompt: lists and single images are mixed.
@@ -172,7 +172,11 @@ def group_videos_by_text(texts: Sequence[str], videos: Any, *, samples_frames: b
 def _group_by_text(
     texts: Sequence[str], placeholder: str, media: Sequence[Any], is_grouped: bool
 ) -> MediaGroups:
-    """Media as a list for each text: as they are grouped, or distributed by the placeholders in the texts."""
+    """Groups media by text: as the caller grouped them, or distributed by the placeholders in the texts.
+
+    Raises:
+        BadPrompt: the texts have more or fewer placeholders than there are media.
+    """
     if is_grouped:
         if len(media) != len(texts):
             raise BadPrompt(

@@ -33,7 +33,7 @@ class PreTrainedModel(
     """Base of all model classes: loading, saving, embeddings, attention backends and gradient checkpointing.
 
     Attributes:
-        config: the config of the guides; `config.to_model_config()` is that of `models`.
+        config: has the fields of transformers' config; `config.to_model_config()` converts it for `idefics.models`.
         config_class, model_types: the class of the config, and the model_types of checkpoints that the class loads.
         name_or_path: where the weights were loaded from; "" where they were not.
         main_input_name, accepts_loss_kwargs: read by trainers; the second says that `forward` takes
@@ -63,7 +63,7 @@ class PreTrainedModel(
         )
 
     def _init_from_config(self, config: PretrainedConfig) -> None:
-        """Sets the config, and the other attributes as those of a model that was not loaded and is not quantised."""
+        """Sets `config`, and the other attributes to those of a model that was not loaded and is not quantised."""
         self.config = config
         self.generation_config = GenerationConfig.from_model_config(config.to_dict())
         self.name_or_path = ""
@@ -100,7 +100,7 @@ class PreTrainedModel(
         return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
 
     def get_decoder(self) -> nn.Module:
-        """The base model, which takes the same arguments."""
+        """The model without its head, which takes the same arguments."""
         return self.base_model
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:

@@ -21,7 +21,7 @@ PEFT_KEY_PREFIX = "base_model.model."  # of names in an adapter's file
 
 
 class PeftAdapterMixin(nn.Module):
-    """The methods of transformers' models for adapters.
+    """Gives a model transformers' methods for adapters (LoRA and others of peft).
 
     Attributes:
         peft_config: configs of the adapters by name.
@@ -137,7 +137,12 @@ class PeftAdapterMixin(nn.Module):
     def get_adapter_state_dict(
         self, adapter_name: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The weights of an adapter; None: of the active one. Raises BadSetting where the model has none."""
+        """The weights of an adapter by name. Raises BadSetting where the model has none.
+
+        Args:
+            adapter_name: None: the active adapter.
+            state_dict: in place of the model's own.
+        """
         name = adapter_name or self.active_adapters()[0]
         weights: dict[str, Tensor] = _import_peft().get_peft_model_state_dict(
             self, state_dict, adapter_name=name
@@ -145,7 +150,7 @@ class PeftAdapterMixin(nn.Module):
         return weights
 
     def _save_adapter(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
-        """Writes the active adapter as peft does."""
+        """Writes the active adapter into a folder as peft does; `state_dict` is in place of the model's own."""
         from safetensors.torch import save_file
 
         name = self.active_adapters()[0]
@@ -163,7 +168,7 @@ class PeftAdapterMixin(nn.Module):
         return [module for module in self.modules() if isinstance(module, layer_class)]
 
     def _existing_adapter_names(self, names: str | list[str]) -> list[str]:
-        """The names as a list. Raises BadSetting where the model has no adapter of one of these names."""
+        """One or several names as a list. Raises BadSetting unless the model has adapters of all these names."""
         names = [names] if isinstance(names, str) else names
         if unknown := [name for name in names if name not in self._adapter_configs()]:
             raise BadSetting(

@@ -86,7 +86,7 @@ class EmbeddingAccessMixin(nn.Module):
         self.config.get_text_config().update({"vocab_size": size})
 
     def _resize_rows(self, table: nn.Module, num_rows: int, *, mean_resizing: bool) -> None:
-        """Resizes the weight of an embedding or a head."""
+        """Resizes the weight of an embedding or a head; `mean_resizing` as in `resize_token_embeddings`."""
         weight = cast(Tensor, table.weight)
         table.weight = resize_rows(weight, num_rows, init_with_mean=mean_resizing, std=self.init_std)
         setattr(table, "num_embeddings" if isinstance(table, nn.Embedding) else "out_features", num_rows)

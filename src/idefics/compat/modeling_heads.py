@@ -29,7 +29,7 @@ class BaseModelWithoutHead(PreTrainedModel, ModelBackbone):
     """A model without a head: `forward` returns hidden states.
 
     Attributes:
-        backbone_class: the class of `models` that this one extends.
+        backbone_class: the class in `idefics.models` that this one extends.
         attention_dropout: probability with which an attention weight of the decoder is dropped in training.
     """
 
@@ -122,7 +122,7 @@ class ModelWithHead(PreTrainedModel, GenerationMixin, VisionLanguageModel):
 
     Attributes:
         base_class: the class of the model without the head, which is in the attribute `model`.
-        architecture_class: the class of `models` that this one extends.
+        architecture_class: the class in `idefics.models` that this one extends.
     """
 
     config: PretrainedConfig  # type: ignore[assignment]  # not that of `models`
@@ -184,7 +184,7 @@ class ModelWithHead(PreTrainedModel, GenerationMixin, VisionLanguageModel):
 
 
 def make_forward_with_head(base_forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The `forward` of a model with a head, from that of the model without it, whose arguments it takes too."""
+    """Makes the `forward` of a model with a head, which takes the arguments of `base_forward` and those of the head."""
 
     def forward(self: ModelWithHead, *args: Any, **kwargs: Any) -> Any:
         """Computes the logits of a batch, and the loss where there are labels.

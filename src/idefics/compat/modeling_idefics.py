@@ -93,7 +93,11 @@ class IdeficsPreTrainedModel(PreTrainedModel):
             head.num_additional_outputs = num_additional
 
     def freeze_relevant_params(self, config: IdeficsConfig | None = None) -> None:
-        """Freezes the parts that the config names; never the gated layers, the resampler and additional tokens."""
+        """Freezes the parts that a config says are frozen; never the gated layers, the resampler and additional tokens.
+
+        Args:
+            config: None: the model's own.
+        """
         config = config or self.config
         if config.freeze_text_layers:
             self.backbone.embed_tokens.weight.requires_grad_(False)
@@ -102,12 +106,12 @@ class IdeficsPreTrainedModel(PreTrainedModel):
             self.freeze_vision_layers(config.freeze_vision_module_exceptions)
 
     def freeze_text_layers(self, module_exceptions: Sequence[str] = ()) -> None:
-        """Freezes the decoder's layers and last norm, except modules of these classes (`FREEZABLE_CLASSES`)."""
+        """Freezes the decoder's layers and last norm, except modules of some classes (names in `FREEZABLE_CLASSES`)."""
         freeze_except(self.backbone.layers, module_exceptions)
         freeze_except(self.backbone.norm, module_exceptions)
 
     def freeze_vision_layers(self, module_exceptions: Sequence[str] = ()) -> None:
-        """Freezes the vision tower, except modules of these classes (`FREEZABLE_CLASSES`)."""
+        """Freezes the vision tower, except modules of some classes (names in `FREEZABLE_CLASSES`)."""
         freeze_except(self.backbone.vision_model, module_exceptions)
 
 
@@ -130,7 +134,11 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
         self.freeze_relevant_params()
 
     def encode(self, frames: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
-        """(P, 3, h, w) normalised pixels -> (P, M, D') image features; the vision tower may be the caller's own."""
+        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D') image features.
+
+        Args:
+            interpolate_pos_encoding: whether images may have another size than the trained one.
+        """
         tower: nn.Module = self.vision_model
         options = (
             {"interpolate_pos_encoding": interpolate_pos_encoding}

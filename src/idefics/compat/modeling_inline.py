@@ -51,7 +51,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
         self.text_model.embed_tokens.padding_idx = self.config.text_config.pad_token_id
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) normalised pixels -> (P, M, D) image features."""
+        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D) image features."""
         out: Tensor = self.connector(self.vision_model(frames).last_hidden_state)
         return out
 
@@ -85,7 +85,11 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
         ).as_return_type(return_dict)
 
     def _encode_frames(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor | None, list[int]]:
-        """(frames, M, D) image features, row after row; None without any. The number of frames of each row."""
+        """Encodes the frames of a batch: (B, P, 3, h, w) pixels and their (B, P, h, w) mask.
+
+        Returns:
+            (frames, M, D) image features, row after row; None without any. The number of frames of each row.
+        """
         return encode_frames(
             self.encode, pixels, mask, self.dtype, self.device, requires_squares=self.requires_square_frames
         )

@@ -97,10 +97,10 @@ def run_vision_encoder(
     output_attentions: bool | None,
     output_hidden_states: bool | None,
 ) -> BaseModelOutputWithPooling:
-    """Runs a tower's encoder on embedded patches (P, S, D'), of which some frames may run after others.
+    """Runs a vision tower's encoder on embedded patches (P, S, D'), in one or several groups of frames.
 
     Returns:
-        The output of the last layer, and hidden states and attentions where they are asked for.
+        The output of the last layer, and hidden states and attentions of all frames where they are asked for.
     """
     eager_attention, backend = (
         EagerAttention(),

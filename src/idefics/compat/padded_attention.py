@@ -126,7 +126,10 @@ class PaddedAttn:
             self.cross_mask = visible_images.repeat_interleave(features_per_image, dim=3)  # (B, 1, T, S)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(N, H, K), (N, h, K), (N, h, K) -> (N, H, K); keys and values are kept in `present_kv`."""
+        """Attention of the new tokens to cached and new ones: (N, H, K), (N, h, K), (N, h, K) -> (N, H, K).
+
+        Keys and values of both are stored in `present_kv`.
+        """
         q, k, v = self._unpack_rows(q), self._unpack_rows(k), self._unpack_rows(v)
         if self.past_kv:
             past_k, past_v = self.past_kv[layer]
@@ -141,7 +144,11 @@ class PaddedAttn:
         return out.flatten(0, 1)
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
-        """(N, H, K) -> (N, H, K) of the cross-attention layer `layer`; zero for tokens that see no image."""
+        """Attention to the images of each row: (N, H, K) -> (N, H, K); zero for tokens that attend to no image.
+
+        Args:
+            layer: number of the cross-attention layer, from 0.
+        """
         if not self.cross_kv:
             return torch.zeros_like(q)
         keys, values = self.cross_kv[layer]
@@ -152,6 +159,6 @@ class PaddedAttn:
         return out.flatten(0, 1)
 
     def _unpack_rows(self, x: Tensor) -> Tensor:
-        """(N, H, K) -> (B, H, T, K)."""
+        """Splits packed tokens into the B rows: (N, H, K) -> (B, H, T, K)."""
         out: Tensor = x.unflatten(0, (self.num_rows, -1)).transpose(1, 2)
         return out

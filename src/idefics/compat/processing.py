@@ -142,7 +142,12 @@ class BaseProcessor(ProcessorMixin):
         return self.image_processor.with_settings(**settings), padding_options, video_kwargs
 
     def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:
-        """The processor that writes this family's prompts."""
+        """The processor that writes this family's prompts.
+
+        Args:
+            image_config: how images become frames.
+            adds_special: whether tokens that tokenizer.json adds by itself are added.
+        """
         prompt_format = replace(self._prompt_format, add_special_tokens=adds_special)
         return Processor(self.tokenizer.codec, image_config, prompt_format, make_fetcher_from_environment())
 
@@ -156,11 +161,14 @@ class BaseProcessor(ProcessorMixin):
         spans: Sequence[TextSpans] | None,
         return_attention_mask: bool | None,
     ) -> dict[str, Any]:
-        """Padded `input_ids` and `attention_mask` of prompts truncated to these positions.
+        """Padded `input_ids` and `attention_mask` of prompts, which are truncated to `kept_positions`.
 
         Args:
             processor: made the prompts of `text`.
-            spans: for each text what the assistant says: `assistant_masks` are added.
+            kept_positions: for each prompt the positions that remain of it.
+            text: the texts of the prompts.
+            spans: for each text what the assistant says: `assistant_masks` are added. None: they are not.
+            return_attention_mask: False leaves `attention_mask` out.
         """
 
         def truncate(rows: Iterable[Sequence[int]]) -> list[list[int]]:

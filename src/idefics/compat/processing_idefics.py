@@ -33,10 +33,10 @@ class IdeficsProcessor(BaseProcessor):
 
     A call returns `input_ids` and `attention_mask` (B, T), `pixel_values` (B, P, 3, side, side), P the largest number
     of images of a prompt, zeros where there are fewer, and `image_attention_mask` (B, T, P), 1 for the image that a
-    token sees: the last one before it. Without any images: one of zeros, which no token sees.
+    token attends to: the last one before it. Without any images: one of zeros, to which no token attends.
 
     Args:
-        image_size: pixels of a side: the image processor's, or 224, which is ignored.
+        image_size: side of an image in pixels: that of the image processor; the default 224 is ignored.
         add_end_of_utterance_token: the default of calls.
         chat_template: Jinja source; None: the dialogue of the instruct checkpoints.
     """
@@ -161,7 +161,7 @@ class IdeficsProcessor(BaseProcessor):
     def _make_image_entries(
         self, image_size: int, prompts: Sequence[Prompt], padding_options: PaddingOptions
     ) -> dict[str, Any]:
-        """`pixel_values` and `image_attention_mask`; without any images one of zeros, which no token sees."""
+        """`pixel_values` and `image_attention_mask`; without any images one of zeros, to which no token attends."""
         image_index = padding_options.pad([prompt.image_index for prompt in prompts], -1)
         if padding_options.padding_side == "right":
             # Padding after a text sees the image that its next token would see, as when generation continues it.
@@ -193,7 +193,7 @@ class IdeficsProcessor(BaseProcessor):
 def _select_tokens(
     processor: Processor, prompts: Sequence[Prompt], kept_positions: Sequence[Sequence[int]]
 ) -> list[Prompt]:
-    """Prompts with these tokens only, and without images whose token is cut."""
+    """Cuts prompts to the tokens at `kept_positions`, and drops the images whose token is cut."""
     selected = []
     for prompt, kept in zip(prompts, kept_positions, strict=True):
         images = zip(prompt.pictures, prompt.image_token_positions, strict=True)
@@ -226,7 +226,11 @@ def _as_documents(prompts: Any, text: Any, images: Any) -> list[list[Any]]:
 
 
 def _interleave_text_and_images(text: Any, images: Any) -> list[list[Any]]:
-    """Texts and their images as prompts: at the placeholders of the text, or else in the order of transformers."""
+    """Combines texts with their images into prompts, lists of texts and images.
+
+    Images stand at the placeholders of a text that has some; else a single image before its text, or a list of images
+    after it.
+    """
     texts, is_flat = as_text_list(text), not is_nested(images)
     if is_flat and not any(IMAGE_TOKEN in one for one in texts):
         images = [[one] for one in group_by_sample(images)[0]]

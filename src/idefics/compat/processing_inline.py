@@ -29,7 +29,10 @@ from idefics.prompt import Prompt
 
 
 class InlineModelProcessor(BaseProcessor):
-    """Texts with placeholders (`<image>`, `<video>`) and what stands there, to the inputs of the model."""
+    """The base of the processors of inline-image families.
+
+    It turns texts with placeholders (`<image>`, `<video>`), and images and videos for these, into inputs of a model.
+    """
 
     image_processor: Idefics2ImageProcessor
 

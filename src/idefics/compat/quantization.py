@@ -68,7 +68,7 @@ class BitsAndBytesConfig(QuantizationConfigMixin):
             raise BadSetting(f"bnb_4bit_quant_type is {self.bnb_4bit_quant_type!r}; give nf4 or fp4")
 
     def to_quantization_config(self) -> QuantizationConfig:
-        """The config of this package with the same meaning."""
+        """Converts this config to this package's `QuantizationConfig`."""
         if self.load_in_8bit:
             return _make_quantization_config("int8", self.llm_int8_skip_modules)
         dtype = self.bnb_4bit_compute_dtype
@@ -106,7 +106,7 @@ class QuantoConfig(QuantizationConfigMixin):
             raise BadSetting(f"activations is {self.activations!r}; only weights are quantised: leave it out")
 
     def to_quantization_config(self) -> QuantizationConfig:
-        """The config of this package with the same meaning."""
+        """Converts this config to this package's `QuantizationConfig`."""
         return _make_quantization_config(cast(QuantKind, self.weights), self.modules_to_not_convert)
 
 
@@ -115,7 +115,7 @@ AnyQuantizationConfig = BitsAndBytesConfig | QuantoConfig
 
 @dataclass(frozen=True, slots=True)
 class HfQuantizer:
-    """`model.hf_quantizer`, which trainers read of a model with quantised weights.
+    """The attribute `hf_quantizer` of a model with quantised weights, which trainers read.
 
     Attributes:
         quantization_config: how the weights are quantised.

@@ -83,12 +83,12 @@ class AnnotatedFields(JsonMixin):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], **changes: Any) -> Self:
-        """The object in the content of its file; `changes` are fields with another value."""
+        """Makes an object of the content of its JSON file; `changes` are fields with another value."""
         return cls(**{**content, **changes})
 
     @classmethod
     def from_json_file(cls, json_file: StrPath) -> Self:
-        """The object in a JSON file of any name."""
+        """Reads an object from a JSON file, whatever the file's name."""
         return cls.from_dict(read_json_object(Path(json_file)))
 
     def __eq__(self, other: object) -> bool:

@@ -25,7 +25,7 @@ class StoppingCriteria:
 
 
 class MaxLengthCriteria(StoppingCriteria):
-    """Ends every answer at so many ids, those of the prompt included."""
+    """Ends every answer when it has `max_length` ids, those of the prompt included."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
@@ -35,7 +35,7 @@ class MaxLengthCriteria(StoppingCriteria):
 
 
 class MaxTimeCriteria(StoppingCriteria):
-    """Ends every answer after so many seconds since `initial_timestamp`; None: since the construction."""
+    """Ends every answer `max_time` seconds after `initial_timestamp` (of `time.time`); None: after the construction."""
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
         self.max_time = max_time
@@ -46,7 +46,7 @@ class MaxTimeCriteria(StoppingCriteria):
 
 
 class EosTokenCriteria(StoppingCriteria):
-    """Ends an answer after one of these ids."""
+    """Ends an answer after `eos_token_id`, or after one of several such ids."""
 
     def __init__(self, eos_token_id: int | list[int]) -> None:
         self.stop_ids = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)

@@ -83,7 +83,7 @@ class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **kwargs: Any) -> Self:
-        """As `PretrainedMixin.from_pretrained`; `name_or_path` is then the name that was given."""
+        """Reads a tokenizer, as `PretrainedMixin.from_pretrained`, and sets its `name_or_path` to the given name."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer

@@ -129,7 +129,10 @@ class EncodingMixin(VocabularyMixin):
         return padding_options.to_batch({**inputs, **self.pad_columns(columns, padding_options)})
 
     def pop_padding_options(self, keywords: dict[str, Any]) -> PaddingOptions:
-        """Removes the arguments of `PaddingOptions` from those of a call; others are settings of this tokenizer."""
+        """Removes the arguments of `PaddingOptions` from `keywords`, in place, and returns them as one object.
+
+        Those that are not given are the settings of this tokenizer.
+        """
         given = {name: value for name in PADDING_KWARGS if (value := keywords.pop(name, None)) is not None}
         return PaddingOptions(
             **{"padding_side": self.padding_side, **given},
@@ -138,7 +141,7 @@ class EncodingMixin(VocabularyMixin):
         )
 
     def _parse_padding_options(self, keywords: dict[str, Any]) -> PaddingOptions:
-        """The arguments of a call as `PaddingOptions`; raises UnknownArgument for others."""
+        """The arguments of a call as `PaddingOptions`; raises UnknownArgument if there are others."""
         padding_options = self.pop_padding_options(keywords)
         if unknown := check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_TOKENIZER_KWARGS):
             known = (*PADDING_KWARGS, *NEUTRAL_TOKENIZER_KWARGS)
@@ -148,7 +151,9 @@ class EncodingMixin(VocabularyMixin):
     def pad_columns(
         self, columns: Mapping[str, Sequence[Sequence[Any]]], padding_options: PaddingOptions
     ) -> dict[str, Any]:
-        """Pads rows of ids, masks and offsets, each by its value, as far as the options ask for it.
+        """Pads the rows of each column (ids, masks, offsets) with the value for that column.
+
+        Rows that the options do not ask to pad are returned as they are.
 
         Raises:
             BadSetting: there is no `pad_token`, and the rows differ in length.
@@ -161,7 +166,7 @@ class EncodingMixin(VocabularyMixin):
         return {name: padding_options.pad(rows, padding_values[name]) for name, rows in columns.items()}
 
     def encode(self, text: str, text_pair: str | None = None, **options: Any) -> Any:
-        """The `input_ids` of a text; options as in the call."""
+        """The `input_ids` of a text, or of a pair of texts; `options` are the arguments of the call."""
         return self(text, text_pair, **options)["input_ids"]
 
     def _encode_columns(

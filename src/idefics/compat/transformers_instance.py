@@ -42,7 +42,7 @@ class TransformersInstanceMixin(nn.Module):
 
     @classmethod
     def is_remote_code(cls) -> bool:
-        """False: nothing of it was downloaded with a checkpoint."""
+        """False: no code of the model was downloaded with a checkpoint."""
         return False
 
     def __init_subclass__(cls) -> None:
@@ -59,6 +59,6 @@ class TransformersInstanceMixin(nn.Module):
 
 @cache
 def _make_combined_class(own: type, theirs: type) -> type:
-    """A class of the same name that is a subclass of both, and has no instances."""
+    """A class with the name of `own` that is a subclass of both; it has no instances."""
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     return type(own)(own.__name__, (own, theirs), names)

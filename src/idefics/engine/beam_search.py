@@ -222,6 +222,7 @@ class RequestBeamSearch:
     """The beam search of one request: a `BeamSearch` for its prompt, with its penalty, banned ids and constraint.
 
     n beams, C candidates, T ids so far, V vocabulary.
+
     As in transformers' `generate(num_beams=n)` the repetition penalty is applied to log-probabilities, and banned ids
     are masked afterwards. Reported `logprobs` are of the model's distribution with banned ids masked, as in sampling.
     """

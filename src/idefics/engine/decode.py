@@ -68,7 +68,7 @@ class PagedDecodeAttn:
         raise NotImplementedError
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
+        """Attends to each row's pages: (R, H, K), a layer's keys and values (pages, h, 16, K) -> (R, H, K)."""
         raise NotImplementedError
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class BatchedCrossKV:
         self.layers = concatenate_cross_kvs(cross_kvs[row] for row in rows)
 
     def cross_attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
-        """(R, H, K) queries -> (R, H, K), computed for the rows that have a picture."""
+        """Attends from the rows that have a picture to it: (R, H, K) queries -> (R, H, K), 0 in other rows."""
         out = torch.zeros_like(q)
         if self.layers:
             keys, values = (x.transpose(1, 2) for x in self.layers[layer])  # (S, H, M, K)
@@ -139,7 +139,7 @@ class GatheredPages(PagedDecodeAttn):
         self.gather_index = page_gather_index(page_tables, self.cache.layout.num_kv_heads)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
+        """Gathers each row's pages and attends to them; arguments as in `PagedDecodeAttn.attend`."""
         # Query heads that share a key head become queries of that head: keys are not repeated.
         grouped = q.unflatten(1, (keys.shape[1], -1))  # (R, h, H/h, K)
         gathered = (
@@ -166,7 +166,7 @@ class PagedInPlace(PagedDecodeAttn):
         self.window_size = (-1, -1) if self.window is None else (self.window - 1, 0)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
+        """Attends to each row's pages in place; arguments as in `PagedDecodeAttn.attend`."""
         out = self.varlen_attention(
             q,
             keys.transpose(1, 2),  # (pages, 16, h, K), a view

@@ -107,12 +107,12 @@ class EncoderCache:
         return len(image.frames) - (cached.num_frames if cached is not None else 0)
 
     def features(self, image: PreprocessedImage) -> Tensor:
-        """(F*M, D) embeddings at the image tokens of an encoded picture, for an inline-image model."""
+        """The features of an encoded picture in an inline-image model: (F*M, D) embeddings for its image tokens."""
         (features,) = self._mark_recently_used(image).features
         return features
 
     def cross_kv(self, image: PreprocessedImage) -> CrossKV:
-        """(1, M, H, K) keys and values of an encoded picture for each cross-attention layer."""
+        """The keys and values of an encoded picture for each cross-attention layer, (1, M, H, K) each."""
         return self._mark_recently_used(image).cross_kv
 
     def encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> None:

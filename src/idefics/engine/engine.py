@@ -160,14 +160,14 @@ class Engine:
     def score(
         self, prompt: Prompt, continuations: Iterable[Continuation], deadline: Deadline | None = None
     ) -> list[list[float]]:
-        """Scores continuations of a prompt, which is computed once.
+        """Scores continuations of a prompt, which is computed once; waits for the result.
 
         Returns:
             For each continuation the natural-log probability of each token, from the model's own distribution: no id is
             banned.
 
         Raises:
-            Exception: as `submit`, or RequestTimeout at the deadline.
+            IdeficsError: as `submit`, or RequestTimeout at the deadline.
         """
         request = Request(prompt, continuations=tuple(continuations), deadline=deadline)
         return self.submit(request, wait=True).result().continuation_logprobs

@@ -80,7 +80,7 @@ class PagedKVCache:
                 pages[targets.to(pages.device)] = pages[sources.to(pages.device)]
 
     def _allocate_zeros(self, device: torch.device) -> Tensor:
-        """(P, h, 16, K) zeros: the keys, or the values, of one layer."""
+        """A tensor of zeros, (P, h, 16, K), for the keys or the values of one layer."""
         shape = (self.num_pages, self.layout.num_kv_heads, PAGE_SIZE, self.layout.head_size)
         if device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=device)

@@ -22,7 +22,7 @@ class KVCacheManager:
 
         Full pages of the longest cached prefix are shared; a page that matches partly is copied, and added to
         `copy_source_by_page`. One page for each running sequence stays free, or some would soon be preempted. If no
-        request runs and pages are short, nothing is copied but recomputed.
+        request runs and pages are short, no page is copied, and its tokens are recomputed.
 
         Returns:
             Whether the sequence got its pages: not if there are too few, or if a running request is computing the next

@@ -70,16 +70,18 @@ class BannedIdSequences:
 
 
 def apply_repetition_penalty(scores: Tensor, present_mask: Tensor, penalty: Tensor | float) -> Tensor:
-    """Makes the ids in `present_mask` (R, V) less likely: (R, V) scores -> (R, V).
+    """Penalizes the ids in `present_mask` (R, V), which have occurred: (R, V) scores -> (R, V).
 
     Positive scores are divided by `penalty`, (R, 1) or one number, and negative ones multiplied by it (CTRL,
-    arXiv 1909.05858): above 1 ids become less likely, below 1 more likely.
+    arXiv 1909.05858): above 1 the ids become less likely, below 1 more likely.
     """
     return torch.where(present_mask, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def keep_top_k(logits: Tensor, top_k: Tensor, max_top_k: int) -> Tensor:
-    """Keeps each row's `top_k` largest logits, and those equal to the last of them.
+    """Sets all logits but the `top_k` largest of each row to -inf: (S, V) -> (S, V).
+
+    Logits equal to the last of those are kept too.
 
     Args:
         top_k: (S, 1); 0 keeps all.
@@ -91,9 +93,13 @@ def keep_top_k(logits: Tensor, top_k: Tensor, max_top_k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, tail_probability: Tensor | float, min_tokens_to_keep: int = 1) -> Tensor:
-    """Keeps each row's smallest set of most likely tokens with probability p, and at least `min_tokens_to_keep`.
+    """Keeps each row's smallest set of most likely tokens whose probabilities add up to p; others get -inf.
 
-    Nucleus sampling, arXiv 1904.09751. `tail_probability` is 1 - p, (S, 1) or one number.
+    Nucleus sampling, arXiv 1904.09751: (S, V) logits -> (S, V).
+
+    Args:
+        tail_probability: 1 - p, (S, 1) or one number.
+        min_tokens_to_keep: how many of the most likely tokens are kept in any case.
     """
     ascending, order, probability = _sort_by_cumulative_probability(logits, tail_probability)
     drop = probability <= tail_probability
@@ -134,9 +140,12 @@ def keep_min_p(logits: Tensor, min_p: Tensor | float, min_tokens_to_keep: int = 
 
 
 def keep_typical(logits: Tensor, p: float, min_tokens_to_keep: int = 1) -> Tensor:
-    """Keeps each row's most typical tokens with probability p together, and at least `min_tokens_to_keep`.
+    """Keeps each row's most typical tokens whose probabilities add up to p; others get -inf: (S, V) -> (S, V).
 
     Locally typical sampling, arXiv 2202.00666: a token is more typical the nearer its information is to the entropy.
+
+    Args:
+        min_tokens_to_keep: how many of the most typical tokens are kept in any case.
     """
     logprobs = logits.log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)

@@ -30,7 +30,7 @@ class VLM(Protocol):
     attention_backend: AttentionBackend
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Image features of frames of one size, none of them padding: (P, 3, h, w) -> (P, M, D')."""
+        """Encodes frames of one size, without padding: (P, 3, h, w) -> (P, M, D') image features."""
         ...
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV | None:
@@ -42,11 +42,11 @@ class VLM(Protocol):
         ...
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
-        """Hidden states after the last norm: (N, D) embeddings, (N,) positions -> (N, D)."""
+        """Runs the decoder: embeddings (N, D) at positions (N,) -> hidden states (N, D) after the last norm."""
         ...
 
     def logits(self, h: Tensor) -> Tensor:
-        """Next-token logits: (R, D) hidden states -> (R, V)."""
+        """Applies the LM head: (R, D) hidden states -> (R, V) next-token logits."""
         ...
 
     @property

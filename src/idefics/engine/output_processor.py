@@ -136,6 +136,9 @@ class OutputProcessor:
 
         Args:
             rows: the rows of `step_output` that are the request's: its n running beams, or one after the prompt.
+
+        Returns:
+            The request's output; None if groups of continuations are still to be scored.
         """
         request, logits = state.request, step_output.logits[rows]
         if request.continuations is not None:
@@ -152,7 +155,11 @@ class OutputProcessor:
     def _score_continuations(
         self, state: RequestState, trie: CandidateTrie, h: Tensor
     ) -> RequestOutput | None:
-        """Scores a group of continuations from the (N, D) hidden states of its N tokens."""
+        """Scores a group of continuations from the (N, D) hidden states of its N tokens.
+
+        Returns:
+            All scores of the request; None if further groups are still to be computed.
+        """
         scores = state.continuation_scores
         assert scores is not None
         scores.score_trie(trie, h, self.model.logits)

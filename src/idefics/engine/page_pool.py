@@ -188,7 +188,7 @@ class PageKeys:
         return PageContent(key, parent_key, tokens)
 
     def fork(self) -> PageKeys:
-        """A copy for a sequence that continues this one with other ids."""
+        """A copy for a sequence that shares this one's ids so far and continues with others."""
         other = copy(self)
         other.keys = list(self.keys)
         return other

@@ -51,7 +51,7 @@ class ReferenceModel:
         return self.model.forward(x, torch.arange(len(x), device=x.device), attn)
 
     def _long_tensor(self, numbers: tuple[int, ...]) -> Tensor:
-        """An int64 tensor on the model's device."""
+        """The numbers as an int64 tensor on the model's device."""
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
 

@@ -109,7 +109,7 @@ class Sampler:
         return float(self._mask_banned_ids(logits)[row].log_softmax(-1)[id])
 
     def _mask_banned_ids(self, logits: Tensor) -> Tensor:
-        """(R, V) float32 with banned ids at -inf."""
+        """Sets banned ids to -inf: (R, V) logits -> (R, V) float32."""
         logits = logits.float()
         return logits if self.banned_mask is None else logits.masked_fill(self.banned_mask, -torch.inf)
 
@@ -196,7 +196,7 @@ class Sampler:
         return column.float().to(self.device)
 
     def _count_output_tokens(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """(R, V) how often each id occurs in each row of `ids`, which are the ids after the prompt."""
+        """(R, V) how often each id occurs in each row of `ids` after its prompt."""
         counts = torch.zeros(len(ids), self.vocab_size)
         for row, sequence_ids, request in zip(counts, ids, self.requests, strict=True):
             answer = torch.tensor(sequence_ids[len(request.prompt) :], dtype=torch.long)
@@ -204,7 +204,7 @@ class Sampler:
         return counts.to(self.device)
 
     def _stack_token_masks(self, rows: Iterable[Collection[int]]) -> Tensor:
-        """(R, V) bool: true at the ids of each row."""
+        """A mask for each row, stacked: (R, V) bool, true at the ids in that row's collection."""
         return torch.stack([token_mask(ids, self.vocab_size, self.device) for ids in rows])
 
 

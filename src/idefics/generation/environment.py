@@ -145,7 +145,7 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
 
 
 def warn_once_about_missing_kernels() -> None:
-    """Logs a warning if the package was built without C kernels; only the first time on this machine.
+    """Logs a warning if the C kernels cannot be used; only the first time on this machine.
 
     A marker file in the cache folder records that the warning was given.
     """
@@ -170,7 +170,7 @@ def _installed_version(name: str) -> str | None:
 
 
 def _describe_cache_folder(name: str, path: Path) -> dict[str, Any]:
-    """The name, path and size in bytes of a file or folder; several links to one file are counted once."""
+    """Describes a cache for the report: `name`, path, and size in bytes; several links to one file count once."""
     bytes_by_inode = {}
     for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(OSError):  # deleted meanwhile, or a broken link

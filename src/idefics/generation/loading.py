@@ -142,7 +142,7 @@ def read_generation_config(checkpoint: Checkpoint) -> CheckpointGenerationConfig
 
 
 def collect_stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[int]:
-    """Returns the ids that end an answer: those of the checkpoint's files, and the token that ends a turn."""
+    """The ids that end an answer: the stop ids in the checkpoint's files, and the token that ends a chat's turn."""
     prompt_format, tokenizer = processor.prompt_format, processor.tokenizer
     turn_end_id = (
         tokenizer.token_to_id(prompt_format.turn_end_token) if prompt_format.turn_end_token else None
@@ -183,7 +183,7 @@ class LoadedModel:
 
     @property
     def banned_ids(self) -> frozenset[int]:
-        """Ids that no answer contains: image placeholders, and those that the generation config bans."""
+        """Ids that no answer contains: image placeholders, and those that the generation config bans in every step."""
         return self.processor.image_placeholder_ids | self.generation_config.banned_ids(self.stop_ids)
 
     @property
@@ -193,7 +193,7 @@ class LoadedModel:
 
     @cached_property
     def token_bytes(self) -> Callable[[bool | None], TokenBytes]:
-        """`token_bytes(skip_special_tokens)`: the bytes of each token's text, for constrained answers; cached."""
+        """A function (`skip_special_tokens`) -> the bytes of each token's text, for constrained answers; cached."""
         vocab_size, tokenizer = self.engine.model.layout.vocab_size, self.processor.tokenizer
 
         @lru_cache
@@ -205,7 +205,10 @@ class LoadedModel:
 
     @cached_property
     def compile_grammar(self) -> Callable[[OutputConstraint, bool | None], CompiledGrammar]:
-        """`compile_grammar(constraint, skip_special_tokens)`; cached, since applications repeat their schemas."""
+        """A function (constraint, `skip_special_tokens`) -> the compiled grammar of structured output.
+
+        It is cached, since applications repeat their schemas.
+        """
 
         @lru_cache(maxsize=MAX_CACHED_GRAMMARS)
         def compile_grammar(

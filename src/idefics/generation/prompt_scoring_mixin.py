@@ -99,7 +99,8 @@ class PromptScoringMixin:
         continue_final_message: bool = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[ScoringKeywords],
-    ) -> tuple[Prompt, list[list[float]]]: ...
+    ) -> tuple[Prompt, list[list[float]]]:
+        """`score` that raises errors: the prompt, and the scores of each continuation."""
     @overload
     def score(
         self,
@@ -110,7 +111,8 @@ class PromptScoringMixin:
         continue_final_message: bool = ...,
         on_error: Literal["return"],
         **options: Unpack[ScoringKeywords],
-    ) -> tuple[Prompt, list[list[float] | IdeficsError]]: ...
+    ) -> tuple[Prompt, list[list[float] | IdeficsError]]:
+        """`score` with `on_error="return"`: the prompt, and scores or an error for each continuation."""
     @reject_unknown_arguments
     def score(
         self,

@@ -134,7 +134,7 @@ def quantize_checkpoint(
 
 
 def _count_layers_by_bits(module: nn.Module) -> Counter[int]:
-    """The number of quantized layers by the bits of their weights."""
+    """Counts the quantized layers of a module: bits of a weight -> number of layers."""
     layers = (layer for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear)))
     return Counter(8 if isinstance(layer, Int8Linear) else 4 for layer in layers)
 

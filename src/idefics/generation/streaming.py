@@ -122,7 +122,7 @@ class Generation:
             self.handle.cancel()
 
     def next_delta(self) -> Delta | None:
-        """Call once for each token of the handle: the new text and its tokens, or None while no new text is certain."""
+        """The text and tokens that are new; None while no new text is certain. Call it once for each token."""
         self._num_tokens_received += 1
         num_chars = self._text_lengths[self._num_tokens_received - 1]
         if num_chars == self._num_chars_read:

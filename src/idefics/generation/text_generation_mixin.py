@@ -41,7 +41,8 @@ class TextGenerationMixin:
         *,
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[AnswerKeywords],
-    ) -> Answer: ...
+    ) -> Answer:
+        """`generate` for one raw prompt: its answer."""
     @overload
     def generate(
         self,
@@ -49,7 +50,8 @@ class TextGenerationMixin:
         *,
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[AnswerKeywords],
-    ) -> list[Answer]: ...
+    ) -> list[Answer]:
+        """`generate` for several raw prompts: an answer for each."""
     @overload
     def generate(
         self,
@@ -57,7 +59,8 @@ class TextGenerationMixin:
         *,
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[StreamKeywords],
-    ) -> Stream: ...
+    ) -> Stream:
+        """`generate` for one raw prompt with `stream=True`: a stream of its answer."""
     @overload
     def generate(  # type: ignore[overload-overlap]  # as above
         self,
@@ -65,7 +68,8 @@ class TextGenerationMixin:
         *,
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[OnErrorReturnKeywords],
-    ) -> Answer | IdeficsError: ...
+    ) -> Answer | IdeficsError:
+        """`generate` for one raw prompt with `on_error="return"`: its answer or its error."""
     @overload
     def generate(
         self,
@@ -73,7 +77,8 @@ class TextGenerationMixin:
         *,
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[OnErrorReturnKeywords],
-    ) -> list[Answer | IdeficsError]: ...
+    ) -> list[Answer | IdeficsError]:
+        """`generate` for several raw prompts with `on_error="return"`: an answer or an error for each."""
     @document_and_check_options()
     def generate(
         self,
@@ -124,7 +129,8 @@ class TextGenerationMixin:
         answer_start: str = ...,
         continue_final_message: bool = ...,
         **options: Unpack[AnswerKeywords],
-    ) -> Answer: ...
+    ) -> Answer:
+        """`chat` for one conversation: its answer."""
     @overload
     def chat(
         self,
@@ -133,7 +139,8 @@ class TextGenerationMixin:
         answer_start: str = ...,
         continue_final_message: bool = ...,
         **options: Unpack[AnswerKeywords],
-    ) -> list[Answer]: ...
+    ) -> list[Answer]:
+        """`chat` for several conversations: an answer for each."""
     @overload
     def chat(
         self,
@@ -142,7 +149,8 @@ class TextGenerationMixin:
         answer_start: str = ...,
         continue_final_message: bool = ...,
         **options: Unpack[StreamKeywords],
-    ) -> Stream: ...
+    ) -> Stream:
+        """`chat` for one conversation with `stream=True`: a stream of its answer."""
     @overload
     def chat(
         self,
@@ -151,7 +159,8 @@ class TextGenerationMixin:
         answer_start: str = ...,
         continue_final_message: bool = ...,
         **options: Unpack[OnErrorReturnKeywords],
-    ) -> Answer | IdeficsError: ...
+    ) -> Answer | IdeficsError:
+        """`chat` for one conversation with `on_error="return"`: its answer or its error."""
     @overload
     def chat(
         self,
@@ -160,7 +169,8 @@ class TextGenerationMixin:
         answer_start: str = ...,
         continue_final_message: bool = ...,
         **options: Unpack[OnErrorReturnKeywords],
-    ) -> list[Answer | IdeficsError]: ...
+    ) -> list[Answer | IdeficsError]:
+        """`chat` for several conversations with `on_error="return"`: an answer or an error for each."""
     @document_and_check_options()
     def chat(
         self,

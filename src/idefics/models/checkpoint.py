@@ -86,7 +86,11 @@ def quantization_config_dict(quantization: QuantizationConfig) -> dict[str, Any]
 
 
 def _read_own_quantization_config(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | None:
-    """The quantisation in config.json; raises UnsupportedModel if another tool than `idefics quantize` did it."""
+    """The quantisation that config.json names; None if it names none.
+
+    Raises:
+        UnsupportedModel: another tool than `idefics quantize` has quantised the checkpoint.
+    """
     match raw.get("quantization_config"):
         case None | {} as block if not block:
             return None

@@ -70,7 +70,7 @@ RECOMPUTED_BUFFERS = (
 
 
 def resample_filter_name(number: int) -> ResampleFilter:
-    """The name of PIL's resampling filter with this number. Raises UnsupportedModel if there is none."""
+    """The name of the resampling filter that PIL has under a number. Raises UnsupportedModel if there is none."""
     if not 0 <= number < len(RESAMPLE_FILTERS):
         raise UnsupportedModel(
             f"the preprocessor's resample is {number}; PIL's filters are 0 to {len(RESAMPLE_FILTERS) - 1}"

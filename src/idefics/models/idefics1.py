@@ -48,7 +48,7 @@ class ClipVisionTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, h) normalised pixels -> (P, 1 + S, D'): the class vector, then patches."""
+        """Encodes images: (P, 3, h, h) normalised pixels -> (P, 1 + S, D'), the class vector and then the patches."""
         out: Tensor = self.encoder(self.pre_layrnorm(self.embeddings(frames)))
         return out
 
@@ -110,7 +110,12 @@ class CrossAttention(nn.Module):
         return LayerCrossKV(self.k_layer_norm(keys), values)
 
     def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
-        """(N, D) -> (N, D); `index` is the number of the cross-attention layer, which selects the keys."""
+        """Attends from tokens to the image features of their pictures: (N, D) -> (N, D).
+
+        Args:
+            index: number of the cross-attention layer, from 0, which selects the keys and values.
+            attn: computes the attention.
+        """
         queries = self.q_layer_norm(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))
         out: Tensor = self.o_proj(attn.cross_attention(index, queries).flatten(1))
         return out
@@ -134,7 +139,7 @@ class GatedCrossAttentionLayer(nn.Module):
         self.alpha_dense = nn.Parameter(torch.zeros(shape))
 
     def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
-        """(N, D) -> (N, D); `index` is the number of the cross-attention layer."""
+        """Runs the layer on N tokens: (N, D) hidden states -> (N, D); arguments as in `CrossAttention.forward`."""
         cross_attention_output = self.cross_attn(index, self.input_layernorm(x), attn)
         x = x + self.alpha_cross_attn.flatten().tanh() * cross_attention_output
         out: Tensor = x + self.alpha_dense.flatten().tanh() * self.mlp(self.post_attention_layernorm(x))
@@ -191,11 +196,11 @@ class Idefics1Backbone(ModelBackbone):
 
     @property
     def decoder(self) -> Idefics1Backbone:
-        """Embedding, decoder layers and norm are modules of the backbone itself."""
+        """The backbone itself, which has embedding, decoder layers and norm as its own modules."""
         return self
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, h) normalised pixels -> (P, M, D') image features."""
+        """Encodes images: (P, 3, h, h) normalised pixels -> (P, M, D') image features."""
         out: Tensor = self.perceiver_resampler(self.vision_model(frames))
         return out
 

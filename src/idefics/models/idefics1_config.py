@@ -87,7 +87,10 @@ def _read_resampler_config(raw: RawConfig) -> ResamplerConfig:
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """One square frame a picture, resized without keeping the aspect ratio. Defaults: bicubic, CLIP's mean and std."""
+    """The settings for pictures: each becomes one square frame, without keeping its aspect ratio.
+
+    Defaults: bicubic, CLIP's mean and std.
+    """
     return ImageProcessorConfig(
         frame_size=raw.get("image_size", model.vision.image_size),
         longest_edge=None,
@@ -98,7 +101,7 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """A chat format if the tokenizer has `<end_of_utterance>` (instruct); other checkpoints continue documents."""
+    """The prompt format: for chat if the tokenizer has `<end_of_utterance>` (instruct), else to continue documents."""
     is_chat = END_OF_UTTERANCE in added_tokens
     return PromptFormat(
         kind="chat" if is_chat else "base",

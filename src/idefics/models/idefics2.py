@@ -52,7 +52,7 @@ class Idefics2Connector(nn.Module):
         self.perceiver_resampler = Perceiver(text.hidden_size, config.perceiver)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, S, D') patches -> (P, M, D) image features, frame by frame.
+        """Maps patches to image features: (P, S, D') -> (P, M, D), frame by frame.
 
         The MLP is twelve times as wide as a patch: the activations of all frames at once would fill the device.
         """
@@ -108,7 +108,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """Frames of native size within a shortest and a longest edge, in pixels.
+    """The settings for pictures: frames of native size within a shortest and a longest edge, in pixels.
 
     Defaults are those of `Idefics2ImageProcessor`: not split, bilinear.
 
@@ -136,9 +136,9 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """A chat format if the embedding has a row for `<end_of_utterance>`.
+    """The prompt format: for chat if the embedding has a row for `<end_of_utterance>`, else to continue documents.
 
-    The base checkpoint has none, though its tokenizer has the token: it continues documents.
+    The base checkpoint has no such row, though its tokenizer has the token.
     """
     is_chat = END_OF_UTTERANCE in added_tokens
     return PromptFormat(

@@ -56,7 +56,7 @@ class Idefics3Connector(nn.Module):
         self.modality_projection = nn.Sequential(OrderedDict(proj=projection))  # named so in the checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, S, D') patches -> (P, S/f/f, D) image features."""
+        """Maps patches to image features: (P, S, D') -> (P, S/f/f, D)."""
         out: Tensor = self.modality_projection(pixel_shuffle(x, self.scale_factor))
         return out
 
@@ -110,7 +110,10 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """Square tiles of the vision tower's size. Defaults are those of `Idefics3ImageProcessor`: split, Lanczos."""
+    """The settings for pictures: square tiles of the vision tower's size.
+
+    Defaults are those of `Idefics3ImageProcessor`: split, Lanczos.
+    """
     max_image_size: RawConfig = raw.get("max_image_size") or {}
     # An older revision of Idefics3-8B's file says `vision_encoder_max_size`.
     side = int(
@@ -128,9 +131,12 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
 
 
 def read_video_config(sampling: RawConfig, side: int) -> VideoProcessorConfig:
-    """The `video_sampling` of SmolVLM2's preprocessor file; `side` is the default longest edge of a frame, in pixels.
+    """Reads `video_sampling` of SmolVLM2's preprocessor file.
 
     One second is skipped at both ends, as in the training code and in transformers' `apply_chat_template`.
+
+    Args:
+        side: the longest edge of a frame in pixels, if the file has none.
     """
     return VideoProcessorConfig(
         fps=sampling.get("fps", 1),
@@ -141,7 +147,10 @@ def read_video_config(sampling: RawConfig, side: int) -> VideoProcessorConfig:
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """A chat format if the checkpoint has a chat template; special tokens that tokenizer.json adds are kept."""
+    """The prompt format: for chat if the checkpoint has a chat template, else to continue documents.
+
+    Special tokens that tokenizer.json adds by itself are kept.
+    """
     return PromptFormat(
         kind="chat" if template else "base",
         chat_template=template,

@@ -35,11 +35,14 @@ class ModelBackbone(nn.Module):
         raise NotImplementedError
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) normalised pixels -> (P, M, D') image features."""
+        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D') image features."""
         raise NotImplementedError
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV | None:
-        """(P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each; None if there is none."""
+        """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each.
+
+        None if the model has no cross-attention.
+        """
         return None
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -49,7 +52,7 @@ class ModelBackbone(nn.Module):
 
 
 class VisionLanguageModel(HasAttentionBackend):
-    """A model with its head.
+    """Base of the models that the engine runs: a backbone (vision tower and decoder) and an LM head.
 
     Args:
         backbone: everything but the head; None: built from the config.
@@ -85,16 +88,19 @@ class VisionLanguageModel(HasAttentionBackend):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the model computes in: that of a norm, whose weights are never quantised."""
+        """The dtype that the model computes in: that of its norms, whose weights are never quantised."""
         dtype: torch.dtype = self.model.decoder.norm.weight.dtype
         return dtype
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) normalised pixels -> (P, M, D') image features."""
+        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D') image features."""
         return self.model.encode(frames)
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV | None:
-        """(P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each; None if there is none."""
+        """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each.
+
+        None if the model has no cross-attention.
+        """
         return self.model.compute_cross_kv(features)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ class SiglipVisionTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) normalised pixels -> (P, S, D') patches."""
+        """Encodes images: (P, 3, h, w) normalised pixels -> (P, S, D') patches."""
         out: Tensor = self.post_layernorm(self.encoder(self.embeddings(frames)))
         return out
 
@@ -162,11 +168,11 @@ class InlineImageBackbone(ModelBackbone):
 
     @property
     def decoder(self) -> LlamaDecoder:
-        """Embedding, decoder layers and norm."""
+        """The decoder: embedding, layers and norm."""
         return self.text_model
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) normalised pixels -> (P, M, D) image features."""
+        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D) image features."""
         out: Tensor = self.connector(self.vision_model(frames))
         return out
 

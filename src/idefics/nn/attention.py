@@ -96,7 +96,7 @@ class DenseAttn:
         return out.transpose(1, 2).flatten(0, 1)
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
-        """Attention to the image features of each token's picture, as in `Attn`."""
+        """Attention to the image features of each token's picture: (N, H, K) -> (N, H, K); 0 for tokens without one."""
         if not self.cross_kv:
             return torch.zeros_like(q)
         keys, values = (x.flatten(0, 1).transpose(0, 1)[None] for x in self.cross_kv[layer])  # (1, H, P*M, K)

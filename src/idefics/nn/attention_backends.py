@@ -61,7 +61,7 @@ def sdpa_attention(
 
 
 def causal_mask(q: Tensor, k: Tensor) -> Tensor:
-    """(T, L) bool: True where query t may attend to a key, up to L - T + t."""
+    """The mask of causal attention, (T, L) bool: True where query t may attend to a key, up to L - T + t."""
     queries, keys = q.shape[2], k.shape[2]
     return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
 
@@ -87,7 +87,10 @@ def native_or_sdpa_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The C kernel (unmasked attention on a CPU without gradients) where it is faster; else `sdpa_attention`."""
+    """`AttentionBackend` by the float32 C kernel where it is faster, on a CPU without mask or gradients.
+
+    Else by `sdpa_attention`.
+    """
     if mask is None and not causal and not dropout_p and can_use_native_attention(q, k, v):
         return native_attention(q, k, v)
     return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
@@ -102,7 +105,10 @@ def bfloat16_or_sdpa_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The C kernel that multiplies in bfloat16, on a CPU without a mask or gradients; else `sdpa_attention`."""
+    """`AttentionBackend` by the C kernel that multiplies in bfloat16, on a CPU without mask or gradients.
+
+    Else by `sdpa_attention`.
+    """
     if mask is None and not dropout_p and can_use_bfloat16_attention(q, k, v):
         return bfloat16_attention(q, k, v, causal=causal)
     return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)

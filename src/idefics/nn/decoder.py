@@ -32,7 +32,7 @@ class GatedMLP(nn.Module):
         self.act = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D), or (..., output_size)."""
+        """Applies the MLP to each vector: (..., D) -> (..., D), or (..., `output_size`) if that is given."""
         if (native_mlp := find_native_mlp(self, x)) is not None:
             return gated_mlp(native_mlp, x)
         out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
@@ -51,11 +51,12 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=False)
 
     def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
-        """(N, D) hidden states -> (N, D).
+        """Projects hidden states, rotates queries and keys, and attends: (N, D) -> (N, D).
 
         Args:
             layer_index: number of the layer, from 0.
             rotary: cosines and sines of `rotary_cos_sin` for the tokens' positions.
+            attn: computes the attention.
         """
         q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
@@ -74,7 +75,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
     def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
-        """(N, D) -> (N, D); arguments as in `SelfAttention`."""
+        """Runs the layer on N tokens: (N, D) hidden states -> (N, D); arguments as in `SelfAttention.forward`."""
         if (native_layer := find_native_decoder_layer(self, x)) is not None:
             q, k, v = project_qkv(native_layer, self.input_layernorm, x, rotary)
             attended = attn.self_attention(layer_index, q, k, v).flatten(1)
@@ -96,7 +97,7 @@ class LlamaDecoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
-        """Embedded tokens (N, D) at `positions` (N,) -> hidden states (N, D)."""
+        """Runs all layers: embedded tokens (N, D) at `positions` (N,) -> hidden states (N, D) after the final norm."""
         rotary = rotary_cos_sin(positions, self.config.rope, self.config.head_size, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, rotary, attn)

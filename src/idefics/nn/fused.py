@@ -154,7 +154,11 @@ def _rms_norm(norm: RMSNorm, x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary embedding, as `rope.apply_rotary`: (N, H, K) -> (N, H, K); `rotary` has the sines with their signs."""
+    """Rotary embedding, as `rope.apply_rotary`: (N, H, K) -> (N, H, K).
+
+    Args:
+        rotary: cosines, and sines with the signs of the rotation, so that one operation adds both terms.
+    """
     cosines, sines = rotary
     low, high = x.chunk(2, dim=-1)
     return torch.addcmul(x * cosines, torch.cat((high, low), dim=-1), sines)

@@ -47,7 +47,7 @@ def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False)
 
 
 def _can_use_kernel(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a kernel supports these tensors and this processor, and there are enough queries for it."""
+    """Whether a C kernel supports these tensors and this processor, and is faster for so many queries."""
     return (
         q.shape[2] >= MIN_QUERIES
         and all(

@@ -43,7 +43,7 @@ class NativeDecoderLayer(NamedTuple):
 
 
 def find_native_decoder_layer(layer: DecoderLayer, x: Tensor) -> NativeDecoderLayer | None:
-    """The weights of a layer for C; None if C cannot compute the layer for these inputs (N, D) as torch would."""
+    """The weights of a layer as C reads them; None if C cannot compute it for inputs `x` (N, D) as torch would."""
     if not can_use_native_inputs(x) or any(map(_has_hooks, layer.modules())):
         return None
     attention = layer.self_attn

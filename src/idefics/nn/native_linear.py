@@ -67,7 +67,7 @@ class NativeLinear(nn.Linear):
     """Base of linear layers whose products C kernels may compute."""
 
     def native_weight(self) -> NativeWeight | None:
-        """The weight for the C kernels; None if the layer was not told to use them, or if they do not support it."""
+        """The weight for the C kernels; None if the layer was not set to use them or they do not support it."""
         return None
 
 
@@ -128,7 +128,7 @@ def float32_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 def _call_matmul(
     function: str, input: Tensor, weight: NativeWeight, bias: Tensor | None, residual: Tensor | None
 ) -> Tensor:
-    """Calls a function of the library; arguments as of `native_linear`."""
+    """Calls a C function for linear layers by its name; other arguments and the result are those of `native_linear`."""
     rows = input.reshape(-1, input.shape[-1]).contiguous()
     out = rows.new_empty(len(rows), len(weight.weight))
     float_bias = None if bias is None else bias.float().contiguous()
@@ -149,6 +149,6 @@ def _call_matmul(
 
 
 def thread_args() -> tuple[int, int | None]:
-    """The last arguments of each kernel: the number of threads, and the address of the function that starts them."""
+    """The last two arguments of each C kernel: number of threads, and address of the function that starts them."""
     parallel = library.gomp_parallel_address()
     return torch.get_num_threads() if parallel else 1, parallel

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def find_native_layers(config: VisionConfig, layers: Iterable[Any]) -> list[VisionLayerStruct] | None:
-    """The layers of a vision encoder as C structs, valid while their weights are; None if C cannot compute all of them.
+    """The layers of a vision encoder as C structs, valid while their weights are; None if C cannot compute them all.
 
     C cannot if a layer has a hook, another kind of weight or attention, or no permission to use the kernels
     (`NativeLinear.native_weight`), nor on processors without dot products of bfloat16.

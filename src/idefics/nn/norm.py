@@ -17,7 +17,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) -> (..., hidden_size)."""
+        """Normalises each vector: (..., hidden_size) -> (..., hidden_size)."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
         return self.weight * wide.to(self.weight.dtype)

@@ -27,7 +27,7 @@ class PerceiverAttention(HasAttentionBackend):
         self.o_proj = nn.Linear(config.num_heads * config.head_size, hidden_size, bias=False)
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:
-        """Patches (P, S, D), latents (P, M, D) -> (P, M, D)."""
+        """Attends from latents (P, M, D) to patches (P, S, D) and latents: returns (P, M, D)."""
         both = torch.cat((context, latents), dim=1)
         q, k, v = (
             x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
@@ -50,7 +50,7 @@ class PerceiverLayer(nn.Module):
         self.mlp = GatedMLP(hidden_size, 4 * hidden_size, config.activation)
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:
-        """Patches (P, S, D), latents (P, M, D) -> (P, M, D)."""
+        """Updates latents (P, M, D) from patches (P, S, D): returns the new (P, M, D)."""
         latents = latents + self.self_attn(self.input_context_norm(context), self.input_latents_norm(latents))
         out: Tensor = latents + self.mlp(self.post_attention_layernorm(latents))
         return out
@@ -66,7 +66,7 @@ class Perceiver(nn.Module):
         self.norm = RMSNorm(hidden_size, config.norm_epsilon)
 
     def forward(self, context: Tensor) -> Tensor:
-        """Patches (P, S, D) -> latents (P, M, D)."""
+        """Summarises the patches of each frame in M latents: (P, S, D) -> (P, M, D)."""
         latents = self.latents.expand(len(context), -1, -1)
         for layer in self.layers:
             latents = layer(context, latents)

@@ -35,7 +35,7 @@ class ResamplerAttention(HasAttentionBackend):
         self.output_proj = nn.Linear(inner_size, hidden_size, bias=False)
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:
-        """Patches (P, S, D), latents (P, M, D) -> (P, M, D)."""
+        """Attends from latents (P, M, D) to patches (P, S, D) and latents: returns (P, M, D)."""
         latents = self.latents_layer_norm(latents)
         both = torch.cat((self.context_layer_norm(context), latents), dim=1)
         q, k, v = (
@@ -57,7 +57,7 @@ class ResamplerMLP(nn.Module):
         self.c_proj = nn.Linear(4 * hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """Applies the MLP to each vector: (..., D) -> (..., D)."""
         out: Tensor = self.c_proj(relu(self.fc(self.ln(x))))
         return out
 
@@ -75,7 +75,7 @@ class Resampler(nn.Module):
         self.layer_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
 
     def forward(self, context: Tensor) -> Tensor:
-        """Patches (P, S, D) -> latents (P, M, D)."""
+        """Summarises the patches of each frame in M latents: (P, S, D) -> (P, M, D)."""
         latents = self.latents.expand(len(context), -1, -1)
         for block in self.blocks:
             attention, mlp = block.children()

@@ -43,12 +43,12 @@ class UpcastLinear(NativeLinear):
     uses_float32_kernel = False
 
     def native_weight(self) -> NativeWeight | None:
-        """The weight for the C kernels, if the layer multiplies in bfloat16 and they support it."""
+        """The weight for the C kernels; None if the layer does not multiply in bfloat16 or they do not support it."""
         is_native = self.multiplies_bfloat16 and self.weight.dtype == torch.bfloat16
         return NativeWeight(self.weight) if is_native and can_use_native_weight(self.weight) else None
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., I) -> (..., O)."""
+        """Applies the linear layer: (..., I) -> (..., O) in the dtype of `input`."""
         if can_use_native_inputs(input) and (weight := self.native_weight()):
             return native_linear(input, weight, self.bias)
         if self.uses_float32_kernel and can_use_float32_products(input, self.weight):

@@ -30,7 +30,7 @@ class VisionAttention(HasAttentionBackend):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, S, D) -> (P, S, D)."""
+        """Attends from every patch to all patches of its frame: (P, S, D) -> (P, S, D)."""
         q, k, v = (
             p(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
@@ -50,7 +50,7 @@ class VisionMLP(nn.Module):
         self.act = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, S, D) -> (P, S, D)."""
+        """Applies the MLP to each patch: (P, S, D) -> (P, S, D)."""
         out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out
 
@@ -66,7 +66,7 @@ class VisionLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, S, D) -> (P, S, D)."""
+        """Runs the layer on the patches of P frames: (P, S, D) -> (P, S, D)."""
         x = x + self.self_attn(self.layer_norm1(x))
         out: Tensor = x + self.mlp(self.layer_norm2(x))
         return out
@@ -85,7 +85,7 @@ class VisionEncoder(nn.Module):
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, S, D) -> (P, S, D)."""
+        """Runs all layers on the embedded patches of P frames: (P, S, D) -> (P, S, D)."""
         x = (
             x.contiguous()
         )  # after the convolution D is before S in memory, which each layer would have to transpose
@@ -119,7 +119,7 @@ class ClipEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.patches_per_side**2 + 1, config.hidden_size)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) -> (P, 1 + S, D)."""
+        """Embeds the patches of P frames, the class embedding first: (P, 3, h, w) pixels -> (P, 1 + S, D)."""
         patches = self.patch_embedding(frames)
         # A lookup of all rows: an offloaded weight is only on the device while its module is called.
         positions = self.position_embedding(torch.arange(self.patches_per_side**2 + 1, device=patches.device))
@@ -159,7 +159,10 @@ class SiglipEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) -> (P, S, D); pixels beyond the last whole patch are ignored."""
+        """Embeds the patches of P frames: (P, 3, h, w) pixels -> (P, S, D).
+
+        Pixels beyond the last whole patch are ignored.
+        """
         patches = self.patch_embedding(frames)
         rows, columns = patches.shape[2:]
         ids = position_ids(rows, columns, self.patches_per_side, frames.device)

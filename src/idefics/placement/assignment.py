@@ -59,7 +59,10 @@ def assign_devices(
 
 
 def named_no_split_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yields (name, module) of what is never split over devices: decoder layers, and modules that contain none."""
+    """Yields (name, module) of the modules that are never split over devices.
+
+    These are decoder layers, and modules that contain none.
+    """
     has_layers = any(isinstance(inner, DecoderLayer) for inner in module.modules() if inner is not module)
     if not has_layers and not isinstance(module, nn.ModuleList):
         yield name, module
@@ -158,7 +161,7 @@ class OffloadHook:
         self.compute_device = device
 
     def pre_forward(self, module: nn.Module, inputs: Any) -> None:
-        """Replaces the module's parameters by copies on the device.
+        """Replaces the module's parameters by copies on the device where it computes.
 
         The copies are results of `to`, not Parameters, so that gradients flow back to the offloaded ones.
         """
@@ -169,7 +172,7 @@ class OffloadHook:
         module._parameters = moved
 
     def post_forward(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Replaces the copies by the offloaded parameters again."""
+        """Puts the offloaded parameters back in the place of the copies."""
         module._parameters = self.offloaded_parameters
 
 

@@ -125,7 +125,11 @@ def _insert_continuation_marker(messages: list[dict[str, Any]], field: str) -> N
 
 
 def _cut_at_continuation_marker(text: str) -> str:
-    """The rendered text before the marker; without the spaces before it if the template trimmed those after it."""
+    """The rendered text before the marker; its last spaces are removed if the template trims the text of messages.
+
+    Raises:
+        BadPrompt: the template left the last message out.
+    """
     before, marker, after = text.rpartition(CONTINUATION_MARKER)
     if not marker:
         raise BadPrompt(

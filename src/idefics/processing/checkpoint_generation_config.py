@@ -119,32 +119,32 @@ class CheckpointGenerationConfig:
 
 
 def _parse_count_or_id(name: str, value: Any) -> int:
-    """A whole number from 0 to `MAX_COUNT_OR_ID`: a count or a token id."""
+    """A field's value, a count or an id, as an int; raises BadSetting unless it is one from 0 to `MAX_COUNT_OR_ID`."""
     validate_range(name, value, 0, MAX_COUNT_OR_ID)
     return int(value)
 
 
 def _parse_ids(name: str, value: Any) -> tuple[int, ...]:
-    """One id or a list of ids, as a tuple; raises as `_parse_count_or_id` for each."""
+    """A field's value, one id or a list of ids, as a tuple; raises BadSetting for anything else."""
     several = value if isinstance(value, list) else [value]
     return tuple(_parse_count_or_id(name, id) for id in several)
 
 
 def _parse_bad_words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    """A list of lists of ids, as tuples; empty lists are left out."""
+    """A field's value, a list of lists of ids, as tuples without empty ones; raises BadSetting for anything else."""
     if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
         raise BadSetting(f"{name} is {value!r}; give a list of lists of ids")
     return tuple(_parse_ids(name, word) for word in value if word)
 
 
 def _parse_penalty(name: str, value: Any) -> float:
-    """A number from 0.01 to 10."""
+    """A field's value as a float; raises BadSetting unless it is a number from 0.01 to 10."""
     validate_range(name, value, 0.01, 10.0)
     return float(value)
 
 
 def _parse_strings(name: str, value: Any) -> tuple[str, ...]:
-    """One string or a list of strings, as a tuple; none of them is empty."""
+    """A field's value, one string or a list of strings, as a tuple; raises BadSetting for anything else, and for ""."""
     several = [value] if isinstance(value, str) else value
     if not isinstance(several, list) or not all(isinstance(one, str) and one for one in several):
         raise BadSetting(f"{name} is {value!r}; give a text or a list of texts")
@@ -245,7 +245,7 @@ class GenerationConfigConstraint:
         return min(config.forced_eos_token_id, default=None) if is_last else None
 
     def _allowed_mask(self, ids: list[int]) -> np.ndarray:
-        """(V,) bool: which ids may follow `ids`, prompt and answer so far, by the rules without the inner constraint."""
+        """(V,) bool: which ids may follow `ids`, prompt and answer so far, by the rules alone (no inner constraint)."""
         config, num_ids = self.config, len(ids)
         if (forced := self._forced_next_id(ids)) is not None:
             allowed = np.zeros(self.vocab_size, dtype=bool)

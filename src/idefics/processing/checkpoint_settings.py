@@ -47,7 +47,11 @@ def read_chat_template(folder: str | Path) -> str:
 
 
 def _default_template(template: str | list[Mapping[str, str]], path: Path) -> str:
-    """The only template of a file, or the one named "default" if the file has a list of them."""
+    """The only template of a file, or the one named "default" if the file has a list of them.
+
+    Raises:
+        UnsupportedModel: none of several templates is named "default".
+    """
     if isinstance(template, str):
         return template
     named = {entry["name"]: entry["template"] for entry in template}

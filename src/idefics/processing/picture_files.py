@@ -141,7 +141,10 @@ def decode_trusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
 
 
 def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
-    """As `decode_trusted`, for untrusted senders: fewer formats, bounded work, no metadata but the orientation."""
+    """Decodes a picture file of an untrusted sender; arguments and errors as of `decode_trusted`.
+
+    Fewer formats are read, the work is bounded, and no metadata is read but the orientation.
+    """
     data, exif = file.read(), b""
     head = data[:SIGNATURE_BYTES]
     if data.startswith(b"\xff\xd8"):

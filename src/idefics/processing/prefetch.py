@@ -54,7 +54,7 @@ class Prefetcher(Fetcher):
 
 
 def create_prefetcher(fetcher: Fetcher, sources: Iterable[object]) -> Fetcher:
-    """Starts to fetch the first of some pictures and videos, which will be opened in this order.
+    """Starts to fetch pictures and videos that will be opened in this order, a few at the same time.
 
     Args:
         fetcher: gives the policy and the limits.

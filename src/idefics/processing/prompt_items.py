@@ -83,7 +83,8 @@ def is_media_path(text: str) -> bool:
     """Whether a text of a raw prompt is the path of an existing picture or video file.
 
     Raises:
-        BadPicture: it is the path of a folder or of another file, or of a picture or video that does not exist.
+        BadPicture: it is the path of a folder or of another file; or it has the form of a picture's or video's path,
+            but there is no such file, or white space is around it.
     """
     name = text.strip()
     if name != text and not is_file(text) and is_or_looks_like_file_name(text):

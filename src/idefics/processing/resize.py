@@ -104,7 +104,10 @@ class NativeResizer:
         self._resize, self._normalize = kernels.idefics_resize, kernels.idefics_normalize
 
     def resize(self, pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
-        """As the module's `resize`; "nearest", which is no convolution, is computed by Pillow."""
+        """Resizes pixels (h, w, 3) to `size`, (width, height), with the result (size[1], size[0], 3).
+
+        The filter "nearest", which is no convolution, is computed by Pillow.
+        """
         if resample == "nearest":
             return resize_with_pillow(pixels, size, resample)
         pixels = np.ascontiguousarray(pixels)
@@ -120,7 +123,7 @@ class NativeResizer:
         return out
 
     def normalize(self, pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """As `normalize_with_numpy`, which documents the arguments."""
+        """Writes normalised pixels into `out`; arguments as of `normalize_with_numpy`."""
         if pixels.strides[1:] != (3, 1):
             pixels = np.ascontiguousarray(pixels)
         assert table.flags.c_contiguous
@@ -133,7 +136,7 @@ class NativeResizer:
 
 @lru_cache(maxsize=8)
 def _normalization_table(config: ImageProcessorConfig) -> NDArray[np.float32]:
-    """(3, 256): the normalised number of each uint8 value in each channel."""
+    """The table of `normalize_with_numpy`: (3, 256), the normalised number of each uint8 value in each channel."""
     scaled = (np.arange(256) * config.rescale_factor).astype(np.float32)
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     table: NDArray[np.float32] = np.ascontiguousarray((scaled - mean[:, None]) / std[:, None])

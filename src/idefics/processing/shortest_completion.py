@@ -56,7 +56,7 @@ def byte_tokenizer() -> LLTokenizer:
 
 
 def create_matcher(lark_grammar: str, tokenizer: LLTokenizer | None = None) -> LLMatcher:
-    """A matcher of llguidance at the beginning of a text of a grammar.
+    """Creates a matcher of llguidance for a grammar, at the beginning of a text.
 
     A grammar that takes too much work puts the matcher into an error state, at once or at a later token.
 

@@ -111,7 +111,10 @@ class GrammarConstraint:
         return bits[: -(-len(self._token_bytes.bytes_by_id) // 8)]
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Advances by the sampled `id`, or by a token that replaces it: see `engine.request.TokenConstraint`."""
+        """Advances by one token, and returns it: the sampled `id`, or one that replaces it.
+
+        A token is replaced if no completion after it fits into `max_remaining_tokens`.
+        """
         if id in self._token_bytes.stop_ids:
             return id
         next_matcher = self._byte_matcher.deep_copy()
@@ -212,7 +215,7 @@ class BannedStrings:
         return allowed
 
     def create_constraint(self, max_new_tokens: int) -> BannedStrings:
-        """The constraint of one answer; its length does not matter."""
+        """The constraint of one answer; `max_new_tokens` has no effect."""
         _ = self._base_allowed_mask  # computed once for all answers
         return copy.copy(self)
 

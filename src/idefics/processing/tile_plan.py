@@ -100,7 +100,7 @@ def apply_image_detail(
 
 
 def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> tuple[int, int]:
-    """(rows, columns) of the tiles of a picture of this size; (0, 0) if it fits one tile or is not split."""
+    """The grid of tiles of a picture of this size: (rows, columns); (0, 0) if it fits one tile or is not split."""
     if not config.do_image_splitting:
         return 0, 0
     if config.shortest_edge is not None:

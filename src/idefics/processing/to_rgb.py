@@ -135,7 +135,11 @@ def image_from_array(array: NumberArray, max_pixels: int) -> PIL.Image.Image:
 
 
 def _to_channels_last(array: NumberArray) -> NumberArray:
-    """(H, W), (H, W, C) or (C, H, W) -> (H, W) or (H, W, C); raises BadPicture for other shapes."""
+    """Moves the channels of an array to the last axis: (H, W), (H, W, C) or (C, H, W) -> (H, W) or (H, W, C).
+
+    Raises:
+        BadPicture: it has another shape.
+    """
     shape = array.shape
     if array.size and (array.ndim == 2 or (array.ndim == 3 and shape[2] in CHANNEL_COUNTS)):
         return array

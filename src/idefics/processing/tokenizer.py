@@ -198,7 +198,7 @@ class Tokenizer:
         return AliasedTokenizer(self._backend_tokenizer, self._protected_token_by_id, self._added_token_by_id)
 
     def decode(self, ids: Iterable[int], *, hidden_ids: Collection[int] | None = None) -> str:
-        """Text of `ids`; each invalid sequence of UTF-8 becomes one replacement character (U+FFFD).
+        """The text of `ids`; each invalid sequence of UTF-8 becomes one replacement character (U+FFFD).
 
         Args:
             hidden_ids: ids that are left out; None: the control tokens.
@@ -207,7 +207,11 @@ class Tokenizer:
         return text.removeprefix(" ") if self.strips_leading_space else text
 
     def decode_bytes(self, ids: Iterable[int], *, hidden_ids: Collection[int] | None = None) -> bytes:
-        """UTF-8 of `ids`, which may end in part of a character; the first space is not stripped."""
+        """The UTF-8 bytes of `ids`, which may end in part of a character; a space at the beginning is kept.
+
+        Args:
+            hidden_ids: ids that are left out; None: the control tokens.
+        """
         if hidden_ids is None:
             hidden_ids = self.special_ids_by_kind.control_ids
         return b"".join(self._decoder.token_bytes(id) for id in ids if id not in hidden_ids)

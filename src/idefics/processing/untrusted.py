@@ -45,7 +45,7 @@ class ReadLimitedFile(io.BytesIO):
         self.num_reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As `io.BytesIO.read`.
+        """Reads up to `size` bytes, as `io.BytesIO.read`.
 
         Raises:
             BadPicture: the file was read `MAX_READS` times before.

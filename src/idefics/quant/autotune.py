@@ -84,7 +84,7 @@ def kernel_choice_by_processor() -> KernelChoice:
 
 
 def autotune_kernels(model: nn.Module) -> KernelChoice:
-    """Times kernels at the two layer shapes that hold most weights, or reads the cached result.
+    """Chooses kernels by timing them at the two layer shapes that hold most weights, or reads the cached choice.
 
     A model of fewer than `MIN_TUNED_WEIGHTS` weights gets torch's own kernels, untimed.
     """
@@ -111,7 +111,11 @@ def kernel_choice_cache_file() -> Path:
 
 @torch.inference_mode()
 def time_kernels(shapes: Sequence[LayerShape]) -> KernelChoice:
-    """Times each kernel at these shapes (outputs, inputs) and compares the sums over the shapes."""
+    """Times each kernel on this machine, and returns those that are faster than torch's.
+
+    Args:
+        shapes: (outputs, inputs) of layers; the times of all shapes are added up.
+    """
     nanoseconds = Counter[str]()
     for outputs, inputs in shapes:
         nanoseconds.update(_fastest_call_times(_candidate_matmuls(TIMED_ROWS, outputs, inputs)))

@@ -97,7 +97,10 @@ def _patch_cpu_dequantize() -> torch.library.Library:
 
 
 def quant_state_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """The tensors of a 4-bit layer in addition to its weight: scales, their scales, tables of levels; else none."""
+    """Yields the tensors of a 4-bit layer other than its weight: scales, their scales, tables of levels.
+
+    Yields nothing for other modules.
+    """
     from bitsandbytes.nn import Linear4bit
 
     if isinstance(module, Linear4bit):

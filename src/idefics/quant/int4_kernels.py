@@ -73,7 +73,7 @@ def w4a8_matmul(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | Non
         input: (..., I).
         levels: (O, ceil(I / 32) * 16) uint8.
         scale: (O, ceil(I / 32)) float32 or bfloat16.
-        bias: (O,).
+        bias: (O,) or None.
 
     Returns:
         (..., O) in the dtype of `input`; the sums of a group are exact.
@@ -121,7 +121,7 @@ def w8a8_matmul_native(
         rows: (R, I) float32.
         weight: (O, I) int8.
         scale: (O,).
-        bias: (O,).
+        bias: (O,) or None.
         out: (R, O) float32: receives the integer sums first, then the result.
         instruction_set: as in `dequantize_int4`.
     """

@@ -93,7 +93,7 @@ class Int8Linear(QuantizedLinear):
         return cls.from_quantized(layer, levels, torch.empty(outputs, device="meta"))
 
     def native_weight(self) -> NativeWeight | None:
-        """The weight for the C kernels, if inputs are rounded to int8 too and they support it."""
+        """The weight for the C kernels; None if the layer does not round inputs to int8 or they do not support it."""
         is_native = self.matmul is w8a8_matmul and can_use_native_weight(self.levels, self.scale)
         return NativeWeight(self.levels, self.scale) if is_native else None
 
@@ -114,7 +114,7 @@ class Int4Linear(QuantizedLinear):
     default_matmul: QuantizedMatmul = staticmethod(int4_dequantized_matmul)
 
     def native_weight(self) -> NativeWeight | None:
-        """The weight for the C kernels, if it is multiplied in bfloat16 and they support it."""
+        """The weight for the C kernels; None if the layer does not multiply in bfloat16 or they do not support it."""
         if self.matmul is not int4_bfloat16_matmul or not can_use_native_weight(self.levels, self.scale):
             return None
         return NativeWeight(self.levels, self.scale, self.in_features)
@@ -144,7 +144,7 @@ class Int4Linear(QuantizedLinear):
 
 
 def _dequantize_int4_any_device(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
-    """(O, num_inputs) weights of an `Int4Linear`, by the C kernel where it can be used, else in torch."""
+    """The (O, `num_inputs`) weights of an `Int4Linear`, by the C kernel where it can be used, else in torch."""
     if can_dequantize_int4(levels, scale, dtype):
         return dequantize_int4(levels, scale, num_inputs)
     unpacked = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (O, bytes, halves)
@@ -182,7 +182,7 @@ def quantize_symmetric(weight: Tensor, max_level: int, dtype: torch.dtype) -> tu
 
 
 def quantize_least_squares(weight: Tensor, max_level: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `quantize_symmetric`, but with the scale that gives the least squared error of each group.
+    """Quantises as `quantize_symmetric`, but with the scale that gives the least squared error of each group.
 
     Candidates are the scale of `quantize_symmetric` and smaller ones down to seven tenths of it: clipping a group's few
     largest weights may be worth the smaller error of all others.

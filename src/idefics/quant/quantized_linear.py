@@ -91,7 +91,7 @@ class QuantizedLinear(NativeLinear):
         return levels
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., I) -> (..., O)."""
+        """Applies the linear layer: (..., I) -> (..., O) in the dtype of `input`."""
         matmul = self.default_matmul if torch.is_grad_enabled() else self.matmul
         return matmul(input, self.levels, self.scale, self.bias)
 

@@ -49,7 +49,7 @@ def _wrap_plain_url(value: object) -> object:
 
 
 class TextPart(RequestModel):
-    """A part of a message that is text; base of those of chat completions and of responses."""
+    """A part of a message that is text; base class of the text parts of chat completions and of responses."""
 
     ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 

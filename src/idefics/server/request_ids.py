@@ -17,11 +17,11 @@ current_request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
 def new_request_id() -> str:
-    """A random id."""
+    """A new random id for a request: "req_" and 32 hexadecimal digits."""
     return f"req_{uuid4().hex}"
 
 
 def request_id_from_headers(headers: Headers) -> str:
-    """The id that the client chose, if it is safe to log; otherwise a new one."""
+    """The id that the client chose in the header x-request-id, if it is safe to log; otherwise a new one."""
     client_id = headers.get(REQUEST_ID_HEADER, "")
     return client_id if REQUEST_ID_PATTERN.fullmatch(client_id) else new_request_id()

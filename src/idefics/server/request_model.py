@@ -164,11 +164,13 @@ class RequestModel(BaseModel):
 
 
 def union_by_type(error_message: str, **class_by_type: type[RequestModel]) -> Any:
-    """The type annotation of an object whose field "type" selects its class; tags are in angle brackets.
+    """The type annotation of an object whose field "type" selects its class.
+
+    In the location of a validation error the type is in angle brackets, so that it can be told from field names.
 
     Args:
         error_message: for objects of other types.
-        class_by_type: the classes.
+        class_by_type: value of "type" -> the class.
     """
     return Annotated[
         reduce(or_, (Annotated[cls, Tag(f"<{name}>")] for name, cls in class_by_type.items())),
@@ -181,7 +183,9 @@ def union_by_type(error_message: str, **class_by_type: type[RequestModel]) -> An
 
 
 def text_or_list(text_type: Any, list_type: Any, error_message: str = "") -> Any:
-    """The type annotation of a field that is a text or a list; tags are in angle brackets.
+    """The type annotation of a field that is a text or a list.
+
+    In the location of a validation error the kind is in angle brackets, so that it can be told from field names.
 
     Args:
         text_type, list_type: the types of the two.

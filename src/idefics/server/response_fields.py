@@ -63,7 +63,7 @@ class StreamUsageField(ResponseFields):
 
 
 def collect_notes(noted: Iterable[Answer | Prompt]) -> NotesField:
-    """The notes of all answers or prompts, each once."""
+    """The field `notes` with the notes of all answers or prompts, each once; {} if there are none."""
     notes = list(dict.fromkeys(note for one in noted for note in one.notes))
     return {"notes": notes} if notes else {}
 

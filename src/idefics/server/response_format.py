@@ -54,7 +54,7 @@ class JsonSchema(RequestModel):
 
 
 class ResponseFormat(RequestModel):
-    """Base of all formats."""
+    """Base of the formats of structured output: what the answer must match."""
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ StopTexts = Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)]
 
 
 class SamplingFields(RequestModel):
-    """Sampling and constraints, under the same names on every route."""
+    """Fields for sampling and for constraints on the answer, which have the same names on every route."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)

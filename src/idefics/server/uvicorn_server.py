@@ -36,7 +36,7 @@ class BoundedH11Protocol(H11Protocol):
     _headers_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the timer for the first request."""
+        """Starts the timer for the headers of the first request, when a client has connected."""
         transport.max_size = MAX_READ_BYTES  # type: ignore[attr-defined]  # no stub has it
         super().connection_made(transport)
         self._start_headers_timer()
@@ -50,7 +50,7 @@ class BoundedH11Protocol(H11Protocol):
             self._cancel_headers_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timer."""
+        """Stops the timer for the headers of a request, as the connection is closed."""
         self._cancel_headers_timer()
         super().connection_lost(exc)
 

@@ -115,7 +115,8 @@ class RankingMixin:
         *,
         on_error: Literal["raise"] = ...,
         **options: Unpack[ClassifyKeywords],
-    ) -> Ranking: ...
+    ) -> Ranking:
+        """`classify` for one picture: its ranking."""
     @overload
     def classify(
         self,
@@ -124,7 +125,8 @@ class RankingMixin:
         *,
         on_error: Literal["raise"] = ...,
         **options: Unpack[ClassifyKeywords],
-    ) -> list[Ranking]: ...
+    ) -> list[Ranking]:
+        """`classify` for several pictures: a ranking for each."""
     @overload
     def classify(  # type: ignore[overload-overlap]
         self,
@@ -133,7 +135,8 @@ class RankingMixin:
         *,
         on_error: Literal["return"],
         **options: Unpack[ClassifyKeywords],
-    ) -> Ranking | IdeficsError: ...
+    ) -> Ranking | IdeficsError:
+        """`classify` for one picture with `on_error="return"`: its ranking or its error."""
     @overload
     def classify(
         self,
@@ -142,7 +145,8 @@ class RankingMixin:
         *,
         on_error: Literal["return"],
         **options: Unpack[ClassifyKeywords],
-    ) -> list[Ranking | IdeficsError]: ...
+    ) -> list[Ranking | IdeficsError]:
+        """`classify` for several pictures with `on_error="return"`: a ranking or an error for each."""
     @reject_unknown_arguments
     def classify(
         self,

@@ -72,7 +72,15 @@ def parse_shots(text: str, path: Path) -> list[Shot]:
 
 
 def _parse_shot(line: str, path: Path, number: int) -> Shot:
-    """Parses one line of `parse_shots`; `number` counts lines from 1."""
+    """Parses one line of a JSONL file of few-shot examples.
+
+    Args:
+        path: the file, for error messages; relative paths of pictures start at its folder.
+        number: the number of the line, from 1, for error messages.
+
+    Raises:
+        BadPrompt: the line is malformed.
+    """
     # Imports NumPy and Pillow, which `idefics --help` does not need.
     from idefics.processing.video import to_picture_or_video
 

@@ -82,19 +82,24 @@ class TextTaskMixin:
         return make_prompt(processor, task_prompt.items, answer_start=task_prompt.answer_start)
 
     @overload
-    def caption(self, image: PictureInput, **options: Unpack[AnswerKeywords]) -> Answer: ...  # type: ignore[overload-overlap]  # a str is one picture
+    def caption(self, image: PictureInput, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]  # a str is one picture
+        """`caption` for one picture: its answer."""
     @overload
-    def caption(self, image: PictureInputs, **options: Unpack[AnswerKeywords]) -> list[Answer]: ...
+    def caption(self, image: PictureInputs, **options: Unpack[AnswerKeywords]) -> list[Answer]:
+        """`caption` for several pictures: an answer for each."""
     @overload
-    def caption(self, image: PictureInput, **options: Unpack[StreamKeywords]) -> Stream: ...
+    def caption(self, image: PictureInput, **options: Unpack[StreamKeywords]) -> Stream:
+        """`caption` for one picture with `stream=True`: a stream of its answer."""
     @overload
     def caption(  # type: ignore[overload-overlap]
         self, image: PictureInput, **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError: ...
+    ) -> Answer | IdeficsError:
+        """`caption` for one picture with `on_error="return"`: its answer or its error."""
     @overload
     def caption(
         self, image: PictureInputs, **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]: ...
+    ) -> list[Answer | IdeficsError]:
+        """`caption` for several pictures with `on_error="return"`: an answer or an error for each."""
     @document_and_check_options(max_new_tokens=TASKS["caption"].max_new_tokens)
     def caption(
         self,
@@ -126,21 +131,26 @@ class TextTaskMixin:
         return self.run(TASKS["caption"], image, stream=stream, on_error=on_error, **options)
 
     @overload
-    def complete(self, image: PictureInput, text: str, **options: Unpack[AnswerKeywords]) -> Answer: ...  # type: ignore[overload-overlap]
+    def complete(self, image: PictureInput, text: str, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]
+        """`complete` for one picture: its answer."""
     @overload
     def complete(
         self, image: PictureInputs, text: str, **options: Unpack[AnswerKeywords]
-    ) -> list[Answer]: ...
+    ) -> list[Answer]:
+        """`complete` for several pictures: an answer for each."""
     @overload
-    def complete(self, image: PictureInput, text: str, **options: Unpack[StreamKeywords]) -> Stream: ...
+    def complete(self, image: PictureInput, text: str, **options: Unpack[StreamKeywords]) -> Stream:
+        """`complete` for one picture with `stream=True`: a stream of its answer."""
     @overload
     def complete(  # type: ignore[overload-overlap]
         self, image: PictureInput, text: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError: ...
+    ) -> Answer | IdeficsError:
+        """`complete` for one picture with `on_error="return"`: its answer or its error."""
     @overload
     def complete(
         self, image: PictureInputs, text: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]: ...
+    ) -> list[Answer | IdeficsError]:
+        """`complete` for several pictures with `on_error="return"`: an answer or an error for each."""
     @document_and_check_options(max_new_tokens=TASKS["complete"].max_new_tokens)
     def complete(
         self,
@@ -175,19 +185,24 @@ class TextTaskMixin:
         return self.run(TASKS["complete"], image, words, stream=stream, on_error=on_error, **options)
 
     @overload
-    def ask(self, image: PictureInput, question: str, **options: Unpack[AnswerKeywords]) -> Answer: ...  # type: ignore[overload-overlap]
+    def ask(self, image: PictureInput, question: str, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]
+        """`ask` for one picture: its answer."""
     @overload
-    def ask(self, image: PictureInputs, question: str, **options: Unpack[AnswerKeywords]) -> list[Answer]: ...
+    def ask(self, image: PictureInputs, question: str, **options: Unpack[AnswerKeywords]) -> list[Answer]:
+        """`ask` for several pictures: an answer for each."""
     @overload
-    def ask(self, image: PictureInput, question: str, **options: Unpack[StreamKeywords]) -> Stream: ...
+    def ask(self, image: PictureInput, question: str, **options: Unpack[StreamKeywords]) -> Stream:
+        """`ask` for one picture with `stream=True`: a stream of its answer."""
     @overload
     def ask(  # type: ignore[overload-overlap]
         self, image: PictureInput, question: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError: ...
+    ) -> Answer | IdeficsError:
+        """`ask` for one picture with `on_error="return"`: its answer or its error."""
     @overload
     def ask(
         self, image: PictureInputs, question: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]: ...
+    ) -> list[Answer | IdeficsError]:
+        """`ask` for several pictures with `on_error="return"`: an answer or an error for each."""
     @document_and_check_options(max_new_tokens=TASKS["ask"].max_new_tokens)
     def ask(
         self,
@@ -224,23 +239,28 @@ class TextTaskMixin:
     @overload
     def write(  # type: ignore[overload-overlap]
         self, image: PictureInput, instruction: str = ..., **options: Unpack[AnswerKeywords]
-    ) -> Answer: ...
+    ) -> Answer:
+        """`write` for one picture: its answer."""
     @overload
     def write(
         self, image: PictureInputs, instruction: str = ..., **options: Unpack[AnswerKeywords]
-    ) -> list[Answer]: ...
+    ) -> list[Answer]:
+        """`write` for several pictures: an answer for each."""
     @overload
     def write(
         self, image: PictureInput, instruction: str = ..., **options: Unpack[StreamKeywords]
-    ) -> Stream: ...
+    ) -> Stream:
+        """`write` for one picture with `stream=True`: a stream of its answer."""
     @overload
     def write(  # type: ignore[overload-overlap]
         self, image: PictureInput, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError: ...
+    ) -> Answer | IdeficsError:
+        """`write` for one picture with `on_error="return"`: its answer or its error."""
     @overload
     def write(
         self, image: PictureInputs, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]: ...
+    ) -> list[Answer | IdeficsError]:
+        """`write` for several pictures with `on_error="return"`: an answer or an error for each."""
     @document_and_check_options(max_new_tokens=TASKS["write"].max_new_tokens)
     def write(
         self,

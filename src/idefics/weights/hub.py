@@ -73,9 +73,9 @@ def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = Non
 
 
 def missing_files_or_weights(folder: Path | None, *, needs_weights: bool = True) -> list[str]:
-    """What a folder in the cache lacks: names of small files; "weights" if one of those is missing. Empty: complete.
+    """What a folder in the cache lacks: names of small files, and "weights" if a file of weights is missing.
 
-    All is missing if `folder` is None; without `needs_weights` those do not count.
+    Empty if nothing is missing; ["everything"] if `folder` is None. Weights count only with `needs_weights`.
     """
     if folder is None:
         return ["everything"]
@@ -231,7 +231,7 @@ def _check_disk_space(repo_id: str, needed: int, folder: Path) -> None:
 def _to_model_not_found(
     error: Exception, repo_id: str, revision: str | None, default_message: str
 ) -> ModelNotFound:
-    """An error of the hub's client as one line; `default_message` for errors that have no message of their own."""
+    """A `ModelNotFound` for an error of the hub's client; `default_message` if it has no text of its own."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo_id}"

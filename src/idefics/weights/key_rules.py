@@ -59,7 +59,7 @@ class KeyRules:
         }
 
     def _new_name(self, name: str) -> str:
-        """The name after the first matching rule of `rename`; unchanged if none matches."""
+        """The model's name for a checkpoint's name, by the first rule of `rename` that matches; else the same name."""
         for pattern, replacement in self.rename:
             new_name, count = re.subn(pattern, replacement, name)
             if count:

@@ -97,7 +97,11 @@ def load(
 
 
 def _move_computed_buffers(model: nn.Module, device_by_module: DeviceByModule) -> None:
-    """Moves non-persistent buffers, which the model computed itself; raises RuntimeError if it left a tensor out."""
+    """Moves the non-persistent buffers, which the model computes itself, to the devices of their modules.
+
+    Raises:
+        RuntimeError: a tensor of the model is still on the meta device.
+    """
     named_tensors = chain(model.named_parameters(), model.named_buffers())
     if meta_names := [name for name, tensor in named_tensors if tensor.is_meta]:
         raise RuntimeError(
@@ -163,7 +167,7 @@ class _ParameterLoader:
         self._assign(parameter, parameter.names, parameter.tensor.detach().to(device, dtype))
 
     def _assign(self, parameter: _TensorWithNames, names: Sequence[str], value: Tensor) -> None:
-        """Sets the model's tensors of these names to one value, which is a Parameter if the old one was."""
+        """Sets the model's tensors with the given names to one value, as a Parameter if the old tensor was one."""
         from torch import nn
 
         if isinstance(parameter.tensor, nn.Parameter):
@@ -179,7 +183,15 @@ class _ParameterLoader:
         *,
         can_map: bool = False,
     ) -> Tensor:
-        """The value of a parameter, which must be the same under all its names that the checkpoint has."""
+        """Reads the value of a parameter, and checks that it is the same under all its names in the checkpoint.
+
+        Args:
+            dtype: of the value; None: the file's own if that has 16 bits, else float32. Integers keep theirs.
+            can_map: whether the value may stay in mapped memory.
+
+        Raises:
+            UnsupportedModel: two of the names have different values.
+        """
         import torch
 
         first, *others = [name for name in parameter.names if name in self.sources]
@@ -223,9 +235,9 @@ def _check_names_shapes_and_dtypes(
     sources: Mapping[str, Sequence[FileTensor]],
     optional_names: Collection[str],
 ) -> None:
-    """Raises WeightsMismatch if names or shapes of a checkpoint are not the model's, and UnsupportedModel for dtypes.
+    """Raises WeightsMismatch, before any tensor is read, if names or shapes of a checkpoint are not the model's.
 
-    Nothing is read before.
+    Raises UnsupportedModel if integers are stored in place of floating-point numbers, or the other way round.
     """
     missing: list[str] = []
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}

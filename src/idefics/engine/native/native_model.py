@@ -119,7 +119,7 @@ class NativeModelStruct:
         )
 
     def _float32_copy_address(self, values: Tensor) -> int:
-        """The address of a float32 copy of `values`."""
+        """The address of a float32 copy of `values`, which this object keeps alive."""
         copy = values.detach().float().flatten().contiguous()
         self._referenced.append(copy)
         return copy.data_ptr()
@@ -129,7 +129,7 @@ class NativeModelStruct:
         return self._float32_copy_address(gate.detach().flatten().float().tanh().expand(width))
 
     def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
-        """The addresses, sizes and dtypes of a linear layer, without copying its weight."""
+        """The C struct of a linear layer: addresses, sizes and dtypes. Its weight is not copied."""
         self._referenced += [
             parameter.data for parameter in layer.parameters()
         ]  # their memory of now: it may be replaced later
@@ -144,18 +144,18 @@ class NativeModelStruct:
         return struct
 
     def _mlp_struct(self, mlp: GatedMLP) -> c.MlpStruct:
-        """The gate, up and down projections of an MLP."""
+        """The C struct of a gated MLP, with its gate, up and down projections."""
         return c.MlpStruct(*map(self._linear_struct, _mlp_linears(mlp)))
 
     def _embedding_struct(self, table: nn.Embedding) -> c.EmbeddingStruct:
-        """The address, dtype and size of an embedding, without copying its weight."""
+        """The C struct of an embedding: address, dtype and size. Its weight is not copied."""
         self._referenced.append(table.weight.data)
         return c.EmbeddingStruct(
             table.weight.data_ptr(), KIND_BY_DTYPE[table.weight.dtype], table.num_embeddings
         )
 
     def _cross_struct(self, cross: CrossAttentionBlock, width: int) -> c.CrossLayerStruct:
-        """The norms, gates and projections of a cross-attention block; `width` is D."""
+        """The C struct of a cross-attention block, with its norms, gates and projections; `width` is D."""
         return c.CrossLayerStruct(
             norm=self._float32_copy_address(cross.norm.weight),
             q_norm=self._float32_copy_address(cross.q_norm.weight) if cross.q_norm else None,
