@@ -101,6 +101,7 @@ class PromptScoringMixin:
         **options: Unpack[ScoringKeywords],
     ) -> tuple[Prompt, list[list[float]]]:
         """`score` that raises errors: the prompt, and the scores of each continuation."""
+
     @overload
     def score(
         self,
@@ -113,6 +114,7 @@ class PromptScoringMixin:
         **options: Unpack[ScoringKeywords],
     ) -> tuple[Prompt, list[list[float] | IdeficsError]]:
         """`score` with `on_error="return"`: the prompt, and scores or an error for each continuation."""
+
     @reject_unknown_arguments
     def score(
         self,

@@ -43,6 +43,7 @@ class TextGenerationMixin:
         **options: Unpack[AnswerKeywords],
     ) -> Answer:
         """`generate` for one raw prompt: its answer."""
+
     @overload
     def generate(
         self,
@@ -52,6 +53,7 @@ class TextGenerationMixin:
         **options: Unpack[AnswerKeywords],
     ) -> list[Answer]:
         """`generate` for several raw prompts: an answer for each."""
+
     @overload
     def generate(
         self,
@@ -61,6 +63,7 @@ class TextGenerationMixin:
         **options: Unpack[StreamKeywords],
     ) -> Stream:
         """`generate` for one raw prompt with `stream=True`: a stream of its answer."""
+
     @overload
     def generate(  # type: ignore[overload-overlap]  # as above
         self,
@@ -70,6 +73,7 @@ class TextGenerationMixin:
         **options: Unpack[OnErrorReturnKeywords],
     ) -> Answer | IdeficsError:
         """`generate` for one raw prompt with `on_error="return"`: its answer or its error."""
+
     @overload
     def generate(
         self,
@@ -79,6 +83,7 @@ class TextGenerationMixin:
         **options: Unpack[OnErrorReturnKeywords],
     ) -> list[Answer | IdeficsError]:
         """`generate` for several raw prompts with `on_error="return"`: an answer or an error for each."""
+
     @document_and_check_options()
     def generate(
         self,
@@ -131,6 +136,7 @@ class TextGenerationMixin:
         **options: Unpack[AnswerKeywords],
     ) -> Answer:
         """`chat` for one conversation: its answer."""
+
     @overload
     def chat(
         self,
@@ -141,6 +147,7 @@ class TextGenerationMixin:
         **options: Unpack[AnswerKeywords],
     ) -> list[Answer]:
         """`chat` for several conversations: an answer for each."""
+
     @overload
     def chat(
         self,
@@ -151,6 +158,7 @@ class TextGenerationMixin:
         **options: Unpack[StreamKeywords],
     ) -> Stream:
         """`chat` for one conversation with `stream=True`: a stream of its answer."""
+
     @overload
     def chat(
         self,
@@ -161,6 +169,7 @@ class TextGenerationMixin:
         **options: Unpack[OnErrorReturnKeywords],
     ) -> Answer | IdeficsError:
         """`chat` for one conversation with `on_error="return"`: its answer or its error."""
+
     @overload
     def chat(
         self,
@@ -171,6 +180,7 @@ class TextGenerationMixin:
         **options: Unpack[OnErrorReturnKeywords],
     ) -> list[Answer | IdeficsError]:
         """`chat` for several conversations with `on_error="return"`: an answer or an error for each."""
+
     @document_and_check_options()
     def chat(
         self,

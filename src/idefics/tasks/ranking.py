@@ -117,6 +117,7 @@ class RankingMixin:
         **options: Unpack[ClassifyKeywords],
     ) -> Ranking:
         """`classify` for one picture: its ranking."""
+
     @overload
     def classify(
         self,
@@ -127,6 +128,7 @@ class RankingMixin:
         **options: Unpack[ClassifyKeywords],
     ) -> list[Ranking]:
         """`classify` for several pictures: a ranking for each."""
+
     @overload
     def classify(  # type: ignore[overload-overlap]
         self,
@@ -137,6 +139,7 @@ class RankingMixin:
         **options: Unpack[ClassifyKeywords],
     ) -> Ranking | IdeficsError:
         """`classify` for one picture with `on_error="return"`: its ranking or its error."""
+
     @overload
     def classify(
         self,
@@ -147,6 +150,7 @@ class RankingMixin:
         **options: Unpack[ClassifyKeywords],
     ) -> list[Ranking | IdeficsError]:
         """`classify` for several pictures with `on_error="return"`: a ranking or an error for each."""
+
     @reject_unknown_arguments
     def classify(
         self,

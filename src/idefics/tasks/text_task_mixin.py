@@ -84,22 +84,27 @@ class TextTaskMixin:
     @overload
     def caption(self, image: PictureInput, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]  # a str is one picture
         """`caption` for one picture: its answer."""
+
     @overload
     def caption(self, image: PictureInputs, **options: Unpack[AnswerKeywords]) -> list[Answer]:
         """`caption` for several pictures: an answer for each."""
+
     @overload
     def caption(self, image: PictureInput, **options: Unpack[StreamKeywords]) -> Stream:
         """`caption` for one picture with `stream=True`: a stream of its answer."""
+
     @overload
     def caption(  # type: ignore[overload-overlap]
         self, image: PictureInput, **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError:
         """`caption` for one picture with `on_error="return"`: its answer or its error."""
+
     @overload
     def caption(
         self, image: PictureInputs, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]:
         """`caption` for several pictures with `on_error="return"`: an answer or an error for each."""
+
     @document_and_check_options(max_new_tokens=TASKS["caption"].max_new_tokens)
     def caption(
         self,
@@ -133,24 +138,27 @@ class TextTaskMixin:
     @overload
     def complete(self, image: PictureInput, text: str, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]
         """`complete` for one picture: its answer."""
+
     @overload
-    def complete(
-        self, image: PictureInputs, text: str, **options: Unpack[AnswerKeywords]
-    ) -> list[Answer]:
+    def complete(self, image: PictureInputs, text: str, **options: Unpack[AnswerKeywords]) -> list[Answer]:
         """`complete` for several pictures: an answer for each."""
+
     @overload
     def complete(self, image: PictureInput, text: str, **options: Unpack[StreamKeywords]) -> Stream:
         """`complete` for one picture with `stream=True`: a stream of its answer."""
+
     @overload
     def complete(  # type: ignore[overload-overlap]
         self, image: PictureInput, text: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError:
         """`complete` for one picture with `on_error="return"`: its answer or its error."""
+
     @overload
     def complete(
         self, image: PictureInputs, text: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]:
         """`complete` for several pictures with `on_error="return"`: an answer or an error for each."""
+
     @document_and_check_options(max_new_tokens=TASKS["complete"].max_new_tokens)
     def complete(
         self,
@@ -187,22 +195,27 @@ class TextTaskMixin:
     @overload
     def ask(self, image: PictureInput, question: str, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]
         """`ask` for one picture: its answer."""
+
     @overload
     def ask(self, image: PictureInputs, question: str, **options: Unpack[AnswerKeywords]) -> list[Answer]:
         """`ask` for several pictures: an answer for each."""
+
     @overload
     def ask(self, image: PictureInput, question: str, **options: Unpack[StreamKeywords]) -> Stream:
         """`ask` for one picture with `stream=True`: a stream of its answer."""
+
     @overload
     def ask(  # type: ignore[overload-overlap]
         self, image: PictureInput, question: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError:
         """`ask` for one picture with `on_error="return"`: its answer or its error."""
+
     @overload
     def ask(
         self, image: PictureInputs, question: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]:
         """`ask` for several pictures with `on_error="return"`: an answer or an error for each."""
+
     @document_and_check_options(max_new_tokens=TASKS["ask"].max_new_tokens)
     def ask(
         self,
@@ -241,26 +254,29 @@ class TextTaskMixin:
         self, image: PictureInput, instruction: str = ..., **options: Unpack[AnswerKeywords]
     ) -> Answer:
         """`write` for one picture: its answer."""
+
     @overload
     def write(
         self, image: PictureInputs, instruction: str = ..., **options: Unpack[AnswerKeywords]
     ) -> list[Answer]:
         """`write` for several pictures: an answer for each."""
+
     @overload
-    def write(
-        self, image: PictureInput, instruction: str = ..., **options: Unpack[StreamKeywords]
-    ) -> Stream:
+    def write(self, image: PictureInput, instruction: str = ..., **options: Unpack[StreamKeywords]) -> Stream:
         """`write` for one picture with `stream=True`: a stream of its answer."""
+
     @overload
     def write(  # type: ignore[overload-overlap]
         self, image: PictureInput, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError:
         """`write` for one picture with `on_error="return"`: its answer or its error."""
+
     @overload
     def write(
         self, image: PictureInputs, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]:
         """`write` for several pictures with `on_error="return"`: an answer or an error for each."""
+
     @document_and_check_options(max_new_tokens=TASKS["write"].max_new_tokens)
     def write(
         self,
