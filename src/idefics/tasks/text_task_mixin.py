@@ -82,29 +82,19 @@ class TextTaskMixin:
         return make_prompt(processor, task_prompt.items, answer_start=task_prompt.answer_start)
 
     @overload
-    def caption(self, image: PictureInput, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]  # a str is one picture
-        """`caption` for one picture: its answer."""
-
+    def caption(self, image: PictureInput, **options: Unpack[AnswerKeywords]) -> Answer: ...  # type: ignore[overload-overlap]  # a str is one picture
     @overload
-    def caption(self, image: PictureInputs, **options: Unpack[AnswerKeywords]) -> list[Answer]:
-        """`caption` for several pictures: an answer for each."""
-
+    def caption(self, image: PictureInputs, **options: Unpack[AnswerKeywords]) -> list[Answer]: ...
     @overload
-    def caption(self, image: PictureInput, **options: Unpack[StreamKeywords]) -> Stream:
-        """`caption` for one picture with `stream=True`: a stream of its answer."""
-
+    def caption(self, image: PictureInput, **options: Unpack[StreamKeywords]) -> Stream: ...
     @overload
     def caption(  # type: ignore[overload-overlap]
         self, image: PictureInput, **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError:
-        """`caption` for one picture with `on_error="return"`: its answer or its error."""
-
+    ) -> Answer | IdeficsError: ...
     @overload
     def caption(
         self, image: PictureInputs, **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]:
-        """`caption` for several pictures with `on_error="return"`: an answer or an error for each."""
-
+    ) -> list[Answer | IdeficsError]: ...
     @document_and_check_options(max_new_tokens=TASKS["caption"].max_new_tokens)
     def caption(
         self,
@@ -136,29 +126,21 @@ class TextTaskMixin:
         return self.run(TASKS["caption"], image, stream=stream, on_error=on_error, **options)
 
     @overload
-    def complete(self, image: PictureInput, text: str, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]
-        """`complete` for one picture: its answer."""
-
+    def complete(self, image: PictureInput, text: str, **options: Unpack[AnswerKeywords]) -> Answer: ...  # type: ignore[overload-overlap]
     @overload
-    def complete(self, image: PictureInputs, text: str, **options: Unpack[AnswerKeywords]) -> list[Answer]:
-        """`complete` for several pictures: an answer for each."""
-
+    def complete(
+        self, image: PictureInputs, text: str, **options: Unpack[AnswerKeywords]
+    ) -> list[Answer]: ...
     @overload
-    def complete(self, image: PictureInput, text: str, **options: Unpack[StreamKeywords]) -> Stream:
-        """`complete` for one picture with `stream=True`: a stream of its answer."""
-
+    def complete(self, image: PictureInput, text: str, **options: Unpack[StreamKeywords]) -> Stream: ...
     @overload
     def complete(  # type: ignore[overload-overlap]
         self, image: PictureInput, text: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError:
-        """`complete` for one picture with `on_error="return"`: its answer or its error."""
-
+    ) -> Answer | IdeficsError: ...
     @overload
     def complete(
         self, image: PictureInputs, text: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]:
-        """`complete` for several pictures with `on_error="return"`: an answer or an error for each."""
-
+    ) -> list[Answer | IdeficsError]: ...
     @document_and_check_options(max_new_tokens=TASKS["complete"].max_new_tokens)
     def complete(
         self,
@@ -193,29 +175,19 @@ class TextTaskMixin:
         return self.run(TASKS["complete"], image, words, stream=stream, on_error=on_error, **options)
 
     @overload
-    def ask(self, image: PictureInput, question: str, **options: Unpack[AnswerKeywords]) -> Answer:  # type: ignore[overload-overlap]
-        """`ask` for one picture: its answer."""
-
+    def ask(self, image: PictureInput, question: str, **options: Unpack[AnswerKeywords]) -> Answer: ...  # type: ignore[overload-overlap]
     @overload
-    def ask(self, image: PictureInputs, question: str, **options: Unpack[AnswerKeywords]) -> list[Answer]:
-        """`ask` for several pictures: an answer for each."""
-
+    def ask(self, image: PictureInputs, question: str, **options: Unpack[AnswerKeywords]) -> list[Answer]: ...
     @overload
-    def ask(self, image: PictureInput, question: str, **options: Unpack[StreamKeywords]) -> Stream:
-        """`ask` for one picture with `stream=True`: a stream of its answer."""
-
+    def ask(self, image: PictureInput, question: str, **options: Unpack[StreamKeywords]) -> Stream: ...
     @overload
     def ask(  # type: ignore[overload-overlap]
         self, image: PictureInput, question: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError:
-        """`ask` for one picture with `on_error="return"`: its answer or its error."""
-
+    ) -> Answer | IdeficsError: ...
     @overload
     def ask(
         self, image: PictureInputs, question: str, **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]:
-        """`ask` for several pictures with `on_error="return"`: an answer or an error for each."""
-
+    ) -> list[Answer | IdeficsError]: ...
     @document_and_check_options(max_new_tokens=TASKS["ask"].max_new_tokens)
     def ask(
         self,
@@ -252,31 +224,23 @@ class TextTaskMixin:
     @overload
     def write(  # type: ignore[overload-overlap]
         self, image: PictureInput, instruction: str = ..., **options: Unpack[AnswerKeywords]
-    ) -> Answer:
-        """`write` for one picture: its answer."""
-
+    ) -> Answer: ...
     @overload
     def write(
         self, image: PictureInputs, instruction: str = ..., **options: Unpack[AnswerKeywords]
-    ) -> list[Answer]:
-        """`write` for several pictures: an answer for each."""
-
+    ) -> list[Answer]: ...
     @overload
-    def write(self, image: PictureInput, instruction: str = ..., **options: Unpack[StreamKeywords]) -> Stream:
-        """`write` for one picture with `stream=True`: a stream of its answer."""
-
+    def write(
+        self, image: PictureInput, instruction: str = ..., **options: Unpack[StreamKeywords]
+    ) -> Stream: ...
     @overload
     def write(  # type: ignore[overload-overlap]
         self, image: PictureInput, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
-    ) -> Answer | IdeficsError:
-        """`write` for one picture with `on_error="return"`: its answer or its error."""
-
+    ) -> Answer | IdeficsError: ...
     @overload
     def write(
         self, image: PictureInputs, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
-    ) -> list[Answer | IdeficsError]:
-        """`write` for several pictures with `on_error="return"`: an answer or an error for each."""
-
+    ) -> list[Answer | IdeficsError]: ...
     @document_and_check_options(max_new_tokens=TASKS["write"].max_new_tokens)
     def write(
         self,
