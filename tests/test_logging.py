@@ -22,6 +22,15 @@ def vlm():
         yield vlm
 
 
+@pytest.fixture(autouse=True)
+def forget_levels(monkeypatch):
+    """Levels that a server in this process has set for its log, before this file's tests."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("idefics."):
+            monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+    logging.getLogger("idefics").setLevel(logging.NOTSET)  # also forgets what was enabled
+
+
 def test_a_library_shows_nothing_by_itself():
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("idefics").handlers)
     code = """
