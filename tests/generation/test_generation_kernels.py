@@ -21,6 +21,7 @@ from idefics.nn.attention_backends import (
     native_or_sdpa_attention,
     sdpa_attention,
 )
+from idefics.nn.native_linear import NativeLinear
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
 from idefics.quant.int8_matmul import w8a8_matmul
@@ -172,3 +173,22 @@ def test_weights_that_are_still_in_their_files_are_counted(monkeypatch):
     vlm = idefics.load("demo", device="cpu")
     taken = sum(x.nbytes for x in (*vlm.engine.kv_cache.keys, *vlm.engine.kv_cache.values))
     assert taken == pytest.approx(0.3 * (60_000_000 - vlm.memory), rel=0.02)
+
+
+def test_float32_on_request_multiplies_nothing_in_bfloat16(monkeypatch):
+    """Also in a model that is large enough for the kernels; by default its layers and its attention use them."""
+    monkeypatch.setattr(autotune, "MIN_TUNED_WEIGHTS", 0)
+
+    def find_bfloat16(vlm):
+        modules = list(vlm.engine.model.modules())
+        products = [layer for layer in modules if isinstance(layer, NativeLinear) and layer.native_weight()]
+        backends = {module.attention_backend for module in modules if isinstance(module, HasAttentionBackend)}
+        return bool(products), bfloat16_or_sdpa_attention in backends
+
+    has_bfloat16 = kernel_choice_by_processor().bfloat16
+    assert find_bfloat16(idefics.load("demo", device="cpu")) == (has_bfloat16, has_bfloat16)
+    exact = idefics.load("demo", device="cpu", dtype="float32")
+    assert find_bfloat16(exact) == (False, False)
+    reference = idefics.load("demo", device="cpu", dtype="float32", kernels="reference")
+    logits = [vlm.logits(vlm.prompt([PICTURE, "What can you see?"])) for vlm in (exact, reference)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from idefics.native import library
 from idefics.native.structures import ACTIVATION_NAMES, GatedMlpArgs, MlpStruct, QkvArgs
 from idefics.nn.activation import ACTIVATIONS
-from idefics.nn.native_linear import NativeLinear, NativeWeight, can_use_native_inputs, thread_args
+from idefics.nn.native_linear import (
+    NativeLinear,
+    NativeWeight,
+    can_use_native_inputs,
+    has_hooks,
+    is_plain_float32,
+    thread_args,
+)
 
 if TYPE_CHECKING:
     from idefics.nn.decoder import DecoderLayer, GatedMLP
@@ -44,7 +50,7 @@ class NativeDecoderLayer(NamedTuple):
 
 def find_native_decoder_layer(layer: DecoderLayer, x: Tensor) -> NativeDecoderLayer | None:
     """The weights of a layer as C reads them; None if C cannot compute it for inputs `x` (N, D) as torch would."""
-    if not can_use_native_inputs(x) or any(map(_has_hooks, layer.modules())):
+    if not can_use_native_inputs(x) or any(map(has_hooks, layer.modules())):
         return None
     attention = layer.self_attn
     weights = [
@@ -56,12 +62,16 @@ def find_native_decoder_layer(layer: DecoderLayer, x: Tensor) -> NativeDecoderLa
     if q is None or k is None or v is None or o is None or mlp is None:
         return None
     has_one_dtype = q.weight.dtype == k.weight.dtype == v.weight.dtype
-    return NativeDecoderLayer(q, k, v, o, mlp) if has_one_dtype and all(map(_is_float32, norms)) else None
+    return (
+        NativeDecoderLayer(q, k, v, o, mlp)
+        if has_one_dtype and all(is_plain_float32(norm.weight) for norm in norms)
+        else None
+    )
 
 
 def find_native_mlp(mlp: GatedMLP, x: Tensor) -> NativeMLP | None:
     """The weights of an MLP as C reads them; None if C cannot compute it for inputs `x` as torch would."""
-    if not can_use_native_inputs(x) or any(map(_has_hooks, mlp.children())):
+    if not can_use_native_inputs(x) or any(map(has_hooks, mlp.children())):
         return None
     return _find_mlp_weights(mlp)
 
@@ -150,13 +160,3 @@ def _find_mlp_weights(mlp: GatedMLP) -> NativeMLP | None:
 def _unbiased_weight(layer: nn.Linear) -> NativeWeight | None:
     """The weight of a linear layer as C reads it; None if the layer has a bias or C does not support the weight."""
     return layer.native_weight() if isinstance(layer, NativeLinear) and layer.bias is None else None
-
-
-def _is_float32(norm: RMSNorm) -> bool:
-    """Whether C can read the weight of a norm as an array of floats."""
-    return norm.weight.dtype == torch.float32 and norm.weight.is_cpu and norm.weight.is_contiguous()
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks, which calling its kernel instead of the module would skip."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)

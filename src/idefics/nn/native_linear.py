@@ -88,6 +88,16 @@ def can_use_native_inputs(input: Tensor) -> bool:
     return input.dtype == torch.float32 and input.is_cpu and not torch.is_grad_enabled()
 
 
+def is_plain_float32(parameter: Tensor) -> bool:
+    """Whether C can read a parameter as an array of floats."""
+    return parameter.dtype == torch.float32 and parameter.is_cpu and parameter.is_contiguous()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module would call other functions before or after, which C would leave out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def native_linear(
     input: Tensor, weight: NativeWeight, bias: Tensor | None, residual: Tensor | None = None
 ) -> Tensor:

@@ -17,7 +17,7 @@ from idefics.config import VisionConfig
 from idefics.native import library
 from idefics.native.structures import ACTIVATION_NAMES, BiasedLinearStruct, VisionArgs, VisionLayerStruct
 from idefics.nn.attention_backends import bfloat16_or_sdpa_attention
-from idefics.nn.native_linear import NativeLinear, thread_args
+from idefics.nn.native_linear import NativeLinear, has_hooks, is_plain_float32, thread_args
 
 if TYPE_CHECKING:
     from idefics.nn.vit import VisionLayer
@@ -86,8 +86,8 @@ def _layer_struct(layer: VisionLayer) -> VisionLayerStruct | None:
     ]
     is_supported = (
         attention.attention_backend is bfloat16_or_sdpa_attention
-        and not any(map(_has_hooks, layer.modules()))
-        and all(_is_plain_float32(parameter) for parameter in norms)
+        and not any(map(has_hooks, layer.modules()))
+        and all(is_plain_float32(parameter) for parameter in norms)
         and len({linear.linear.kind for linear in linears[:3] if linear is not None}) == 1
     )
     if not is_supported or None in linears:
@@ -98,16 +98,6 @@ def _layer_struct(layer: VisionLayer) -> VisionLayerStruct | None:
 def _biased_struct(layer: nn.Linear) -> BiasedLinearStruct | None:
     """The C struct of a linear layer with a bias; None if C cannot compute the layer."""
     weight = layer.native_weight() if isinstance(layer, NativeLinear) else None
-    if weight is None or (layer.bias is not None and not _is_plain_float32(layer.bias)):
+    if weight is None or (layer.bias is not None and not is_plain_float32(layer.bias)):
         return None
     return BiasedLinearStruct(weight.struct(), None if layer.bias is None else layer.bias.data_ptr())
-
-
-def _is_plain_float32(parameter: Tensor) -> bool:
-    """Whether C can read a parameter as an array of floats."""
-    return parameter.dtype == torch.float32 and parameter.is_cpu and parameter.is_contiguous()
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks, which calling its kernel instead of the module would skip."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
