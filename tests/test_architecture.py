@@ -30,7 +30,8 @@ LEVELS = (
     ("generation",),
     ("tasks",),
     ("__init__",),
-    ("server", "page", "batch", "evaluate", "train", "compat"),
+    ("batch",),
+    ("server", "page", "evaluate", "train", "compat"),
     ("cli",),  # it starts the other frontends
     ("__main__",),
 )

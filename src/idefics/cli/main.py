@@ -64,6 +64,8 @@ EXAMPLES = (
 OUTPUT_FLAGS_OF_OTHER_TOOLS = ("--out", "-o", "--output", "--out-file", "--output-file")
 NO_SUCH_OPTION = re.compile(r"No such option: (\S+)")
 NO_SUCH_COMMAND = re.compile(r"No such command '(.+?)'")
+# The class of all errors about arguments, which typer exports under no name of its own before 0.28.
+USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 EXTRA_ARGUMENTS = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)")
 FILE_WITH_DASH = re.compile(r"-[^-=][^=]*\.[A-Za-z0-9]{1,5}")
 
@@ -209,7 +211,7 @@ def _error_line(error: Exception, argv: Sequence[str]) -> str:
     command = f"idefics {argv[0]}" if argv and argv[0] in group.commands else "idefics"
     if isinstance(error, IdeficsError):
         text = keywords_as_flags(str(error))
-    elif isinstance(error, typer.TyperException):
+    elif isinstance(error, USAGE_ERROR):
         text = f"{_usage_error_text(error, argv, group)} (see {command} --help)"
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         text = "not enough memory on this machine: `idefics models` lists what each model needs"
@@ -218,7 +220,7 @@ def _error_line(error: Exception, argv: Sequence[str]) -> str:
     return one_line(f"{command}: {text}")
 
 
-def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: CommandGroup) -> str:
+def _usage_error_text(error: typer.BadParameter, argv: Sequence[str], group: CommandGroup) -> str:
     """What is wrong with the arguments of a command line, and what was probably meant."""
     text = one_line(error.format_message()).rstrip(".")
     if unknown_command := NO_SUCH_COMMAND.match(text):

@@ -44,6 +44,9 @@ DISTRIBUTIONS_BY_EXTRA: Mapping[str, tuple[str, ...]] = {  # what `pip install i
         "llguidance",
     ),
     "ui": ("gradio", "fastapi", "uvicorn"),
+    "batch": ("pyarrow",),
+    "docs": ("pypdfium2", "docling-core"),
+    "datasets": ("datasets",),
 }
 REPORTED_DISTRIBUTIONS = (
     "torch",
