@@ -106,6 +106,7 @@ LIGHTWEIGHT_MODULES = (
 )
 HEAVY_TASK_MODULES = (
     "idefics.tasks.idefics_model",
+    "idefics.tasks.page_reading_mixin",
     "idefics.tasks.picture_arguments",
     "idefics.tasks.ranking",
     "idefics.tasks.text_task_mixin",

@@ -260,6 +260,10 @@ CATALOG: tuple[CatalogEntry, ...] = (
 )
 
 DEFAULT_MODEL = "smolvlm-500m"
+DOCTAGS_MODELS = (
+    "granite-docling-258m",
+    "smoldocling-256m",
+)  # which `idefics read` needs; the first is its default
 
 _ENTRY_BY_NAME = {name: entry for entry in CATALOG for name in entry.short_names}
 

@@ -79,7 +79,7 @@ def test_help_of_a_command_fits_and_is_aligned(capsys, monkeypatch, command):
 def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin, example):
     """Each example runs in a folder with the files that it names."""
     data = (photo_folder / "a.png").read_bytes()
-    for name in ("photo.jpg", "cat.jpg", "dog.jpg", "photos/one.jpg"):
+    for name in ("photo.jpg", "cat.jpg", "dog.jpg", "photos/one.jpg", "page.png", "formula.png"):
         (photo_folder / name).parent.mkdir(exist_ok=True)
         (photo_folder / name).write_bytes(data)
     (photo_folder / "labels.txt").write_text("puppy\n\nkitten\n")

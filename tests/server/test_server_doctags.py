@@ -18,12 +18,13 @@ from server.request_bodies import (
     user_message,
 )
 
-CHAT, COMPLETIONS, RESPONSES, CAPTION, ASK = (
+CHAT, COMPLETIONS, RESPONSES, CAPTION, ASK, READ = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/images/tasks/caption",
     "/v1/images/tasks/ask",
+    "/v1/images/tasks/read",
 )
 QUESTION = [user_message(image_part("shapes"), text_part("Convert this page to docling."))]
 BODIES = {
@@ -32,6 +33,7 @@ BODIES = {
     RESPONSES: {"model": "demo", "input": "Convert this page to docling."},
     CAPTION: {"image_url": picture_data_uri("shapes")},
     ASK: {"image_url": picture_data_uri("shapes"), "words": "Convert this page to docling."},
+    READ: {"image_url": picture_data_uri("shapes")},
 }
 
 

@@ -206,3 +206,9 @@ def test_invalid_forms_are_refused(client):
         assert answer.json()["error"]["message"] == (
             f"the form cannot be read ({why}): send one file, image=@photo.jpg, and fields of text"
         )
+
+
+def test_read_is_refused_by_a_model_that_writes_no_doctags(client):
+    answer = client.post(task_path("read"), json={"image_url": picture_data_uri("door")})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("read needs a checkpoint that writes DocTags")

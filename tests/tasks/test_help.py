@@ -11,7 +11,7 @@ import idefics
 from idefics import Idefics, Options, Sampling, Stream
 from idefics.options import DEFAULT_OPTIONS, GenerationOptions
 
-CALLS = ["caption", "ask", "complete", "write", "generate", "chat"]
+CALLS = ["caption", "ask", "complete", "write", "read", "generate", "chat"]
 
 
 def test_the_options_are_the_fields_of_sampling_and_some():

@@ -14,7 +14,7 @@ PHOTO, OTHER = Picture("photo.jpg"), Picture("other.jpg")
 
 
 def test_every_task_has_a_name_and_both_wordings():
-    assert list(TASKS) == ["caption", "complete", "ask", "classify", "write"]
+    assert list(TASKS) == ["caption", "complete", "ask", "classify", "write", "read"]
     for name, task in TASKS.items():
         assert task.name == name and task.help.endswith(".")
         assert compose_task_prompt(task, "chat", PHOTO, "words").items[0].parts[0] is PHOTO

@@ -163,7 +163,12 @@ def settings() -> None:
     assert Video([Picture("one.png")], fps=1.0).fps == 1.0
 
 
-def errors(vlm: Idefics) -> None:
+def errors(vlm: Idefics, picture: Path) -> None:
+    try:
+        assert_type(vlm.read(picture), Answer)
+        assert_type(vlm.read([picture], on_error="return"), list[Answer | IdeficsError])
+    except BadRequest as error:  # the demo writes no DocTags
+        assert_type(error, BadRequest)
     try:
         vlm.caption("nowhere.jpg")
     except BadPicture as error:
@@ -184,5 +189,5 @@ def main(picture: Path, shots: Path) -> None:
         given = read_shots(shots)
         assert_type(given, list[Shot])
         assert_type(vlm.with_shots(given), Idefics)
-        errors(vlm)
+        errors(vlm, picture)
     settings()

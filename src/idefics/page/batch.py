@@ -28,7 +28,7 @@ from idefics.tasks import TASKS
 from idefics.tasks.write import STORY
 
 TAB_NAME = "batch"
-TASK_CHOICES = [(task.help, task.name) for task in TASKS.values()]
+TASK_CHOICES = [(task.help, task.name) for task in TASKS.values() if not task.needs_doctags]
 TABLE_HEADERS = ["Picture", "Answer"]
 LABEL_AND_PLACEHOLDER_BY_TASK = {
     "complete": ("How each answer begins", "This is an image of"),

@@ -123,11 +123,13 @@ class SpecialTokenIds:
         control_ids: hidden in answers by default; plain characters in users' text.
         content_ids: shown in answers by default; plain characters in users' text.
         instruction_ids: recognised in users' text too.
+        writes_doctags: whether the checkpoint writes pages down as DocTags.
     """
 
     control_ids: frozenset[int]
     content_ids: frozenset[int]
     instruction_ids: frozenset[int]
+    writes_doctags: bool
 
     def hidden_ids(self, skip_special_tokens: bool | None) -> frozenset[int]:
         """The ids that are left out of an answer's text.
@@ -171,11 +173,12 @@ def classify_special_tokens(
         if BASE_CONTROL_PATTERN.fullmatch(name)
         or (name in role_tokens and CONTROL_TOKEN_PATTERN.fullmatch(name))
     )
-    is_docling = any(name in DOCTAG_TOKENS for name in added_token_by_id.values())
+    writes_doctags = any(name in DOCTAG_TOKENS for name in added_token_by_id.values())
     return SpecialTokenIds(
         control_ids=frozenset(control),
         content_ids=frozenset(special_ids) - control,
-        instruction_ids=frozenset(added_token_by_id) - control if is_docling else frozenset(),
+        instruction_ids=frozenset(added_token_by_id) - control if writes_doctags else frozenset(),
+        writes_doctags=writes_doctags,
     )
 
 

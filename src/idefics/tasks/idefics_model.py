@@ -22,16 +22,17 @@ from idefics.placement.devices import DeviceLike
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.url_policy import UrlPolicy
+from idefics.tasks.page_reading_mixin import PageReadingMixin
 from idefics.tasks.ranking import RankingMixin
-from idefics.tasks.text_task_mixin import TextTaskMixin
 from idefics.validation import describe_type, reject_unknown_arguments, short_repr, validate_list
 
 
-class Idefics(TextTaskMixin, RankingMixin, TextGenerationMixin, PromptScoringMixin):
+class Idefics(PageReadingMixin, RankingMixin, TextGenerationMixin, PromptScoringMixin):
     """A model that answers questions about pictures; `idefics.load` makes one.
 
-    The methods `caption`, `complete`, `ask`, `write` and `classify` are the tasks: each takes one picture and returns
-    one result, or takes a list of pictures and returns a list. `chat` takes conversations, `generate` raw prompts.
+    The methods `caption`, `complete`, `ask`, `write`, `read` and `classify` are the tasks: each takes one picture and
+    returns one result, or takes a list of pictures and returns a list. `chat` takes conversations, `generate` raw
+    prompts.
     Any thread may call any method at any time; requests of all threads are generated in one batch.
 
     A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI

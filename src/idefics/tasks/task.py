@@ -28,6 +28,7 @@ class Task:
         base_prompt: for base checkpoints: the text after the picture; the answer follows it.
         base_prompt_with_shots: replaces `base_prompt` if few-shot examples precede it; "" if it is the same.
         max_new_tokens: the task's default of this option.
+        needs_doctags: whether only checkpoints that write DocTags can do it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task:
     base_prompt: str = ""
     base_prompt_with_shots: str = ""
     max_new_tokens: int = 64
+    needs_doctags: bool = False
 
 
 @dataclass(frozen=True, slots=True)

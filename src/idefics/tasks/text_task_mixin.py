@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Unpack, overload
 
-from idefics.errors import IdeficsError
+from idefics.catalog import DOCTAGS_MODELS
+from idefics.errors import BadRequest, IdeficsError
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import make_prompt
@@ -56,13 +57,28 @@ class TextTaskMixin:
             stream: return a `Stream`; one picture only.
             on_error: see `ask`.
             **options: see `Options`.
+
+        Raises:
+            BadRequest: see `check_task`; a picture, the text or an option is wrong.
         """
+        self.check_task(task)
         options.setdefault("max_new_tokens", task.max_new_tokens)
         image_detail = pop_image_detail(options)
         call = GenerationCall(self.loaded_model, options, text_prefix=task.answer_start.format(words=words))
         pictures, error_policy = parse_image_argument(image, on_error, stream)
         encode = partial(self.task_prompt, task, words=words, image_detail=image_detail)
         return call.answer(encode, pictures, error_policy)
+
+    def check_task(self, task: Task) -> None:
+        """Raises BadRequest if the task needs a checkpoint that writes DocTags, and this one does not."""
+        if (
+            task.needs_doctags
+            and not self.loaded_model.processor.tokenizer.special_ids_by_kind.writes_doctags
+        ):
+            raise BadRequest(
+                f"{task.name} needs a checkpoint that writes DocTags, and this one does not: "
+                f"load {' or '.join(DOCTAGS_MODELS)} (--model)"
+            )
 
     def task_prompt(
         self, task: Task, picture: PictureOrVideo, words: str, image_detail: ImageDetail
@@ -74,7 +90,11 @@ class TextTaskMixin:
             picture: the picture.
             words: the caller's text; special tokens in it are plain characters.
             image_detail: how pictures that do not set their own detail are split into tiles.
+
+        Raises:
+            BadRequest: see `check_task`; the picture or the text is wrong.
         """
+        self.check_task(task)
         task_prompt = compose_task_prompt(
             task, self.loaded_model.processor.prompt_format.kind, picture, words, self.shots
         )
