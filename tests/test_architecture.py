@@ -64,6 +64,7 @@ PUBLIC_NAMES = [
     "ModelNotFound",
     "Options",
     "OutOfMemory",
+    "OutputError",
     "PartialPictureWarning",
     "Picture",
     "PromptTooLong",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ModelError,
         ModelNotFound,
         OutOfMemory,
+        OutputError,
         PartialPictureWarning,
         PromptTooLong,
         RequestTimeout,
@@ -86,6 +87,7 @@ __all__ = [
     "ModelNotFound",
     "Options",
     "OutOfMemory",
+    "OutputError",
     "PartialPictureWarning",
     "Picture",
     "PromptTooLong",
@@ -116,7 +118,7 @@ _MODULE_BY_NAME = {
         "idefics.config": "EngineConfig QuantizationConfig Sampling",
         "idefics.errors": (
             "BadCall BadPicture BadPrompt BadRequest BadSetting BadVideo BrokenCheckpoint EngineBusy "
-            "IdeficsError MissingExtra ModelClosed ModelError ModelNotFound OutOfMemory "
+            "IdeficsError MissingExtra ModelClosed ModelError ModelNotFound OutOfMemory OutputError "
             "PartialPictureWarning PromptTooLong RequestTimeout TextTooLong UnknownArgument "
             "UnsupportedModel WeightsMismatch"
         ),

@@ -17,6 +17,7 @@
     │   ├── UnsupportedModel        a checkpoint that this package does not run
     │   ├── BrokenCheckpoint        a file of a checkpoint is missing, damaged or contradicts another
     │   └── WeightsMismatch         a RuntimeError too: weights missing, unused or misshapen: all listed at once
+    ├── OutputError                 an OSError: an output file cannot be written: the disk is full, no such folder
     ├── OutOfMemory                 a MemoryError: weights or caches do not fit: says how much is needed and free
     ├── ModelClosed                 a RuntimeError: the model was closed, or loaded by another process
     └── MissingExtra                an ImportError: an optional dependency is not installed: says which
@@ -241,6 +242,10 @@ class WeightsMismatch(ModelError, RuntimeError):
             + "; ".join(part for part in parts if part)
             + ": is its config.json the one that it was saved with?"
         )
+
+
+class OutputError(IdeficsError, OSError):
+    """An output file cannot be written; the message names it and says why."""
 
 
 class OutOfMemory(MemoryError, IdeficsError):  # in this order, as MemoryError has its own `__new__`
