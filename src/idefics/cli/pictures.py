@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 import sys
 from collections import Counter
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.cli.folders import PictureSearch, describe_skipped, is_folder
+from idefics.batch.sources.folders import PictureSearch, is_folder, is_unexpanded_pattern, path_exists
+from idefics.batch.sources.skipped import describe_skipped
 from idefics.cli.output import OutputWriter
 from idefics.cli.text_files import STDIN, escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
@@ -66,12 +66,12 @@ def is_picture_argument(argument: str) -> bool:
     from idefics.processing.fetch import is_url
 
     is_picture_like = argument == STDIN or is_url(argument) or FILE_LIKE.fullmatch(argument) is not None
-    return is_picture_like or _exists(argument)
+    return is_picture_like or path_exists(argument)
 
 
 def is_sentence(argument: str) -> bool:
     """Whether an argument is a sentence: it has a space and is neither a file nor a pattern that matches files."""
-    if " " not in argument or _exists(argument) or glob.glob(argument):
+    if " " not in argument or path_exists(argument) or glob.glob(argument):
         return False
     from idefics.processing.video import is_video_name
 
@@ -80,7 +80,7 @@ def is_sentence(argument: str) -> bool:
 
 def names_several_pictures(arguments: Sequence[str]) -> bool:
     """Whether the arguments may name more than one picture: several arguments, a folder or a pattern."""
-    return len(arguments) > 1 or any(is_folder(name) or _is_unexpanded_glob(name) for name in arguments)
+    return len(arguments) > 1 or any(is_folder(name) or is_unexpanded_pattern(name) for name in arguments)
 
 
 def find_pictures(
@@ -98,9 +98,14 @@ def find_pictures(
     skipped: Counter[str] = Counter()
     for argument in arguments:
         try:
-            if _is_unexpanded_glob(argument) or is_folder(argument):
-                search = PictureSearch(recursive=recursive, report_error=writer.report_error)
-                paths = search.find(argument, is_pattern=_is_unexpanded_glob(argument))
+            if is_unexpanded_pattern(argument) or is_folder(argument):
+                search = PictureSearch(
+                    recursive=recursive, report_error=lambda _, message: writer.report_error(message)
+                )
+                is_pattern = not is_folder(argument)
+                paths = sorted(search.find(argument, is_pattern=is_pattern))
+                if not paths:
+                    raise search.nothing_found_error(argument, is_pattern=is_pattern)
                 named_pictures += map(_file_as_named_picture, paths)
                 skipped += search.skipped
             else:
@@ -183,7 +188,7 @@ def _resolve_argument(argument: str) -> NamedPicture:
         return NamedPicture(STDIN, read_standard_input())
     if is_url(argument):
         return NamedPicture(name_for_message(argument), to_picture_or_video(argument))
-    if not _exists(argument):
+    if not path_exists(argument):
         raise BadPicture(missing_file_message(argument[:MAX_NAME_LENGTH]))
     return _file_as_named_picture(argument)
 
@@ -193,15 +198,3 @@ def _file_as_named_picture(path: str | Path) -> NamedPicture:
     from idefics.processing.video import to_picture_or_video
 
     return NamedPicture(str(path), to_picture_or_video(Path(path)))
-
-
-def _is_unexpanded_glob(argument: str) -> bool:
-    """Whether an argument is a pattern that the shell has not expanded."""
-    from idefics.processing.fetch import is_url
-
-    return glob.has_magic(argument) and not _exists(argument) and not is_url(argument)
-
-
-def _exists(name: str) -> bool:
-    """Whether a file or folder exists; False for an argument that cannot be a path."""
-    return os.path.exists(name)  # noqa: PTH110  # Path.exists raises OSError or ValueError

@@ -1,0 +1,81 @@
+"""Why files are left out of folders and archives, and how a line for people says it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from idefics.formats import (
+    VIDEO_SUFFIXES,
+    detect_image_format,
+    detect_video_format,
+    image_format_by_suffix,
+)
+
+# A file of another kind is counted by its suffix.
+SUBFOLDER = "{count} subfolder{s} (--recursive includes {them})"
+VIDEO = "{count} video{s} (to include one, name it)"
+DUPLICATE = "{count} picture{s} named more than once"
+DUPLICATE_LINK = "{count} link{s} to a picture that is included anyway"
+BROKEN_LINK = "{count} broken link{s}"
+SPECIAL_FILE = "{count} special file{s}"
+UNLISTED = "{count} picture{s} without a line in the folder's metadata"
+MISSING_EXTRA = "{{count}} {title} (pip install 'idefics[{extra}]', or convert to JPEG)"
+UNREADABLE_FORMAT = "{{count}} {title} (not read: convert to JPEG)"
+
+
+def skip_reason(file: Path, accepted_suffix: str = "") -> str | None:
+    """Why a file is skipped: words for `describe_skipped`, or its suffix; None: it is a picture that can be read.
+
+    Args:
+        accepted_suffix: in lower case; files with this suffix are pictures in any case; "": none are.
+    """
+    from idefics.processing.picture_files import read_file_head
+
+    suffix = file.suffix.lower()
+    if accepted_suffix and suffix == accepted_suffix:
+        return None
+    try:
+        if not file.is_file():
+            return BROKEN_LINK if file.is_symlink() else SPECIAL_FILE
+        head = b"" if suffix else read_file_head(file)
+    except OSError:  # opening it later reports the error
+        return None
+    return skip_reason_by_content(file.name, head)
+
+
+def skip_reason_by_content(name: str, head: bytes) -> str | None:
+    """Why a regular file is skipped: words for `describe_skipped`, or its suffix; None: a picture that can be read.
+
+    Args:
+        name: its suffix tells the format.
+        head: the first bytes of the file, which tell it if there is no suffix.
+    """
+    from idefics.processing.picture_files import readable_formats
+
+    suffix = PurePosixPath(name).suffix.lower()
+    format = image_format_by_suffix(name) if suffix else detect_image_format(head)
+    if format in readable_formats():
+        return None
+    if format is not None:
+        return (MISSING_EXTRA if format.extra else UNREADABLE_FORMAT).format(
+            title=format.title, extra=format.extra
+        )
+    is_video = suffix in VIDEO_SUFFIXES or detect_video_format(head) is not None
+    return VIDEO if is_video else suffix or "no suffix"
+
+
+def describe_skipped(skipped: Counter[str]) -> str:
+    """The skipped files on one line: "2 camera RAW (not read: convert to JPEG), 1 other file (.txt)"."""
+    parts, num_by_suffix = [], Counter[str]()
+    for reason, count in sorted(skipped.items(), key=lambda item: item[0] != SUBFOLDER):
+        if reason.startswith("{count}"):
+            plural, them = ("", "it") if count == 1 else ("s", "them")
+            parts.append(reason.format(count=count, s=plural, them=them))
+        else:
+            num_by_suffix[reason] += count
+    if num_by_suffix:
+        count = num_by_suffix.total()
+        kinds = ", ".join(sorted(num_by_suffix)[:5]) + (", ..." if len(num_by_suffix) > 5 else "")
+        parts.append(f"{count} other file{'' if count == 1 else 's'} ({kinds})")
+    return ", ".join(parts)
