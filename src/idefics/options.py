@@ -63,6 +63,14 @@ class Options(GenerationOptions, total=False):
     ]
 
 
+class MapOptions(Options, total=False):
+    """The options of `map`: those of the tasks that write, and those of `classify`."""
+
+    labels: Annotated[Sequence[str] | None, "for 'classify': 2 to 1000 labels to choose from"]
+    length_normalized: Annotated[bool, "for 'classify': divide each label's score by its number of tokens"]
+    calibrated: Annotated[bool, "for 'classify': subtract each label's score for a plain grey picture"]
+
+
 class AnswerKeywords(Options, total=False):
     """The keywords of a call that returns answers and raises errors, for type checkers."""
 
@@ -110,6 +118,9 @@ DEFAULT_OPTIONS: dict[str, Any] = {
     "banned": (),
     "skip_special_tokens": None,
     "timeout": None,
+    "labels": None,
+    "length_normalized": False,
+    "calibrated": False,
 }
 
 

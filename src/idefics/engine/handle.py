@@ -46,6 +46,7 @@ class RequestHandle:
         self._cancel_request = cancel
         self._done_event = threading.Event()
         self._listeners: list[Callable[[], None]] = []  # called after each change
+        self._done_callbacks: list[Callable[[], None]] = []
         self._listeners_lock = threading.Lock()
 
     @property
@@ -87,6 +88,17 @@ class RequestHandle:
         if self.error is not None:
             raise self.error
         return self
+
+    def call_when_done(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` once, when the request is done: in the thread that ends it, or here if it is done already.
+
+        The callback must be short, since the engine waits for it, and must not raise.
+        """
+        with self._listeners_lock:
+            if not self._done_event.is_set():
+                self._done_callbacks.append(callback)
+                return
+        callback()
 
     def __iter__(self) -> Iterator[int]:
         changed, num_yielded, is_done = threading.Event(), 0, False
@@ -171,9 +183,13 @@ class RequestHandle:
         self._done_event.set()
 
     def _notify_done(self) -> None:
-        """Wakes all readers, and the callers of `wait` and `result`."""
+        """Wakes all readers, and the callers of `wait` and `result`; calls the callbacks of `call_when_done`."""
         self._notify_changed()
-        self._done_event.set()
+        with self._listeners_lock:
+            self._done_event.set()
+            callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
+            callback()
 
     def _notify_changed(self) -> None:
         """Wakes the loops over new ids, in threads and in asyncio."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -83,6 +84,17 @@ class GenerationCall:
         # A hidden token has no text in which a stop string could be found, so that it stops by its id.
         hidden_stop_ids = self.hidden_ids.intersection(map(tokenizer.token_to_id, self.stop_strings))
         self.stop_ids = model.stop_ids | hidden_stop_ids
+
+    def restart(self, *, text_prefix: str) -> GenerationCall:
+        """The same options for a call that begins now, with its own deadline.
+
+        Args:
+            text_prefix: see the class.
+        """
+        call = copy.copy(self)
+        call.start_time, call.text_prefix = time.perf_counter(), text_prefix
+        call.deadline = None if self.deadline is None else Deadline.from_timeout(self.deadline.timeout)
+        return call
 
     def answer(
         self,

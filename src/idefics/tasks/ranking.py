@@ -60,18 +60,8 @@ class LabelRanker:
             self.labels if kind == "chat" else [f" {label}" for label in self.labels],
         )
 
-    def score(self, picture: PictureOrVideo) -> RequestHandle:
-        """Scores the labels for a picture.
-
-        Returns:
-            The finished request; its `continuation_logprobs` are the log-probabilities of each label's tokens.
-        """
-        prompt, continuations = self.make_prompt(picture)
-        request = Request(prompt, continuations=continuations, deadline=self.deadline)
-        return self.model.engine.submit(request, wait=True).result()
-
-    def rank(self, picture: PictureOrVideo, prior: list[list[float]] | None) -> Ranking:
-        """Ranks the labels for a picture.
+    def submit(self, picture: PictureOrVideo, prior: list[list[float]] | None = None) -> PendingRanking:
+        """Submits the labels to be scored for a picture; waits while the engine's queue is full.
 
         Args:
             picture: the picture.
@@ -79,14 +69,45 @@ class LabelRanker:
                 scores; None: no calibration.
         """
         start_time = time.perf_counter()
-        handle = self.score(picture)
-        seconds = time.perf_counter() - start_time
+        prompt, continuations = self.make_prompt(picture)
+        request = Request(prompt, continuations=continuations, deadline=self.deadline)
+        return PendingRanking(self, prior, self.model.engine.submit(request, wait=True), start_time)
+
+    def rank(self, picture: PictureOrVideo, prior: list[list[float]] | None) -> Ranking:
+        """Ranks the labels for a picture; see `submit`."""
+        return self.submit(picture, prior).result()
+
+    def score_neutral_picture(self) -> list[list[float]]:
+        """For each label the log-probabilities of its tokens for the neutral picture."""
+        return self.submit(neutral_picture()).handle.result().continuation_logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRanking:
+    """A ranking whose labels are being scored.
+
+    Attributes:
+        ranker: the arguments of the call.
+        prior: see `LabelRanker.submit`.
+        handle: the engine's handle of the request.
+        start_time: when the prompt was begun, by `time.perf_counter`.
+    """
+
+    ranker: LabelRanker
+    prior: list[list[float]] | None
+    handle: RequestHandle
+    start_time: float
+
+    def result(self) -> Ranking:
+        """Waits until the labels are scored and ranks them. Raises the error of a request that failed."""
+        handle = self.handle.result()
+        seconds = time.perf_counter() - self.start_time
         return Ranking(
             rank_labels(
-                self.labels,
+                self.ranker.labels,
                 handle.continuation_logprobs,
-                prior,
-                length_normalized=self.is_length_normalized,
+                self.prior,
+                length_normalized=self.ranker.is_length_normalized,
             ),
             handle.usage,
             Timings(0.0, seconds, seconds),
@@ -200,7 +221,7 @@ class RankingMixin:
         )
         prior: list[list[float]] | None = None
         if validate_bool("calibrated", calibrated):
-            prior = ranker.score(neutral_picture()).continuation_logprobs
+            prior = ranker.score_neutral_picture()
         pictures, error_policy = parse_image_argument(image, on_error)
         with closing(prefetch_map(partial(ranker.rank, prior=prior), pictures, ranker.deadline)) as results:
             rankings = [error_policy.return_or_raise(index, result) for index, result in enumerate(results)]

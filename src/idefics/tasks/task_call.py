@@ -1,0 +1,113 @@
+"""`TaskCall`: a task with its options, checked once, which submits any number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from idefics.engine.request import Deadline
+from idefics.errors import BadPrompt, BadSetting
+from idefics.generation.generation_call import GenerationCall
+from idefics.generation.streaming import Generation
+from idefics.options import MapOptions, Options, pop_image_detail
+from idefics.processing.video import to_picture_or_video
+from idefics.tasks import TASKS, classify
+from idefics.tasks.classify import check_and_strip_labels
+from idefics.tasks.ranking import LabelRanker, PendingRanking
+from idefics.validation import describe_type, validate_bool, validate_choice, validate_text
+
+if TYPE_CHECKING:
+    from idefics.tasks.text_task_mixin import TextTaskMixin
+
+LABEL_OPTIONS = ("labels", "length_normalized", "calibrated")
+
+
+class TaskCall:
+    """A task with its options, for rows that are pictures or dicts with the keys "image" and "prompt".
+
+    Args:
+        vlm: the model, with the few-shot examples.
+        task: a key of `TASKS`.
+        prompt: the question or text of rows that have none of their own; None: the task's default.
+        options: the options of the task.
+
+    Raises:
+        BadSetting: no such task, an option is wrong, or the task does not take it.
+    """
+
+    def __init__(self, vlm: TextTaskMixin, task: str, prompt: str | None, options: MapOptions) -> None:
+        validate_choice("task", task, tuple(TASKS))
+        self.vlm, self.task, self.prompt = vlm, TASKS[task], prompt
+        self._ranker: LabelRanker | None = None
+        self._prior: list[list[float]] | None = None
+        given = cast("dict[str, Any]", {**options})
+        label_options = {name: given.pop(name) for name in LABEL_OPTIONS if name in given}
+        if prompt is not None:
+            self._check_prompt(prompt)
+        if self.task is classify.TASK:
+            self._prepare_ranking(label_options, given)
+            return
+        if label_options:
+            raise BadSetting(f"{next(iter(label_options))} is an option of 'classify', not of {task!r}")
+        given.setdefault("max_new_tokens", self.task.max_new_tokens)
+        text_options = cast("Options", given)
+        self.image_detail = pop_image_detail(text_options)
+        self._call = GenerationCall(vlm.loaded_model, text_options)
+
+    def _prepare_ranking(self, label_options: dict[str, Any], options: dict[str, Any]) -> None:
+        """Checks the options of `classify`, and scores the labels for the neutral picture where that calibrates."""
+        self._timeout, image_detail = options.pop("timeout", None), pop_image_detail(cast("Options", options))
+        Deadline.from_timeout(self._timeout)
+        if options:
+            raise BadSetting(f"{next(iter(options))} is an option of tasks that write, not of 'classify'")
+        if "labels" not in label_options:
+            raise BadSetting("no labels given: 'classify' needs labels, such as ['cat', 'dog']")
+        self._ranker = LabelRanker(
+            self.vlm.loaded_model,
+            check_and_strip_labels(label_options["labels"]),
+            self.vlm.shots,
+            image_detail,
+            validate_bool("length_normalized", label_options.get("length_normalized", False)),
+        )
+        if validate_bool("calibrated", label_options.get("calibrated", False)):
+            self._prior = self._ranker.score_neutral_picture()
+
+    def submit(self, row: Any) -> Generation | PendingRanking:
+        """Makes the prompt of a row and submits it; waits while the engine's queue is full.
+
+        Raises:
+            BadRequest: the row, its picture or its prompt is wrong.
+        """
+        image, prompt = row, None
+        if isinstance(row, Mapping):
+            if "image" not in row:
+                raise BadPrompt(f'the row has no "image": its keys are {", ".join(map(str, row)) or "none"}')
+            image, prompt = row["image"], row.get("prompt")
+        picture = to_picture_or_video(image)
+        if self._ranker is not None:
+            if prompt is not None:
+                self._check_prompt(prompt)
+            ranker = replace(self._ranker, deadline=Deadline.from_timeout(self._timeout))
+            return ranker.submit(picture, self._prior)
+        words = self._words(prompt)
+        call = self._call.restart(text_prefix=self.task.answer_start.format(words=words))
+        return call.submit(self.vlm.task_prompt(self.task, picture, words, self.image_detail))
+
+    def _words(self, prompt: object) -> str:
+        """The text that the task takes for a row whose own text is `prompt`; "" if the task takes none."""
+        if prompt is None:
+            prompt = self.prompt
+        if prompt is not None:
+            return self._check_prompt(prompt)
+        if self.task.words_name and self.task.default_words is None:
+            raise BadPrompt(f'no {self.task.words_name} given: pass prompt=, or rows with a "prompt"')
+        return self.task.default_words or ""
+
+    def _check_prompt(self, prompt: object) -> str:
+        """The text without blanks at its ends. Raises BadPrompt if it is none, or the task takes none."""
+        if not self.task.words_name or self.task is classify.TASK:
+            raise BadPrompt(f"{self.task.name} takes no prompt: 'ask' and 'complete' do")
+        if not isinstance(prompt, str):
+            raise BadPrompt(f"the {self.task.words_name} is {describe_type(prompt)}: give a text")
+        return validate_text(self.task.words_name, prompt, "What is this?").strip()
