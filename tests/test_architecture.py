@@ -110,6 +110,8 @@ HEAVY_TASK_MODULES = (
     "idefics.tasks.page_reading_mixin",
     "idefics.tasks.picture_arguments",
     "idefics.tasks.ranking",
+    "idefics.tasks.row_mapping",
+    "idefics.tasks.task_call",
     "idefics.tasks.text_task_mixin",
 )  # methods of a loaded model
 MODULES_OF_EXTRAS = ("server", "page")  # frontends whose modules need an extra,

@@ -20,6 +20,7 @@ from idefics.cli.flags import ModelFlags
 from idefics.cli.progress import ProgressDisplay
 from idefics.cli.sampling import SamplingFlags
 from idefics.errors import IdeficsError
+from idefics.generation.token_rows import token_rows
 from idefics.lazy import cached_property
 from idefics.messages import Answer, Ranking
 from idefics.server.settings import Settings
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 MAX_BARS = 10  # labels in the bar chart; --json has all
 BAR_WIDTH = 30
-MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON lacks
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # they could control a terminal
 KEYWORD_NAMES = (
     *dict.fromkeys(field.name for group in (ModelFlags, SamplingFlags, Settings) for field in fields(group)),
@@ -250,7 +250,7 @@ class OutputWriter:
         else:
             row |= {"text": result.text, "finish": result.finish}
             if result.logprobs is not None and model is not None:
-                row["tokens"] = list(_token_rows(result, model))
+                row["tokens"] = list(token_rows(result, model.processor.tokenizer))
         if result.notes:
             row["notes"] = result.notes
         seconds = {key: round(value, 4) for key, value in asdict(result.timings).items()}
@@ -261,17 +261,3 @@ class OutputWriter:
         is_unicode = sys.stdout.encoding.lower() in ("utf-8", "utf8")
         with self.progress.paused():
             print(json.dumps(row, ensure_ascii=not is_unicode), flush=True)
-
-
-def _token_rows(answer: Answer, model: Idefics) -> Iterator[dict[str, Any]]:
-    """For each token of an answer: id, text, log-probability, and the most likely tokens at its position."""
-
-    def row(id: int, logprob: float) -> dict[str, Any]:
-        token_bytes = model.processor.tokenizer.decode_bytes([id], hidden_ids=())
-        return {"id": id, "text": token_bytes.decode(errors="replace"), "logprob": max(logprob, MIN_LOGPROB)}
-
-    top_logprobs = answer.top_logprobs or [()] * len(answer.tokens)
-    for id, logprob, top in zip(answer.tokens, answer.logprobs or (), top_logprobs, strict=True):
-        yield row(id, logprob) | (
-            {"top": [row(one.token, one.logprob) for one in top]} if answer.top_logprobs else {}
-        )

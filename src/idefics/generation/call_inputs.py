@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,30 +27,34 @@ R = TypeVar("R")
 
 
 def prefetch_map(
-    function: Callable[[Any], R], items: Sequence[Any], deadline: Deadline | None = None
+    function: Callable[[Any], R],
+    items: Iterable[Any],
+    deadline: Deadline | None = None,
+    num_workers: int = NUM_WORKERS,
 ) -> Generator[R | IdeficsError]:
     """Maps `function` over `items` on worker threads, in order and at most a few items ahead of the consumer.
 
-    A single item without a deadline is computed in the calling thread.
+    The single item of a list is computed in the calling thread, unless there is a deadline.
 
     Args:
         function: called once for each item that is no error.
-        items: the inputs; an error in the place of one is its result.
+        items: the inputs, iterated in the calling thread; an error in the place of one is its result.
+        num_workers: how many are computed at once.
         deadline: when to stop waiting for a result; None waits without limit.
 
     Yields:
         For each item the function's result or the `IdeficsError` that it raised; after the deadline, a
         `RequestTimeout` for each result that is not ready.
     """
-    if len(items) == 1 and deadline is None:
+    if isinstance(items, Sequence) and len(items) == 1 and deadline is None:
         yield result_or_error(function, items[0])
         return
     pending: deque[Future[R | IdeficsError]] = deque()
-    pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="idefics-prepare")
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="idefics-prepare")
     try:
         for item in items:
             pending.append(pool.submit(result_or_error, function, item))
-            if len(pending) > NUM_WORKERS:  # one running on each worker, and one that is done
+            if len(pending) > num_workers:  # one running on each worker, and one that is done
                 yield _wait_for_result(pending.popleft(), deadline)
         while pending:
             yield _wait_for_result(pending.popleft(), deadline)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 
+from idefics.generation.token_rows import MIN_LOGPROB
 from idefics.messages import Alternative, Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt, ScoringPrompt
@@ -15,7 +16,6 @@ from idefics.server.request_context import RequestContext
 from idefics.server.response_fields import ResponseFields
 
 CHUNK_TOKENS = 512  # tokens scored at once; the cost of a chunk grows with the square of its length
-MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON does not have
 
 
 class TokenLogprob(ResponseFields):

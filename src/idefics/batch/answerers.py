@@ -1,0 +1,108 @@
+"""What answers the rows of a batch run: `Answerer`, and `LocalAnswerer` with a model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from idefics.errors import IdeficsError, ModelClosed
+from idefics.generation.token_rows import token_rows
+from idefics.messages import Answer, Ranking
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """A row to be answered.
+
+    Attributes:
+        key: identifies its answer.
+        media: the bytes of its picture or video.
+        prompt: the question or text; None: the task's default.
+    """
+
+    key: bytes
+    media: bytes
+    prompt: str | None
+
+
+class Answerer(Protocol):
+    """Answers rows: a model in this process, or engines elsewhere."""
+
+    def answer(self, items: Iterator[WorkItem]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Takes items as it can compute them, and yields the key of each with its answer, in any order.
+
+        An answer has the fields "text", "finish", "tokens", "probabilities", "logprobs", "notes" and "seconds", as far
+        as they apply; or "error_type" and "error".
+
+        Raises:
+            IdeficsError: nothing can be answered any more.
+        """
+        ...
+
+    def close(self) -> None:
+        """Releases the model or the engines."""
+        ...
+
+
+class LocalAnswerer:
+    """Answers rows with a model in this process, which is loaded for the first of them.
+
+    Args:
+        load_model: loads the model, with its few-shot examples.
+        task: a key of `TASKS`.
+        options: the options of the task.
+    """
+
+    def __init__(self, load_model: Callable[[], Idefics], task: str, options: dict[str, Any]) -> None:
+        self._load_model, self._task, self._options = load_model, task, options
+
+    def answer(self, items: Iterator[WorkItem]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """See `Answerer.answer`."""
+        first = next(items, None)
+        if first is None:
+            return
+        vlm = self._load_model()
+
+        def rows() -> Iterator[dict[str, Any]]:
+            item: WorkItem | None = first
+            while item is not None:
+                yield {"image": item.media, "prompt": item.prompt, "key": item.key}
+                item = next(items, None)
+
+        for done in vlm.map(rows(), self._task, ordered=False, on_error="return", **self._options):
+            yield done.row["key"], answer_fields(done.result, vlm)
+
+    def close(self) -> None:
+        """Does nothing: the model belongs to who loads it."""
+
+
+def answer_fields(result: Answer | Ranking | IdeficsError, vlm: Idefics) -> dict[str, Any]:
+    """A result as the fields of an answer, which can be written as JSON; see `Answerer.answer`.
+
+    Raises:
+        ModelClosed: the result is this error, which is not about its row.
+    """
+    if isinstance(result, ModelClosed):
+        raise result
+    if isinstance(result, IdeficsError):
+        return error_fields(result)
+    fields: dict[str, Any] = {"text": str(result), "tokens": result.usage.completion_tokens}
+    if isinstance(result, Ranking):
+        fields |= {"probabilities": {one.label: one.probability for one in result.labels}}
+    else:
+        fields |= {"finish": result.finish}
+        if result.logprobs is not None:
+            fields |= {"logprobs": list(token_rows(result, vlm.processor.tokenizer))}
+    fields |= {"seconds": round(result.timings.total, 4)}
+    if result.notes:
+        fields |= {"notes": list(result.notes)}
+    return fields
+
+
+def error_fields(error: Exception) -> dict[str, Any]:
+    """An error as the fields of an answer."""
+    return {"error_type": type(error).__name__, "error": str(error)}
