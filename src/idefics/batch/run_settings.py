@@ -1,0 +1,110 @@
+"""`RunSettings`: what all rows of a batch run have in common. With the picture and prompt of a row it gives its key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from idefics.batch.records import OutputRecord, compact_json
+
+KEY_BYTES = 16
+NUM_SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """The settings of a batch run, as they are kept in its ledger.
+
+    Attributes:
+        task: a key of `TASKS`.
+        prompt: the template of the prompts; "" if the rows have none.
+        model: the model's name, as it was given.
+        revision: of the model: the commit on the hub; else the beginning of `fingerprint`.
+        fingerprint: identifies the weights: see `fingerprint_checkpoint`.
+        options: the options of the task and of `load` that change answers, as JSON values.
+        shots: SHA-256 (hex) of the few-shot examples; "" without.
+        prefix, suffix: texts before and after each answer. They do not change what is computed.
+    """
+
+    task: str
+    prompt: str = ""
+    model: str
+    revision: str
+    fingerprint: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shots: str = ""
+    prefix: str = ""
+    suffix: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dict."""
+        return asdict(self)
+
+    def compute_key(self, content: bytes, prompt: str | None) -> bytes:
+        """The key of a row: all that its answer depends on.
+
+        Args:
+            content: the hash of its picture.
+            prompt: its prompt, filled in.
+        """
+        parts = [content.hex(), prompt, self.task, self.fingerprint, dict(self.options), self.shots]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()[:KEY_BYTES]
+
+    def decorate(self, text: str) -> str:
+        """An answer with the prefix and the suffix."""
+        return f"{self.prefix}{text}{self.suffix}"
+
+    def record(self, row_id: str, path: str, prompt: str, answer: Mapping[str, Any]) -> OutputRecord:
+        """The output of a row.
+
+        Args:
+            row_id, path, prompt: of the row.
+            answer: the fields of its answer, or of its error.
+        """
+        fields = dict(answer)
+        if "text" in fields:
+            fields["text"] = self.decorate(fields["text"])
+        return OutputRecord(
+            id=row_id,
+            path=path,
+            task=self.task,
+            prompt=prompt,
+            model=self.model,
+            revision=self.revision,
+            settings=dict(self.options) | ({"shots": self.shots[:12]} if self.shots else {}),
+            **fields,
+        )
+
+
+def fingerprint_checkpoint(folder: Path, weight_files: Sequence[Path]) -> str:
+    """SHA-256 (hex) that identifies a checkpoint by its content, wherever it is.
+
+    It covers the small files that change answers, and of each file of weights the name, the size, and 16 pieces of
+    4 KiB spread over it: reading all of it would take longer than many runs.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.jinja")):
+        digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    for file in weight_files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as content:
+            for index in range(NUM_SAMPLES):
+                content.seek(max(0, size - SAMPLE_BYTES) * index // (NUM_SAMPLES - 1))
+                digest.update(content.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def revision_of(folder: Path, fingerprint: str) -> str:
+    """The commit of a checkpoint in the hub's cache, whose folders have its name; else 12 digits of the fingerprint."""
+    is_snapshot = folder.parent.name == "snapshots"
+    return folder.name if is_snapshot else fingerprint[:12]
+
+
+def hash_shots(shots: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 (hex) of few-shot examples, given as JSON values; "" without."""
+    return hashlib.sha256(compact_json(list(shots)).encode()).hexdigest() if shots else ""
