@@ -28,12 +28,12 @@ from idefics.tasks.row_mapping import RowMappingMixin
 from idefics.validation import describe_type, reject_unknown_arguments, short_repr, validate_list
 
 
-class Idefics(RowMappingMixin, RankingMixin, TextGenerationMixin, PromptScoringMixin):
+class Idefics(RowMappingMixin, PageReadingMixin, RankingMixin, TextGenerationMixin, PromptScoringMixin):
     """A model that answers questions about pictures; `idefics.load` makes one.
 
-    The methods `caption`, `complete`, `ask`, `write`, `read` and `classify` are the tasks: each takes one picture and returns
-    one result, or takes a list of pictures and returns a list; `map` runs a task over any number of rows. `chat` takes
-    conversations, `generate` raw prompts.
+    The methods `caption`, `complete`, `ask`, `write`, `read` and `classify` are the tasks: each takes one picture and
+    returns one result, or takes a list of pictures and returns a list; `map` runs a task over any number of rows.
+    `chat` takes conversations, `generate` raw prompts.
     Any thread may call any method at any time; requests of all threads are generated in one batch.
 
     A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI
