@@ -405,6 +405,23 @@ def test_errors_of_the_disk(tmp_path, monkeypatch, number, reason):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize("work", ["append", "rewrite"])
+def test_free_bytes_are_those_before_the_unfinished_rows_are_removed(tmp_path, monkeypatch, work):
+    sizes = []
+
+    def measure(folder):
+        sizes.append([one.stat().st_size for one in folder.iterdir()])
+        return output_file.shutil._ntuple_diskusage(9, 9, 0)
+
+    monkeypatch.setattr(output_file.shutil, "disk_usage", measure)
+    path = tmp_path / "captions.jsonl"
+    output = OutputFile(path, exporter_for(path))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OutputError, match=r"disk full \(0 bytes free\)"):
+        getattr(output, work)(records_until(full))
+    assert sizes == [[len(write_bytes(".jsonl", [ANSWER]))]]
+
+
 def test_a_path_is_checked_before_the_work(tmp_path, monkeypatch):
     path = tmp_path / "out.csv"
     assert check_writable(path) == "" and list(tmp_path.iterdir()) == []

@@ -60,7 +60,7 @@ class OutputFile:
         with _report_os_errors(self.path):
             size = self.path.stat().st_size if self.path.exists() else 0
             try:
-                with self.path.open("ab") as file:
+                with _report_os_errors(self.path), self.path.open("ab") as file:
                     if not size:
                         file.write(self.exporter.header)
                     self.exporter.write(file, records)
@@ -103,7 +103,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], None]) -> int:
         target = Path(os.path.realpath(path))
         temporary = target.with_name(f".idefics-{secrets.token_hex(8)}.tmp")
         try:
-            with temporary.open("xb") as file:
+            with _report_os_errors(path), temporary.open("xb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -154,7 +154,10 @@ def check_writable(path: Path) -> str:
 
 @contextmanager
 def _report_os_errors(path: Path) -> Iterator[None]:
-    """Raises OutputError in place of OSError; an `IdeficsError`, such as one of the records, is left alone."""
+    """Raises OutputError in place of OSError; an `IdeficsError`, such as one of the records, is left alone.
+
+    Writing is enclosed apart from the removal of unfinished content, so that the free bytes are those of the failure.
+    """
     try:
         yield
     except IdeficsError:
