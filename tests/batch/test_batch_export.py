@@ -358,9 +358,10 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_lost(tmp_path, monkeypat
 import resource, signal, sys
 from pathlib import Path
 sys.path[:0] = {[str(Path(export.__file__).parents[2]), str(Path(__file__).parent)]!r}
-from test_batch_export import ANSWER, OutputError, OutputFile, exporter_for, output_file
+from test_batch_export import ANSWER, OutputError, OutputFile, exporter_for
+from idefics.batch import file_replacement
 import errno
-output_file.FULL_DISK_ERRORS = (errno.EFBIG,)
+file_replacement.FULL_DISK_ERRORS = (errno.EFBIG,)
 path = Path(sys.argv[1])
 output = OutputFile(path, exporter_for(path))
 size = output.append([ANSWER] * 10)

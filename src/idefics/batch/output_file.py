@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from idefics.batch.export import Exporter
+from idefics.batch.file_replacement import report_os_errors, sync_folder, write_temporary
 from idefics.batch.records import OutputRecord
-from idefics.errors import IdeficsError, OutputError, format_bytes
+from idefics.errors import OutputError, format_bytes
 
-FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 MIN_FREE_BYTES, FEW_FREE_BYTES = 10**6, 100 * 10**6
 
 
@@ -40,7 +36,7 @@ class OutputFile:
         Raises:
             OutputError: it is shorter.
         """
-        with _report_os_errors(self.path), self.path.open("ab") as file:
+        with report_os_errors(self.path), self.path.open("ab") as file:
             if file.tell() < size:
                 raise OutputError(
                     f"{self.path} has {file.tell():,} bytes, and {size:,} were written: it was changed since; "
@@ -57,10 +53,10 @@ class OutputFile:
         Returns:
             The size of the file in bytes.
         """
-        with _report_os_errors(self.path):
+        with report_os_errors(self.path):
             size = self.path.stat().st_size if self.path.exists() else 0
             try:
-                with _report_os_errors(self.path), self.path.open("ab") as file:
+                with report_os_errors(self.path), self.path.open("ab") as file:
                     if not size:
                         file.write(self.exporter.header)
                     self.exporter.write(file, records)
@@ -99,26 +95,17 @@ def replace_file(path: Path, write: Callable[[BinaryIO], None]) -> int:
     Raises:
         OutputError: the file cannot be written.
     """
-    with _report_os_errors(path):
+    with report_os_errors(path):
         target = Path(os.path.realpath(path))
-        temporary = target.with_name(f".idefics-{secrets.token_hex(8)}.tmp")
+        temporary = write_temporary(path, target, write)
         try:
-            with _report_os_errors(path), temporary.open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                size = file.tell()
+            size = temporary.stat().st_size
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        if sys.platform != "win32":  # the new name has to be on the disk as well
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        return size
+    sync_folder(target.parent)
+    return size
 
 
 def check_writable(path: Path) -> str:
@@ -132,7 +119,7 @@ def check_writable(path: Path) -> str:
             free.
     """
     folder = path.parent
-    with _report_os_errors(path):
+    with report_os_errors(path):
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder: give the name of a file in it")
         if not folder.is_dir():
@@ -150,24 +137,3 @@ def check_writable(path: Path) -> str:
     if free < FEW_FREE_BYTES:
         return f"only {format_bytes(free)} are free for {path}: a run that fills the disk stops, and loses nothing"
     return ""
-
-
-@contextmanager
-def _report_os_errors(path: Path) -> Iterator[None]:
-    """Raises OutputError in place of OSError; an `IdeficsError`, such as one of the records, is left alone.
-
-    Writing is enclosed apart from the removal of unfinished content, so that the free bytes are those of the failure.
-    """
-    try:
-        yield
-    except IdeficsError:
-        raise
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        if error.errno in FULL_DISK_ERRORS:
-            what = "disk full" if error.errno == errno.ENOSPC else reason
-            free = shutil.disk_usage(path.parent).free
-            reason = (
-                f"{what} ({free:,} bytes free): make room and run the same command again; nothing is lost"
-            )
-        raise OutputError(f"cannot write {path}: {reason}") from error

@@ -86,7 +86,7 @@ def prepare_description(
 
     Raises:
         BadPicture: the file has changed since then, cannot be read, is broken or of another format.
-        BadRequest: the temporary file cannot be written.
+        OutputError: the temporary file cannot be written.
     """
     data, status = _read_file(path)
     if size not in (None, status.st_size) or mtime_ns not in (None, status.st_mtime_ns):
