@@ -1,0 +1,129 @@
+"""The report of a batch run: one page of HTML with all that it shows, opened from a file without a server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from jinja2 import Environment, FileSystemLoader
+
+from idefics.batch.output_file import replace_file
+from idefics.batch.records import OutputRecord, RunSummary, compact_json, escape_surrogates
+from idefics.batch.report_charts import RecordStatistics
+
+FOLDER = Path(__file__).parent
+MAX_ROWS, MAX_THUMBNAILS = 50_000, 10_000
+MAX_TEXT, MAX_PROBABILITIES = 2_000, 5
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def write_report(
+    path: Path,
+    records: Iterable[OutputRecord],
+    run: RunSummary,
+    thumbnails: Callable[[OutputRecord], bytes | None],
+) -> None:
+    """Writes the report of a run as one file of HTML; an older file is replaced once the new one is complete.
+
+    The table has the first 50,000 rows, 10,000 thumbnails and 2,000 characters of each text; the page says so where
+    there are more. The charts count all rows. Memory does not depend on the number of rows.
+
+    Args:
+        path: where the page is written.
+        records: the rows, in the order of the table; iterated once.
+        run: what the page says about the run.
+        thumbnails: returns the JPEG file of a record's thumbnail, such as `make_thumbnail` makes;
+            None if there is none.
+
+    Raises:
+        OutputError: the page cannot be written.
+    """
+    replace_file(path, partial(_write_page, records=records, run=run, thumbnails=thumbnails))
+
+
+def _write_page(
+    file: BinaryIO,
+    *,
+    records: Iterable[OutputRecord],
+    run: RunSummary,
+    thumbnails: Callable[[OutputRecord], bytes | None],
+) -> None:
+    style = (FOLDER / "report.css").read_text(encoding="utf-8")
+    script = (FOLDER / "report.js").read_text(encoding="utf-8")
+    statistics = RecordStatistics()
+    chunks = ENVIRONMENT.get_template("report.html.jinja").generate(
+        run=run,
+        duration=format_duration(run.seconds),
+        settings={name: compact_json(value) for name, value in run.settings.items()},
+        rows=_json_rows(records, statistics, thumbnails),  # iterated before the template reads the statistics
+        statistics=statistics,
+        max_rows=MAX_ROWS,
+        max_thumbnails=MAX_THUMBNAILS,
+        style=style,
+        script=script,
+        style_hash=_content_hash(style),
+        script_hash=_content_hash(script),
+        as_json=_script_json,
+    )
+    for chunk in chunks:
+        file.write(escape_surrogates(chunk).encode())
+
+
+def _content_hash(text: str) -> str:
+    """The hash of an inline style or script that a Content-Security-Policy allows (CSP Level 3, 2.3.1)."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _script_json(value: object) -> str:
+    """A value as JSON inside a script element, which no text can end: "<" is written as an escape."""
+    return compact_json(value).replace("<", "\\u003c")
+
+
+def _json_rows(
+    records: Iterable[OutputRecord],
+    statistics: RecordStatistics,
+    thumbnails: Callable[[OutputRecord], bytes | None],
+) -> Iterator[str]:
+    """The rows of the table as JSON arrays, as report.js reads them; counts all records in `statistics`."""
+    prompt, num_thumbnails = None, 0
+    for record in records:
+        statistics.add(record)
+        if statistics.num_rows > MAX_ROWS:
+            continue
+        thumbnail = thumbnails(record) if num_thumbnails < MAX_THUMBNAILS else None
+        num_thumbnails += thumbnail is not None
+        row = [
+            record.path,
+            "" if record.id == record.path else record.id,
+            None if record.prompt == prompt else record.prompt,  # None: that of the row before
+            None if record.text is None else _cut(record.text),
+            "" if record.finish == "stop" else record.finish or "",
+            record.tokens,
+            record.seconds,
+            list((record.probabilities or {}).items())[:MAX_PROBABILITIES],
+            record.error_type or "",
+            _cut(record.error or ""),
+            record.notes,
+            "" if thumbnail is None else base64.b64encode(thumbnail).decode(),
+        ]
+        prompt = record.prompt
+        yield (",\n" if statistics.num_rows > 1 else "") + _script_json(row)
+
+
+def _cut(text: str) -> str:
+    """The text, or its first 2,000 characters and how many it has."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text):,} characters)"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: "3.2 s", "4 min 5 s", "2 h 3 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,35 @@
+"""Thumbnails of pictures, small JPEGs for the report of a batch run."""
+
+from __future__ import annotations
+
+import io
+
+from idefics.errors import BadPicture
+
+THUMBNAIL_PIXELS, JPEG_QUALITY = 64, 60
+MAX_PICTURE_PIXELS = 2**28  # width x height; a larger picture has no thumbnail
+
+
+def make_thumbnail(data: bytes, name: str) -> bytes | None:
+    """Makes a thumbnail of at most 64 x 64 pixels.
+
+    Args:
+        data: the bytes of a picture file, in any format that this installation reads.
+        name: of the file; its suffix tells a camera RAW from a TIFF.
+
+    Returns:
+        The bytes of a JPEG file without metadata; None if the picture cannot be read, or is a video.
+    """
+    from PIL.Image import Resampling
+
+    from idefics.processing.picture_files import decode_trusted
+
+    try:
+        image = decode_trusted(io.BytesIO(data), name, MAX_PICTURE_PIXELS).image.copy()
+    except BadPicture:
+        return None
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Resampling.BICUBIC)
+    image.info.clear()  # Pillow would write its comment and colour profile
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return file.getvalue()
