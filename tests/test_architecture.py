@@ -250,8 +250,8 @@ def test_every_module_imports_with_the_base_installation():
     Frontends that need an extra are left out; only functions that are about to start one import them.
     """
     hidden = (
-        "accelerate av bitsandbytes fastapi gradio hypothesis llguidance multipart peft prometheus_client pyarrow "
-        "pydantic pytest ray sentencepiece starlette torchao torchvision transformers uvicorn"
+        "accelerate av bitsandbytes docling_core fastapi gradio hypothesis llguidance multipart peft prometheus_client "
+        "pyarrow pydantic pypdfium2 pytest ray sentencepiece starlette torchao torchvision transformers uvicorn"
     )
     code = f"""
 import importlib
