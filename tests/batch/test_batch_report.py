@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import PIL.Image
 import pytest
+from PIL import ImageChops, ImageStat
 from playwright.sync_api import expect, sync_playwright
 
 from idefics.batch import report
@@ -222,6 +223,10 @@ def encode_picture(image, form, **how):
     return file.getvalue()
 
 
+def mean_difference(one, other):
+    return ImageStat.Stat(ImageChops.difference(one, other).convert("L")).mean[0]
+
+
 def test_thumbnails():
     wide = PIL.Image.new("RGBA", (400, 100), (255, 0, 0, 255))
     with PIL.Image.open(io.BytesIO(make_thumbnail(encode_picture(wide, "PNG"), "x.png"))) as small:
@@ -233,12 +238,12 @@ def test_thumbnails():
     data = make_thumbnail(turned, "x.jpg")
     with PIL.Image.open(io.BytesIO(data)) as small:
         assert small.size == (16, 64) and not small.getexif() and b"secret" not in data
-    assert PIL.Image.open(
-        io.BytesIO(make_thumbnail(encode_picture(wide.resize((10, 7)), "PNG"), "x"))
-    ).size == (
-        10,
-        7,
-    )
+    tiny = encode_picture(wide.resize((10, 7)), "PNG")
+    assert PIL.Image.open(io.BytesIO(make_thumbnail(tiny, "x.png"))).size == (10, 7)
+    photo = PIL.Image.radial_gradient("L").resize((1600, 1200)).convert("RGB")
+    data = make_thumbnail(encode_picture(photo, "JPEG"), "x.jpg")  # decoded at an eighth of its size
+    with PIL.Image.open(io.BytesIO(data)) as small:
+        assert small.size == (64, 48) and mean_difference(small, photo.resize((64, 48))) < 2
     assert make_thumbnail(b"", "x.jpg") is None
     assert make_thumbnail(turned[:200], "x.jpg") is None
 

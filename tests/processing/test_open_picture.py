@@ -18,6 +18,7 @@ from idefics.messages import Picture
 from idefics.processing import image_processor
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_picture
+from idefics.processing.picture_files import decode_trusted
 from idefics.processing.to_rgb import to_rgb
 from processing.pictures_tiny import encode_picture, encode_with_orientation, open_trusted, random_picture
 
@@ -290,3 +291,17 @@ def test_arrays_of_either_byte_order_are_the_same(order):
     assert np.array_equal(
         open_trusted(np.full((2, 2), 0.5, f"{order}f4")), open_trusted(np.full((2, 2), 0.5, np.float32))
     )
+
+
+def test_a_jpeg_is_decoded_at_the_smallest_fraction_that_suffices():
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (800, 500), "red").save(file, "JPEG")
+    png = io.BytesIO()
+    PIL.Image.new("RGB", (800, 500), "red").save(png, "PNG")
+
+    def size(content, min_side):
+        return decode_trusted(io.BytesIO(content.getvalue()), "x", 10**6, min_side).image.size
+
+    sizes = [size(file, min_side) for min_side in (0, 62, 63, 126, 251, 900)]
+    assert sizes == [(800, 500), (100, 63), (200, 125), (400, 250), (800, 500), (800, 500)]
+    assert size(png, 62) == (800, 500)

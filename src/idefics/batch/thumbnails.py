@@ -25,7 +25,9 @@ def make_thumbnail(data: bytes, name: str) -> bytes | None:
     from idefics.processing.picture_files import decode_trusted
 
     try:
-        image = decode_trusted(io.BytesIO(data), name, MAX_PICTURE_PIXELS).image.copy()
+        image = decode_trusted(
+            io.BytesIO(data), name, MAX_PICTURE_PIXELS, min_side=THUMBNAIL_PIXELS
+        ).image.copy()
     except BadPicture:
         return None
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Resampling.BICUBIC)
