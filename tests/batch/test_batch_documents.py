@@ -70,8 +70,8 @@ Photograph
 """
 
 
-def make_page(doctags, name="scan.pdf#page=1", *, size=(1000, 2000), is_cut_off=False):
-    return DocTagsPage(name=name, doctags=doctags, size=size, is_cut_off=is_cut_off)
+def make_page(doctags, name="scan.pdf#page=1", *, is_cut_off=False):
+    return DocTagsPage(name=name, doctags=doctags, is_cut_off=is_cut_off)
 
 
 def to_markdown(doctags):
@@ -105,22 +105,19 @@ def test_html_has_the_title_and_the_texts():
     assert "a&lt;b &amp;&amp; b&gt;0" in text and "<p>Page two</p>" in text
 
 
-def test_json_has_pages_and_locations_in_pixels():
-    pages = [
-        make_page(ARTICLE),
-        make_page("<text><loc_0><loc_250><loc_500><loc_500>b</text>", size=(300, 400)),
-    ]
+def test_json_has_all_elements_and_their_locations():
+    pages = [make_page(ARTICLE), make_page("<text><loc_0><loc_250><loc_500><loc_500>b</text>")]
     document = DoclingDocument.model_validate_json(text := join_pages(pages, "json", title="sheep"))
     assert json.loads(text)["schema_name"] == "DoclingDocument" and document.name == "sheep"
     assert {number: (page.size.width, page.size.height) for number, page in document.pages.items()} == {
-        1: (1000, 2000),
-        2: (300, 400),
+        1: (1, 1),
+        2: (1, 1),
     }
     texts = {item.text: item for item in document.texts}
     assert "Annals of Tests" in texts and "7" in texts
     title, last = texts["Counting sheep"].prov[0], texts["b"].prov[0]
-    assert (title.page_no, title.bbox.as_tuple()) == (1, (120, 160, 880, 240))
-    assert (last.page_no, last.bbox.as_tuple()) == (2, (0, 200, 300, 400))
+    assert (title.page_no, title.bbox.as_tuple()) == (1, (0.12, 0.08, 0.88, 0.12))
+    assert (last.page_no, last.bbox.as_tuple()) == (2, (0, 0.5, 1, 1))
     assert document.tables[0].captions[0].resolve(document).text == "Table 1: Sheep."
 
 

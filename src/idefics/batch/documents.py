@@ -39,13 +39,11 @@ class DocTagsPage:
     Attributes:
         name: for people, such as "book.pdf#page=3".
         doctags: the answer.
-        size: width and height of the page's picture in pixels; locations in JSON are in this unit.
         is_cut_off: whether the answer reached its limit of tokens.
     """
 
     name: str
     doctags: str
-    size: tuple[int, int]
     is_cut_off: bool = False
 
 
@@ -61,7 +59,8 @@ def join_pages(pages: Sequence[DocTagsPage], to: DocumentFormat, *, title: str =
     """Makes one document of pages.
 
     In Markdown and HTML a picture is a placeholder, with its caption, and page headers and footers are left out. JSON
-    is docling-core's `DoclingDocument` and has them. Malformed pages lose no text; see `make_well_formed`.
+    is docling-core's `DoclingDocument` and has them, and locations as shares of the page's width and height. Malformed
+    pages lose no text; see `make_well_formed`.
 
     Args:
         pages: the pages in their order.
@@ -89,7 +88,6 @@ def join_pages(pages: Sequence[DocTagsPage], to: DocumentFormat, *, title: str =
 def _load_pages(pages: Sequence[DocTagsPage], title: str) -> DoclingDocument:
     """The pages as a document of docling-core, without their pictures."""
     try:
-        from docling_core.types.doc.base import Size
         from docling_core.types.doc.doctags import DocTagsDocument
         from docling_core.types.doc.document import DoclingDocument
     except ModuleNotFoundError:
@@ -98,13 +96,6 @@ def _load_pages(pages: Sequence[DocTagsPage], title: str) -> DoclingDocument:
     document = DoclingDocument.load_from_doctags(
         DocTagsDocument.from_doctags_and_image_pairs(doctags, None), document_name=title
     )
-    for number, page in enumerate(pages, 1):
-        width, height = page.size
-        document.pages[number].size = Size(width=width, height=height)
-    items = chain(document.texts, document.tables, document.pictures)
-    for provenance in chain.from_iterable(item.prov for item in items):
-        # Without a picture, the location is a share of the page.
-        provenance.bbox = provenance.bbox.resize_by_scale(*pages[provenance.page_no - 1].size)
     _restore_less_than(document)
     return document
 
