@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from idefics.formats import (
@@ -79,3 +80,16 @@ def describe_skipped(skipped: Counter[str]) -> str:
         kinds = ", ".join(sorted(num_by_suffix)[:5]) + (", ..." if len(num_by_suffix) > 5 else "")
         parts.append(f"{count} other file{'' if count == 1 else 's'} ({kinds})")
     return ", ".join(parts)
+
+
+def archive_skip_reason(name: str, read_head: Callable[[], bytes]) -> str | None:
+    """Why a file in an archive is skipped, as `skip_reason`; "": it is hidden. Videos are not skipped.
+
+    Args:
+        read_head: returns the first bytes of the file; called if its name has no suffix.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts):
+        return ""
+    reason = skip_reason_by_content(path.name, b"" if path.suffix else read_head())
+    return None if reason == VIDEO else reason

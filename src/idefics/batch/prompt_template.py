@@ -1,0 +1,135 @@
+"""Prompts with fields: "What colour is the {item}?" is filled from the row, its file's name, and its sidecar."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from idefics.batch.rows import BatchRow
+from idefics.errors import BadPrompt, BadSetting
+
+NAME, FOLDER, CAPTION = "name", "folder", "caption"
+# A literal brace, a field, or a brace that belongs to neither.
+BRACES = re.compile(r"\{\{|\}\}|\{(?P<field>[^{}]*)\}|(?P<stray>[{}])")
+FIELD_NAME = re.compile(r"[^.\[\]!:]+")
+SYNTAX_BY_CHARACTER = {
+    ".": "an attribute",
+    "[": "an index",
+    "]": "an index",
+    "!": "a conversion",
+    ":": "a format",
+}
+MAX_NAMED_COLUMNS = 20  # that an error message lists
+
+
+class PromptTemplate:
+    """A prompt with fields in braces.
+
+    A field is a column of the row. Where the row has no such column, `{name}` is the name of the picture's file without
+    its suffix, `{folder}` the name of the folder that holds it, and `{caption}` the text of its sidecar. `{{` and `}}`
+    are literal braces. Attributes, indices, conversions and formats are not supported.
+
+    Args:
+        text: the template; without a field, `render` returns it with its literal braces.
+
+    Attributes:
+        fields: the names of the fields, each once, in their order.
+
+    Raises:
+        BadSetting: a field is empty or not a plain name, or a brace stands alone.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.fields: tuple[str, ...] = tuple(
+            dict.fromkeys(_field_name(match, text) for match in BRACES.finditer(text) if _is_field(match))
+        )
+
+    @property
+    def needs_caption(self) -> bool:
+        """Whether the template has the field `{caption}`."""
+        return CAPTION in self.fields
+
+    def render(self, row: BatchRow, caption: str | None) -> str:
+        """The prompt of one row.
+
+        Args:
+            row: its columns and the path of its picture are used.
+            caption: the text of the picture's sidecar; None: it has none.
+
+        Raises:
+            BadPrompt: a field has no value for this row.
+        """
+        values = {field: _field_value(field, row, caption) for field in self.fields}
+
+        def fill(match: re.Match[str]) -> str:
+            return values[match["field"]] if _is_field(match) else match[0][0]
+
+        return BRACES.sub(fill, self._text)
+
+
+def _is_field(match: re.Match[str]) -> bool:
+    """Whether a match of `BRACES` is no literal brace."""
+    return match["field"] is not None or match["stray"] is not None
+
+
+def _field_name(match: re.Match[str], text: str) -> str:
+    """The name of the field that a match of `BRACES` in a template is; raises BadSetting if it is no plain name."""
+    name = match["field"]
+    if name is None:
+        raise BadSetting(
+            f"the prompt has a single {match[0]} at character {match.start() + 1}: write {match[0] * 2} for a brace, "
+            "or {column} for a field"
+        )
+    if not name.strip():
+        raise BadSetting(
+            f"the prompt has a field without a name, {match[0]}: write {{column}}, or {{{{}}}} for braces"
+        )
+    if not FIELD_NAME.fullmatch(name):
+        syntax = next(
+            SYNTAX_BY_CHARACTER[character] for character in name if character in SYNTAX_BY_CHARACTER
+        )
+        raise BadSetting(f"the field {match[0]} of the prompt has {syntax}: write the name of a column alone")
+    return name
+
+
+def _field_value(field: str, row: BatchRow, caption: str | None) -> str:
+    """The text of a field for a row; raises BadPrompt if there is none."""
+    if field in row.columns:
+        return _checked_text(row.columns[field], f"the column {field!r} of {row.name}")
+    if field == CAPTION:
+        if caption is None:
+            raise BadPrompt(
+                f"{row.name} has no sidecar with a text, which {{{CAPTION}}} of the prompt stands for"
+            )
+        return _checked_text(
+            caption, f"the sidecar of {row.name}, which {{{CAPTION}}} of the prompt stands for,"
+        )
+    if field in (NAME, FOLDER):
+        path = _picture_path(row)
+        return _checked_text(
+            path.stem if field == NAME else path.parent.name, f"{{{field}}} of the prompt for {row.name}"
+        )
+    columns = list(row.columns)
+    listed = ", ".join(columns[:MAX_NAMED_COLUMNS]) + (", ..." if len(columns) > MAX_NAMED_COLUMNS else "")
+    has = f"it has {listed}" if columns else "it has no columns"
+    raise BadPrompt(f"{row.name} has no column {field!r}, which {{{field}}} of the prompt stands for; {has}")
+
+
+def _picture_path(row: BatchRow) -> PurePath:
+    """The path of a row's picture, absolute if it is a file."""
+    if row.media is None:
+        return PurePath(row.name)
+    return PurePath(row.media.path if row.media.file is None else os.path.abspath(row.media.file))
+
+
+def _checked_text(value: Any, what: str) -> str:
+    """A value as text; raises BadPrompt if it is empty, or neither text nor a number."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadPrompt(f"{what} is empty: fill it in, or leave the field out of the prompt")
+    if isinstance(value, (bytes, Mapping, list)):
+        raise BadPrompt(f"{what} is neither text nor a number: leave the field out of the prompt")
+    return str(value)

@@ -1,0 +1,211 @@
+"""The inputs of a batch run, one after another, as one `RowSource`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idefics.batch.rows import BatchRow, RowSource
+from idefics.batch.sources.file_kinds import input_of_file
+from idefics.batch.sources.files import RemoteFile
+from idefics.batch.sources.folder_input import FolderOrPattern
+from idefics.batch.sources.folders import is_folder, is_unexpanded_pattern, path_exists
+from idefics.batch.sources.hub_dataset import HUB_PREFIX, HubReader
+from idefics.batch.sources.imagefolder import ImageFolder, find_metadata
+from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, error_row
+from idefics.batch.sources.skipped import describe_skipped
+from idefics.batch.sources.tables import TableInput
+from idefics.errors import BadPicture, BadSetting, IdeficsError
+from idefics.processing.fetch import is_url
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class ListFile:
+    """A list of inputs, from `list_source`.
+
+    Attributes:
+        path: the file; None for standard input.
+        content: what was read from standard input.
+    """
+
+    path: Path | None
+    content: bytes = b""
+
+
+def list_source(path_or_dash: str) -> ListFile:
+    """A text file with paths or URLs, one a line, as an input for `open_source`.
+
+    Args:
+        path_or_dash: the file; "-" is standard input, which is read here.
+
+    Raises:
+        BadPicture: there is no such file, it is a folder, or standard input is a terminal or empty.
+    """
+    from idefics.processing.picture_files import open_regular_file
+
+    if path_or_dash != STDIN:
+        path = Path(path_or_dash)
+        open_regular_file(path, path_or_dash).close()
+        return ListFile(path)
+    if sys.stdin.isatty():
+        raise BadPicture(
+            "standard input is a terminal: send the paths into it, as in find ... | idefics run -"
+        )
+    content = sys.stdin.buffer.read()
+    if not content.strip():
+        raise BadPicture("standard input is empty: send paths or URLs into it, one a line")
+    return ListFile(None, content)
+
+
+def open_source(inputs: Sequence[str | ListFile], settings: SourceSettings) -> RowSource:
+    """The rows of files, folders, patterns, URLs, archives, tables, documents, data sets and lists of them.
+
+    Args:
+        inputs: read in this order; a file or URL that is named again is left out.
+        settings: how they are read.
+
+    Raises:
+        BadPicture: an input does not exist, is of no known kind, or has nothing to read.
+        BadSetting: a table lacks the column that is named, or no column can be the picture.
+        MissingExtra: a package that reads the input is not installed.
+    """
+    if not inputs:
+        raise BadPicture("no input given: name pictures, folders, archives, tables or documents")
+    singles = [
+        PathList(one, settings) if isinstance(one, ListFile) else resolve_input(one, settings)
+        for one in inputs
+    ]
+    for setting, column in (("image_column", settings.image_column), ("id_column", settings.id_column)):
+        if column is not None and not any(one.has_columns for one in singles):
+            raise BadSetting(
+                f"{setting} is {column!r}, but no input has columns: give a table, or leave it out"
+            )
+    for single in singles:
+        single.check()
+    return InputSource(singles)
+
+
+def resolve_input(text: str, settings: SourceSettings) -> SingleInput:
+    """The input that a text names.
+
+    Raises:
+        BadPicture: there is no such file, or it is of no known kind.
+    """
+    from idefics.processing.picture_files import missing_file_message
+
+    if text.startswith(HUB_PREFIX):
+        return TableInput(text, HubReader(text), settings)
+    if is_url(text.strip()):
+        return RemoteFile(text.strip(), settings)
+    if is_unexpanded_pattern(text):
+        return FolderOrPattern(text, settings)
+    if not path_exists(text):
+        raise BadPicture(missing_file_message(text[:100]))
+    if is_folder(text):
+        metadata = find_metadata(Path(text))
+        return FolderOrPattern(text, settings) if metadata is None else ImageFolder(text, metadata, settings)
+    return input_of_file(text, settings)
+
+
+class InputSource:
+    """The rows of several inputs. Implements `RowSource`."""
+
+    def __init__(self, singles: Sequence[SingleInput]) -> None:
+        self._singles = singles
+        self._current_pass = SourcePass()
+
+    def __iter__(self) -> Iterator[BatchRow]:
+        """Yields the rows of the inputs in their order."""
+        source_pass = self._current_pass = SourcePass()
+        for single in self._singles:
+            if source_pass.is_new(single):
+                yield from single.rows(source_pass)
+
+    def count_rows(self) -> int | None:
+        """The number of rows; None if it is not known of an input without reading all of it."""
+        return _count(self._singles, SourcePass())
+
+    def describe_skipped(self) -> str:
+        """What the latest iteration has left out so far, on one line."""
+        return describe_skipped(self._current_pass.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class PathList:
+    """A list of paths or URLs, one a line; relative paths begin at the working directory."""
+
+    file: ListFile
+    settings: SourceSettings
+
+    @property
+    def key(self) -> str | None:
+        """The real path; None for standard input."""
+        return None if self.file.path is None else os.path.realpath(self.file.path)
+
+    @property
+    def has_columns(self) -> bool:
+        """True: it may name tables."""
+        return True
+
+    def check(self) -> None:
+        """Does nothing: `list_source` has opened the file."""
+
+    def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
+        """Yields the rows of what the lines name; a line that names nothing is a row with an error."""
+        for item in self._items(source_pass):
+            if isinstance(item, BatchRow):
+                yield item
+            elif source_pass.is_new(item):
+                yield from item.rows(source_pass)
+
+    def count(self, source_pass: SourcePass) -> int | None:
+        """The number of rows of all that the lines name."""
+        return _count(self._items(source_pass), source_pass)
+
+    def _items(self, source_pass: SourcePass) -> Iterator[SingleInput | BatchRow]:
+        """Yields an input for each line, or a row with an error."""
+        try:
+            for line in self._lines():
+                try:
+                    single = resolve_input(line, self.settings)
+                    single.check()
+                except IdeficsError as error:
+                    if source_pass.included.add(line):
+                        yield error_row(line, error)
+                else:
+                    yield single
+        except OSError as error:
+            yield error_row(
+                str(self.file.path), f"{self.file.path} cannot be read: {error.strerror or error}"
+            )
+
+    def _lines(self) -> Iterator[str]:
+        """Yields the lines that are not blank."""
+        path = self.file.path
+        with io.BytesIO(self.file.content) if path is None else path.open("rb") as file:
+            for number, line in enumerate(file):
+                text = line.removeprefix(b"\xef\xbb\xbf" if number == 0 else b"").rstrip(b"\r\n")
+                if text.strip():
+                    yield os.fsdecode(text)
+
+
+def _count(
+    items: Iterator[SingleInput | BatchRow] | Sequence[SingleInput], source_pass: SourcePass
+) -> int | None:
+    """The number of rows of inputs, those that were named before left out; None if one is unknown."""
+    total = 0
+    for item in items:
+        if isinstance(item, BatchRow):
+            total += 1
+        elif source_pass.is_new(item):
+            count = item.count(source_pass)
+            if count is None:
+                return None
+            total += count
+    return total
