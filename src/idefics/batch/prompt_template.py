@@ -123,7 +123,9 @@ def _picture_path(row: BatchRow) -> PurePath:
     """The path of a row's picture, absolute if it is a file."""
     if row.media is None:
         return PurePath(row.name)
-    return PurePath(row.media.path if row.media.file is None else os.path.abspath(row.media.file))
+    if row.media.file is None:
+        return PurePath(row.media.path)
+    return PurePath(os.path.abspath(row.media.file))  # noqa: PTH100  # Path.resolve follows links
 
 
 def _checked_text(value: Any, what: str) -> str:

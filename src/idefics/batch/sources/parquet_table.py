@@ -37,7 +37,13 @@ class ParquetReader(FileTable):
         """Yields the rows by column; instead of one with a value that Python does not have, the reason."""
         with self._open() as file:
             names = [str(name) for name in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
+            # Group by group, so that a broken one takes no rows of the group before it along.
+            batches = (
+                batch
+                for group in range(file.num_row_groups)
+                for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=[group])
+            )
+            for batch in batches:
                 for row in range(batch.num_rows):
                     try:
                         yield {

@@ -150,6 +150,9 @@ class TableInput:
         listed = ", ".join(map(str, columns[:MAX_NAMED_COLUMNS])) + (
             ", ..." if len(columns) > MAX_NAMED_COLUMNS else ""
         )
+        twice = next((column for column in columns if list(columns).count(column) > 1), None)
+        if twice is not None:
+            raise BadSetting(f"{self.name} has two columns {twice!r}: rename one")
         for setting, column in (("image_column", settings.image_column), ("id_column", settings.id_column)):
             if column is not None and column not in columns:
                 raise BadSetting(f"{self.name} has no column {column!r} ({setting}); it has {listed}")

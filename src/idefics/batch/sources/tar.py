@@ -26,6 +26,7 @@ from idefics.batch.sources.settings import SourcePass, SourceSettings, column_ro
 from idefics.batch.sources.skipped import DUPLICATE, SPECIAL_FILE, archive_skip_reason
 from idefics.errors import BadPicture
 from idefics.formats import SIGNATURE_BYTES
+from idefics.media_sources import BinaryFile
 
 TAR_ERRORS = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 COMPRESSED_SIGNATURES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # gzip (RFC 1952), bzip2, xz
@@ -110,55 +111,43 @@ class TarArchive:
         """Adds a member to its sample, or counts it as skipped; `names` are the paths of earlier members."""
         if member.isdir():
             return
-        reason = archive_skip_reason(path, partial(_read_member, archive, member, SIGNATURE_BYTES))
-        extension = field_name.rpartition(".")[2].lower()
-        if reason and extension in COLUMN_FIELDS and member.isreg():
-            self._add_columns(sample, field_name, extension, archive, member)
+        if not member.isreg():
+            source_pass.skipped[SPECIAL_FILE] += 1
             return
-        if reason is None and not member.isreg():
-            reason = SPECIAL_FILE
-        elif reason is None and path in names:
-            reason = DUPLICATE
-        if reason is None:
-            names.add(path)
-            sample.media.append((f"{self.name}/{path}", field_name, self._media(archive, member, path)))
-        elif reason:
-            source_pass.skipped[reason] += 1
+        file: Any = archive.extractfile(member)  # a BufferedReader, as the member is a regular file
+        with file:
+            reason = archive_skip_reason(path, lambda: file.peek(SIGNATURE_BYTES)[:SIGNATURE_BYTES])
+            extension = field_name.rpartition(".")[2].lower()
+            if reason is None and path in names:
+                reason = DUPLICATE
+            if reason is None:
+                names.add(path)
+                is_lazy = not isinstance(archive, _CompressedTar) and not member.issparse()
+                media = self._media(member, None if is_lazy else file, f"{self.name}/{path}")
+                sample.media.append((f"{self.name}/{path}", field_name, media))
+            elif reason and extension in COLUMN_FIELDS:
+                _add_columns(
+                    sample, field_name, extension, file.read(MAX_COLUMN_BYTES + 1), f"{self.name}/{path}"
+                )
+            elif reason:
+                source_pass.skipped[reason] += 1
 
-    def _media(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> Media | str:
-        """The picture or video in a member, or the reason why it cannot be read."""
-        name, container = f"{self.name}/{path}", Path(self.name)
+    def _media(self, member: tarfile.TarInfo, file: BinaryFile | None, name: str) -> Media | str:
+        """The picture or video in a member, or the reason why it cannot be read.
+
+        Args:
+            file: it is read from here now; None: from the archive, later.
+        """
+        container = Path(self.name)
         try:
             if member.size > MAX_MEDIA_BYTES:
                 raise too_large_error(name)
-            if isinstance(archive, _CompressedTar) or member.issparse():
-                return bytes_media(_read_member(archive, member, member.size), name, container)
+            if file is not None:
+                return bytes_media(read_whole(file, member.size, name), name, container)
         except BadPicture as error:
             return str(error)
         read = partial(_read_range, container, member.offset_data, member.size, name)
         return Media(path=name, read=read, container=container)
-
-    def _add_columns(
-        self,
-        sample: TarSample,
-        field_name: str,
-        extension: str,
-        archive: tarfile.TarFile,
-        member: tarfile.TarInfo,
-    ) -> None:
-        """Adds the keys of a JSON file, or the text of another, to the columns of a sample."""
-        name = f"{self.name}/{member.name}"
-        if member.size > MAX_COLUMN_BYTES:
-            sample.errors.append(f"{name} is larger than {MAX_COLUMN_BYTES:,} bytes, too large for a column")
-            return
-        column = field_name.removesuffix(f".{extension}")
-        try:
-            text = _read_member(archive, member, member.size).decode("utf-8-sig").strip()
-            value = json.loads(text) if extension == "json" else text
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            sample.errors.append(f"{name} is not valid {'JSON' if extension == 'json' else 'UTF-8'}: {error}")
-            return
-        sample.columns.update(value if column == "json" and isinstance(value, dict) else {column: value})
 
     def _sample_rows(self, sample: TarSample) -> Iterator[BatchRow]:
         """Yields a row for each picture of a sample, or for the one that the image column names."""
@@ -212,13 +201,19 @@ def _read_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("it ends without the mark of the end") from None
 
 
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes:
-    """The first `size` bytes of a regular member while the archive is read; b"" of another."""
-    file = archive.extractfile(member) if member.isreg() else None
-    if file is None:
-        return b""
-    with file:
-        return file.read(size)
+def _add_columns(sample: TarSample, field_name: str, extension: str, data: bytes, name: str) -> None:
+    """Adds the keys of a JSON file, or the text of another, to the columns of a sample."""
+    if len(data) > MAX_COLUMN_BYTES:
+        sample.errors.append(f"{name} is larger than {MAX_COLUMN_BYTES:,} bytes, too large for a column")
+        return
+    column = field_name.removesuffix(f".{extension}")
+    try:
+        text = data.decode("utf-8-sig").strip()
+        value = json.loads(text) if extension == "json" else text
+    except (ValueError, RecursionError) as error:
+        sample.errors.append(f"{name} is not valid {'JSON' if extension == 'json' else 'UTF-8'}: {error}")
+        return
+    sample.columns.update(value if column == "json" and isinstance(value, dict) else {column: value})
 
 
 def _read_range(path: Path, offset: int, size: int, name: str) -> bytes:
