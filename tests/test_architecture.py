@@ -57,6 +57,7 @@ PUBLIC_NAMES = [
     "IdeficsError",
     "ImageDetail",
     "load",
+    "MapResult",
     "Message",
     "MissingExtra",
     "ModelClosed",

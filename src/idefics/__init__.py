@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     )
     from idefics.options import Options
     from idefics.tasks.idefics_model import Idefics, load
+    from idefics.tasks.row_mapping import MapResult
     from idefics.tasks.shots import read_shots
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "IdeficsError",
     "ImageDetail",
     "load",
+    "MapResult",
     "Message",
     "MissingExtra",
     "ModelClosed",
@@ -129,6 +131,7 @@ _MODULE_BY_NAME = {
         ),
         "idefics.options": "Options",
         "idefics.tasks.idefics_model": "Idefics load",
+        "idefics.tasks.row_mapping": "MapResult",
         "idefics.tasks.shots": "read_shots",
     }.items()
     for name in names.split()

@@ -19,7 +19,6 @@
     │   └── WeightsMismatch         a RuntimeError too: weights missing, unused or misshapen: all listed at once
     ├── OutputError                 an OSError: an output file cannot be written: the disk is full, no such folder
     ├── OutOfMemory                 a MemoryError: weights or caches do not fit: says how much is needed and free
-    ├── LedgerError                 an OSError: the ledger of a batch run cannot be opened or written
     ├── ModelClosed                 a RuntimeError: the model was closed, or loaded by another process
     └── MissingExtra                an ImportError: an optional dependency is not installed: says which
 
@@ -266,10 +265,6 @@ class OutOfMemory(MemoryError, IdeficsError):  # in this order, as MemoryError h
 def format_bytes(num_bytes: float) -> str:
     """A number of bytes in decimal units for messages: "1.2 GB", "513 MB"."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 999.5e6 else f"{num_bytes / 1e6:.0f} MB"
-
-
-class LedgerError(IdeficsError, OSError):
-    """The ledger of a batch run cannot be opened or written; what it holds is kept."""
 
 
 class ModelClosed(IdeficsError, RuntimeError):

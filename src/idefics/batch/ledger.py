@@ -37,11 +37,13 @@ class WrittenText:
 
     Attributes:
         row: the number of the row whose answer it is.
+        path: the picture of that row.
         existing: the text that was there before; None: there was none.
         is_written: whether it was written; else the run ended in between.
     """
 
     row: int
+    path: str
     existing: str | None
     is_written: bool
 
@@ -173,18 +175,18 @@ class Ledger(LedgerFile):
     def find_text(self, target: str, kind: str) -> WrittenText | None:
         """The text of a kind that a run has written, or was about to write, to a file."""
         found = self.read_one(
-            "SELECT row, existing, is_written FROM texts WHERE target = ? AND kind = ?",
+            "SELECT row, path, existing, is_written FROM texts WHERE target = ? AND kind = ?",
             storable_text(target),
             kind,
         )
-        return None if found is None else WrittenText(found[0], found[1], bool(found[2]))
+        return None if found is None else WrittenText(*found[:3], bool(found[3]))
 
-    def plan_text(self, target: str, kind: str, row: int, existing: str | None) -> None:
+    def plan_text(self, target: str, kind: str, row: int, path: str, existing: str | None) -> None:
         """Stores that a text is about to be written, and what was there before. Committed when this returns."""
         with self.writing() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, 0)",
-                (storable_text(target), kind, row, existing),
+                "INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, 0)",
+                (storable_text(target), kind, row, storable_text(path), existing),
             )
         self.commit()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from idefics.batch.file_systems import network_file_system
-from idefics.errors import LedgerError, format_bytes
+from idefics.errors import OutputError, format_bytes
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -28,7 +28,7 @@ CREATE TABLE contents (  -- content hashes of files, which need not be read agai
 CREATE TABLE aliases (  -- content hashes of pictures into which a description was written
     content BLOB PRIMARY KEY, original BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE texts (  -- texts written next to pictures or into them; `existing` is what was there before
-    target TEXT, kind TEXT, row INTEGER NOT NULL, existing TEXT, is_written INTEGER NOT NULL,
+    target TEXT, kind TEXT, row INTEGER NOT NULL, path TEXT NOT NULL, existing TEXT, is_written INTEGER NOT NULL,
     PRIMARY KEY (target, kind)) WITHOUT ROWID;
 CREATE TABLE exports (  -- how much of each output file is written; size -1: it has to be written anew
     path TEXT PRIMARY KEY, last_number INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
@@ -47,7 +47,7 @@ class LedgerFile:
         read_only: open an existing ledger for reading, while a run may be writing to it.
 
     Raises:
-        LedgerError: the file is no ledger or cannot be written, another run uses it, or it is on a network file system.
+        OutputError: the file is no ledger or cannot be written, another run uses it, or it is on a network file system.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -58,7 +58,7 @@ class LedgerFile:
         with self._sqlite_errors("open"):
             if read_only:
                 if not path.is_file():
-                    raise LedgerError(f"{path}: no such ledger: name the file that `idefics run` has kept")
+                    raise OutputError(f"{path}: no such ledger: name the file that `idefics run` has kept")
                 self._connection = sqlite3.connect(
                     f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
                 )
@@ -74,9 +74,9 @@ class LedgerFile:
         self._commit_thread.start()
 
     def _refuse_network_file_system(self) -> None:
-        """Raises LedgerError on file systems without the shared memory that the write-ahead log needs."""
+        """Raises OutputError on file systems without the shared memory that the write-ahead log needs."""
         if kind := network_file_system(self.path):
-            raise LedgerError(
+            raise OutputError(
                 f"{self.path} is on a network file system ({kind}), which cannot hold a ledger: put it on a local disk "
                 "with --ledger /path/on/this/machine"
             )
@@ -96,7 +96,7 @@ class LedgerFile:
         except BlockingIOError:
             self._connection.close()
             os.close(self._lock_file)
-            raise LedgerError(
+            raise OutputError(
                 f"{self.path} is in use by another run: wait for it, or name another one with --ledger"
             ) from None
 
@@ -110,10 +110,10 @@ class LedgerFile:
         self._check_version()
 
     def _check_version(self) -> None:
-        """Raises LedgerError if the database is none of ours, or of another version."""
+        """Raises OutputError if the database is none of ours, or of another version."""
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version != SCHEMA_VERSION:
-            raise LedgerError(
+            raise OutputError(
                 f"{self.path} is a database of another kind or version ({version}; this is {SCHEMA_VERSION}): name "
                 "another file with --ledger"
             )
@@ -138,7 +138,7 @@ class LedgerFile:
 
     @contextmanager
     def _sqlite_errors(self, verb: str) -> Iterator[None]:
-        """Raises LedgerError in place of SQLite's errors."""
+        """Raises OutputError in place of SQLite's errors."""
         try:
             yield
         except sqlite3.Error as error:
@@ -147,7 +147,7 @@ class LedgerFile:
                 free = os.statvfs(self.path.parent) if sys.platform != "win32" else None
                 room = "" if free is None else f" ({format_bytes(free.f_bavail * free.f_frsize)} free)"
                 reason = f"the disk is full or fails{room}; what was committed is kept: make room, and run it again"
-            raise LedgerError(f"cannot {verb} the ledger {self.path}: {reason}") from error
+            raise OutputError(f"cannot {verb} the ledger {self.path}: {reason}") from error
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -172,7 +172,7 @@ class LedgerFile:
         while not self._is_closed.wait(COMMIT_SECONDS):
             try:
                 self.commit()
-            except LedgerError:
+            except OutputError:
                 continue
 
     def read_one(self, query: str, *arguments: Any) -> Any:

@@ -1,0 +1,84 @@
+"""`LedgerExport`: the output file of a batch run, which follows its ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from idefics.batch.export import exporter_for
+from idefics.batch.ledger import Ledger
+from idefics.batch.output_file import OutputFile, check_writable
+from idefics.batch.records import OutputRecord
+from idefics.batch.run_settings import RunSettings
+from idefics.errors import OutputError
+
+EXPORT_SECONDS = 2.0
+
+
+def records_after(ledger: Ledger, number: int) -> Iterator[tuple[int, OutputRecord]]:
+    """Yields the rows of a ledger above a number as output, with their numbers."""
+    settings_by_run = {run: RunSettings(**settings) for run, settings in ledger.runs().items()}
+    for row, answer in ledger.rows_after(number):
+        yield row.number, settings_by_run[row.run].record(row.id or row.name, row.path, row.prompt, answer)
+
+
+class LedgerExport:
+    """An output file that follows a ledger: appended where its form allows it, else written at the end of a run.
+
+    Args:
+        ledger: has the rows.
+        path: the output file.
+        overwrite: whether a file that was not written from this ledger may be replaced.
+
+    Raises:
+        BadSetting: the suffix is of no known form.
+        OutputError: the file cannot be written, or was not written from this ledger.
+    """
+
+    def __init__(self, ledger: Ledger, path: Path, *, overwrite: bool = False) -> None:
+        self._ledger, self._path, self._key = ledger, path, str(path.absolute())
+        self._file = OutputFile(path, exporter_for(path))
+        self.note = check_writable(path)
+        self._export_time = time.monotonic()
+        mark = ledger.find_export(self._key)
+        exists = path.exists() and path.stat().st_size > 0
+        if mark is None and exists and not overwrite:
+            raise OutputError(
+                f"{path} exists and was not written from the ledger {ledger.path}: name another file, or replace it "
+                "with --overwrite"
+            )
+        is_whole = mark is not None and path.exists() and 0 <= mark[1] <= path.stat().st_size
+        if is_whole and self._file.exporter.appendable:
+            assert mark is not None
+            self._file.truncate_to(mark[1])
+            self._last_number = mark[0]
+        else:
+            self._last_number = -1
+
+    def export_regularly(self) -> None:
+        """Appends new rows every two seconds, where that is possible."""
+        if time.monotonic() - self._export_time > EXPORT_SECONDS and not self._has_to_rewrite():
+            self.export()
+
+    def _has_to_rewrite(self) -> bool:
+        """Whether all rows have to be written: the form cannot be appended to, or rows in the file were replaced."""
+        mark = self._ledger.find_export(self._key)
+        return not self._file.exporter.appendable or self._last_number < 0 or mark is None or mark[1] < 0
+
+    def export(self) -> None:
+        """Writes the rows that the file lacks; all of them if it has to be written anew."""
+        self._ledger.commit()
+        if self._has_to_rewrite():
+            size = self._file.rewrite(self._records(0))
+        else:
+            size = self._file.append(self._records(self._last_number))
+        self._ledger.mark_exported(self._key, self._last_number, size)
+        self._export_time = time.monotonic()
+
+    def _records(self, number: int) -> Iterator[OutputRecord]:
+        """Yields the rows above a number, and remembers the last of them."""
+        self._last_number = number
+        for row_number, record in records_after(self._ledger, number):
+            yield record
+            self._last_number = row_number

@@ -1,0 +1,297 @@
+"""`BatchRun`: answers the rows of a source once each, and keeps the answers in a ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from idefics.batch.answerers import Answerer, WorkItem, error_fields
+from idefics.batch.ledger import Ledger, LedgerRow
+from idefics.batch.ledger_export import LedgerExport
+from idefics.batch.prompt_template import PromptTemplate
+from idefics.batch.row_selection import RowSelection
+from idefics.batch.rows import BatchRow, RowSource
+from idefics.batch.run_settings import RunSettings
+from idefics.batch.text_writer import TextWriter
+from idefics.errors import BadPicture, IdeficsError
+from idefics.generation.call_inputs import prefetch_map
+
+NUM_READERS = 8  # threads that read files and fetch URLs
+
+
+@dataclass(slots=True)
+class RunCounts:
+    """What a run has done so far.
+
+    Attributes:
+        num_expected: how many rows it takes, about; None if that is not known.
+        num_written: rows that were answered, those with a known answer included.
+        num_failed: rows that ended in an error.
+        num_reused: rows among these whose answer was known, from an equal picture or an earlier run.
+        num_done_before: rows that had an answer when the run came to them.
+        num_failed_before: rows that had failed in an earlier run, and were left so.
+        num_left_alone: rows whose picture has a text already, which is kept.
+        num_tokens: tokens that were generated.
+        first_error: path and message of the first row that failed.
+        start_time: when the run began, by `time.monotonic`.
+    """
+
+    num_expected: int | None = None
+    num_written: int = 0
+    num_failed: int = 0
+    num_reused: int = 0
+    num_done_before: int = 0
+    num_failed_before: int = 0
+    num_left_alone: int = 0
+    num_tokens: int = 0
+    first_error: str = ""
+    start_time: float = field(default_factory=time.monotonic)
+
+    @property
+    def num_skipped(self) -> int:
+        """Rows that needed no work."""
+        return self.num_done_before + self.num_failed_before + self.num_left_alone
+
+    @property
+    def num_done(self) -> int:
+        """Rows that need no more work."""
+        return self.num_written + self.num_failed + self.num_skipped
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.start_time
+
+
+@dataclass(slots=True)
+class _RowInHand:
+    """A row that has no answer yet.
+
+    Attributes:
+        row: the row.
+        prompt: its prompt, filled in; None: the task's default.
+        status: of the file that holds its picture, before it was read; None if it has no file.
+        data: the bytes of its picture, once it was read.
+        content: the hash of these bytes, or what stands for it where they cannot be had.
+        error: why the picture could not be read.
+    """
+
+    row: BatchRow
+    prompt: str | None
+    status: os.stat_result | None
+    data: bytes = b""
+    content: bytes = b""
+    error: IdeficsError | None = None
+
+
+class BatchRun:
+    """One run over a source. Errors about rows are kept like answers; other errors end the run, and nothing is lost.
+
+    Args:
+        source: the rows.
+        settings: what they have in common.
+        template: makes the prompt of each row; None: the task's default, or none.
+        answerer: answers them.
+        ledger: keeps the answers.
+        texts: writes the answers next to pictures and into them.
+        export: the output file; None: there is none.
+        selection: which rows are taken.
+        max_errors: the run ends after so many rows that failed in it; None: it does not.
+        on_progress: called with the counts after each row.
+
+    Attributes:
+        counts: what the run has done so far.
+        is_stopping: set it to True, in any thread, to end the run after the rows in hand.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        settings: RunSettings,
+        template: PromptTemplate | None,
+        answerer: Answerer,
+        ledger: Ledger,
+        texts: TextWriter,
+        export: LedgerExport | None,
+        selection: RowSelection,
+        max_errors: int | None = None,
+        on_progress: Callable[[RunCounts], None] = lambda _: None,
+    ) -> None:
+        self._source, self._settings, self._template, self._answerer = source, settings, template, answerer
+        self._ledger, self._texts, self._export, self._selection = ledger, texts, export, selection
+        self._max_errors, self._on_progress = max_errors, on_progress
+        self._run = ledger.run_number(settings.to_json())
+        self._waiting_by_key: dict[bytes, list[_RowInHand]] = {}
+        self.counts, self.is_stopping = RunCounts(), False
+
+    def run(self) -> None:
+        """Answers all rows that have no answer yet, and writes the outputs.
+
+        Raises:
+            OutputError: the ledger or an output cannot be written.
+            IdeficsError: nothing can be answered, as when the model cannot be loaded.
+        """
+        self.counts.num_expected = self._selection.count(self._source)
+        try:
+            for key, answer in self._answerer.answer(self._items()):
+                self.counts.num_tokens += answer.get("tokens") or 0
+                first, *equal_rows = self._waiting_by_key.pop(key)
+                self._store(first.row, first.prompt, key, answer)
+                for in_hand in equal_rows:
+                    self._store_known(in_hand.row, in_hand.prompt, key, answer)
+        finally:
+            if self._export is not None:
+                self._export.export()
+
+    def _items(self) -> Iterator[WorkItem]:
+        """Yields an item for each key without an answer; rows that need none are stored on the way."""
+        with closing(prefetch_map(_read, self._rows_without_answer(), num_workers=NUM_READERS)) as rows:
+            for in_hand in rows:
+                assert isinstance(in_hand, _RowInHand)
+                row, prompt = in_hand.row, in_hand.prompt
+                if in_hand.error is not None:
+                    self._store_error(row, prompt, in_hand.content, in_hand.error)
+                    continue
+                if in_hand.status is not None:
+                    assert row.media is not None
+                    self._ledger.remember_content(row.media.path, in_hand.status, in_hand.content)
+                if self._is_known(row, prompt, in_hand.content):
+                    continue
+                key = self._compute_key(in_hand.content, prompt)
+                self._waiting_by_key.setdefault(key, []).append(in_hand)
+                data, in_hand.data = in_hand.data, b""
+                if len(self._waiting_by_key[key]) == 1:
+                    yield WorkItem(key, data, prompt)
+                if self.is_stopping:
+                    return
+
+    def _rows_without_answer(self) -> Iterator[_RowInHand]:
+        """Yields the rows that are not known to have an answer, before their pictures are read."""
+        for row in self._selection.select(self._source):
+            if self.is_stopping:
+                return
+            if row.media is None:
+                self._store_error(row, None, _hash("row", row.name, row.error), BadPicture(row.error))
+                continue
+            try:
+                if self._ledger.find_row(self._run, row.name) is None and self._texts.leaves_alone(row):
+                    self.counts.num_left_alone += 1
+                    continue
+                prompt = self._fill_in_prompt(row)
+            except IdeficsError as error:
+                self._store_error(row, None, _hash("prompt", row.name, str(error)), error)
+                continue
+            in_hand = _RowInHand(row, prompt, _status(row))
+            in_hand.content = _unread_content(in_hand)
+            if self._is_known(row, prompt, in_hand.content):
+                continue  # a URL; or a file that could not be read, and has not changed
+            if in_hand.status is not None:
+                content = self._ledger.find_content(row.media.path, in_hand.status)
+                if content is not None and self._is_known(row, prompt, content):
+                    continue
+            yield in_hand
+
+    def _fill_in_prompt(self, row: BatchRow) -> str | None:
+        """The prompt of a row. Raises BadPrompt if it cannot be filled in."""
+        if self._template is None:
+            return None
+        caption = self._texts.existing_caption(row) if self._template.needs_caption else None
+        return self._template.render(row, caption)
+
+    def _compute_key(self, content: bytes, prompt: str | None) -> bytes:
+        """The key of a picture and a prompt in this run."""
+        return self._settings.compute_key(self._ledger.original_content(content), prompt)
+
+    def _is_known(self, row: BatchRow, prompt: str | None, content: bytes) -> bool:
+        """Whether there is an answer for a row already; stores the row if only its key is known."""
+        key = self._compute_key(content, prompt)
+        found = self._ledger.find_row(self._run, row.name)
+        if found is None or found.key != key:
+            answer = self._ledger.find_answer(key)
+            if answer is not None:
+                self._store_known(row, prompt, key, answer)
+            return answer is not None
+        answer = self._ledger.find_answer(key)
+        assert answer is not None
+        if "error_type" in answer:
+            self.counts.num_failed_before += 1
+        else:
+            self.counts.num_done_before += 1
+            self._texts.write(row, found.number, answer)
+        self._on_progress(self.counts)
+        return True
+
+    def _store_known(self, row: BatchRow, prompt: str | None, key: bytes, answer: dict[str, Any]) -> None:
+        """Stores a row whose key has an answer."""
+        self.counts.num_reused += 1
+        self._store(row, prompt, key, answer)
+
+    def _store_error(self, row: BatchRow, prompt: str | None, content: bytes, error: IdeficsError) -> None:
+        """Stores a row that cannot be answered, unless it is stored already."""
+        if not self._is_known(row, prompt, content):
+            self._store(row, prompt, self._compute_key(content, prompt), error_fields(error))
+
+    def _store(self, row: BatchRow, prompt: str | None, key: bytes, answer: dict[str, Any]) -> None:
+        """Stores a row with its answer or error, and writes the texts next to its picture."""
+        path = row.media.path if row.media is not None else row.name
+        ledger_row = LedgerRow(
+            run=self._run, name=row.name, key=key, id=row.id, path=path, prompt=prompt or ""
+        )
+        number = self._ledger.add_row(ledger_row, answer)
+        if "error_type" in answer:
+            self.counts.num_failed += 1
+            message = answer["error"]
+            self.counts.first_error = self.counts.first_error or (
+                message if path in message else f"{path}: {message}"
+            )
+            if self._max_errors is not None and self.counts.num_failed >= self._max_errors:
+                self.is_stopping = True
+        else:
+            self.counts.num_written += 1
+            self._texts.write(row, number, answer)
+        if self._export is not None:
+            self._export.export_regularly()
+        self._on_progress(self.counts)
+
+
+def _status(row: BatchRow) -> os.stat_result | None:
+    """The status of the file that holds a row's picture; None if there is none."""
+    assert row.media is not None
+    if row.media.container is None:
+        return None
+    try:
+        return row.media.container.stat()
+    except (OSError, ValueError):
+        return None
+
+
+def _hash(*parts: object) -> bytes:
+    """SHA-256 of some values, which stands for the content of a picture that is not read."""
+    return hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).digest()
+
+
+def _unread_content(in_hand: _RowInHand) -> bytes:
+    """What stands for the content of a picture that is not read: a URL; or a file's name, size and time of change."""
+    media, status = in_hand.row.media, in_hand.status
+    assert media is not None
+    if media.container is None:
+        return _hash("url", media.path)
+    return _hash("unreadable", in_hand.row.name, status and (status.st_size, status.st_mtime_ns))
+
+
+def _read(in_hand: _RowInHand) -> _RowInHand:
+    """Reads the picture of a row, and computes its content hash; runs in a thread."""
+    assert in_hand.row.media is not None
+    try:
+        in_hand.data = in_hand.row.media.read()
+    except IdeficsError as error:
+        in_hand.error = error
+        return in_hand
+    if in_hand.row.media.container is not None:
+        in_hand.content = hashlib.sha256(in_hand.data).digest()
+    return in_hand

@@ -1,0 +1,163 @@
+"""`TextWriter`: writes the answers of a batch run next to pictures and into them, each once, whenever the run is killed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from idefics.batch.ledger import Ledger, storable_text
+from idefics.batch.rows import BatchRow
+from idefics.batch.run_settings import RunSettings
+from idefics.batch.sidecars import ExistingText, SidecarKind, join_texts, read_sidecar, sidecar_path, write_sidecar
+from idefics.batch.xmp import prepare_description, read_description
+from idefics.errors import BadRequest, IdeficsError
+
+METADATA = "metadata"  # the kind of text that is written into the picture itself
+CAPTION_KIND: SidecarKind = "txt"  # the side-car that `{caption}` of a prompt reads
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """Which texts a run writes next to pictures and into them.
+
+    Attributes:
+        sidecar: the kind of the file next to each picture; None: no file.
+        write_metadata: whether each text is written into the picture's own XMP metadata.
+        existing: what happens to a picture that has a text already: "skip" leaves it alone.
+    """
+
+    sidecar: SidecarKind | None = None
+    write_metadata: bool = False
+    existing: ExistingText = "skip"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of text that are written for each picture."""
+        return (*((self.sidecar,) if self.sidecar else ()), *((METADATA,) if self.write_metadata else ()))
+
+
+class TextWriter:
+    """Writes texts next to pictures and into them.
+
+    What was there before is kept in the ledger first, so that a text that was being written when the run was killed is
+    written again from the same beginning: nothing is appended twice.
+
+    Args:
+        ledger: keeps what was there, and what is written.
+        run: the settings of the run.
+        settings: which texts are written.
+
+    Attributes:
+        num_written: texts that were written.
+        num_failed: texts that could not be written.
+        num_without_file: texts of pictures that have no file of their own, such as members of an archive.
+        first_error: why the first of those that failed could not be written.
+    """
+
+    def __init__(self, ledger: Ledger, run: RunSettings, settings: TextSettings) -> None:
+        self._ledger, self._run, self._settings = ledger, run, settings
+        self.num_written = self.num_failed = self.num_without_file = 0
+        self.first_error = ""
+
+    def leaves_alone(self, row: BatchRow) -> bool:
+        """Whether a row that has no answer needs none, as its picture has a text already that is kept.
+
+        Raises:
+            BadRequest: the existing text cannot be read.
+        """
+        file = _own_file(row)
+        return (
+            file is not None
+            and self._settings.existing == "skip"
+            and any(_read_text(file, kind) is not None for kind in self._settings.kinds)
+        )
+
+    def existing_caption(self, row: BatchRow) -> str | None:
+        """The text of the `.txt` file next to a row's picture, as it was before any run wrote to it; None without."""
+        file = _own_file(row)
+        if file is None:
+            return None
+        written = self._ledger.find_text(str(_target(file, CAPTION_KIND)), CAPTION_KIND)
+        return written.existing if written is not None else _read_text(file, CAPTION_KIND)
+
+    def write(self, row: BatchRow, number: int, answer: dict[str, Any]) -> None:
+        """Writes the texts of a row that are not written yet. What cannot be written is counted, and tried again.
+
+        Args:
+            row: the row.
+            number: its number in the ledger.
+            answer: its answer.
+        """
+        file = _own_file(row)
+        for kind in self._settings.kinds:
+            if file is None:
+                self.num_without_file += 1
+                continue
+            try:
+                self._write_text(file, kind, number, answer)
+            except IdeficsError as error:
+                self.num_failed += 1
+                self.first_error = self.first_error or str(error)
+
+    def _write_text(self, file: Path, kind: str, number: int, answer: dict[str, Any]) -> None:
+        """Writes one text, unless it is written already."""
+        target = _target(file, kind)
+        planned = self._ledger.find_text(str(target), kind)
+        if planned is not None and planned.row == number and planned.is_written:
+            return
+        if planned is not None and planned.path != storable_text(str(file)):
+            raise BadRequest(f"{file}: its text would be written to {target}, which is that of {planned.path}")
+        if planned is not None and planned.row == number:
+            existing = planned.existing  # the file may have the new text already, or not
+        else:
+            existing = _read_text(file, kind)
+            self._ledger.plan_text(str(target), kind, number, str(file), existing)
+        text = join_texts(existing, self._run.decorate(answer["text"]), self._settings.existing)
+        if text is not None:
+            if kind == METADATA:
+                self._embed(file, text)
+            else:
+                write_sidecar(target, kind, text, self._sidecar_fields(answer))
+            self.num_written += 1
+        self._ledger.mark_text_written(str(target), kind)
+
+    def _embed(self, file: Path, text: str) -> None:
+        """Writes a text into a picture, which keeps its identity: the new content becomes an alias of the old one."""
+        content = hashlib.sha256(file.read_bytes()).digest()
+        prepared = prepare_description(file, text)
+        original, new_content = self._ledger.original_content(content), bytes.fromhex(prepared.sha256)
+        try:
+            self._ledger.add_alias(new_content, original)
+        except BaseException:
+            prepared.discard()
+            raise
+        prepared.commit()
+        self._ledger.remember_content(str(file), file.stat(), new_content)
+
+    def _sidecar_fields(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """What a JSON sidecar says in addition to the text."""
+        return {
+            "task": self._run.task,
+            "model": self._run.model,
+            "revision": self._run.revision,
+            **{name: answer[name] for name in ("probabilities", "finish") if name in answer},
+        }
+
+
+def _own_file(row: BatchRow) -> Path | None:
+    """The picture's own file; None if it has none."""
+    return None if row.media is None else row.media.file
+
+
+def _target(file: Path, kind: str) -> Path:
+    """The file that holds a kind of text about a picture."""
+    return file if kind == METADATA else sidecar_path(file, kind)
+
+
+def _read_text(file: Path, kind: str) -> str | None:
+    """The text of a kind that a picture has already; None without."""
+    if kind == METADATA:
+        return read_description(file)
+    return read_sidecar(sidecar_path(file, kind), kind)
