@@ -39,13 +39,15 @@ from idefics.cli.output import (
     redirect_to_devnull,
 )
 from idefics.cli.pictures import is_picture_argument
+from idefics.cli.ledger import ledger
 from idefics.cli.quantize import quantize
+from idefics.cli.run import run as run_command
 from idefics.cli.serve import serve, ui
 from idefics.cli.tasks import make_task_command
 from idefics.errors import IdeficsError
 from idefics.tasks import TASKS
 
-COMMANDS = (*map(make_task_command, TASKS.values()), chat, generate, serve, ui, models, info, quantize, demo)
+COMMANDS = (*map(make_task_command, TASKS.values()), chat, generate, run_command, ledger, serve, ui, models, info, quantize, demo)
 
 OUTPUT_ERROR = 1
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
@@ -56,6 +58,7 @@ EXAMPLES = (
     'idefics ask photo.jpg "What is on the table?"',
     'idefics classify *.jpg --labels "cat,dog,bird"',
     "idefics chat photo.jpg",
+    "idefics run photos/ --out captions.csv                 any number of pictures",
     "idefics models                                        names for --model",
     "idefics ask --help                                    every flag of a command",
 )

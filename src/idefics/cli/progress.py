@@ -54,6 +54,22 @@ class ProgressDisplay:
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=completed)
 
+    def update(self, text: str, completed: int, total: int | None) -> None:
+        """Shows a line of text with a bar, in place of what is shown.
+
+        Args:
+            text: what stands next to the bar.
+            completed, total: where the bar stands and ends; a total of None is not known.
+        """
+        if not self._is_terminal:
+            return
+        if self._progress is None:
+            self.start(text, 1)
+        assert self._progress is not None
+        self._progress.update(
+            self._progress.task_ids[0], description=text, completed=completed, total=total
+        )
+
     def stop(self) -> None:
         """Removes the spinner or bar; does nothing where there is none."""
         if self._progress is not None:

@@ -226,7 +226,7 @@ class PictureBatches:
         if not names:
             raise BadPicture("no picture given: name a file, a folder, an address, or - for standard input")
         self.writer, self.model_flags, self.load_model = writer, model, load_model
-        self.shots = _read_shots(shots.shots)
+        self.shots = read_shots_file(shots.shots)
         self.fetcher = Fetcher(policy=model.remote_images)
         self.pictures = find_pictures(names, writer, recursive=recursive)
         writer.shows_picture_names, writer.num_expected = names_several_pictures(names), len(self.pictures)
@@ -263,7 +263,7 @@ class PictureBatches:
             self.writer.progress.set_completed(num_done)
 
 
-def _read_shots(path: Path | None) -> list[Shot]:
+def read_shots_file(path: Path | None) -> list[Shot]:
     """The few-shot examples of the file; none without a file."""
     if path is None:
         return []

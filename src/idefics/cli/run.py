@@ -1,0 +1,299 @@
+"""`idefics run`: a task over any number of pictures, kept in a ledger, so that a run can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from idefics.cli.command import LoadModel, command, download_progress_callback
+from idefics.cli.flags import ModelFlags, ShotsFlags
+from idefics.cli.output import OutputWriter
+from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
+from idefics.cli.run_progress import RunProgress
+from idefics.cli.sampling import SamplingFlags
+from idefics.cli.tasks import LabelFlags, read_shots_file
+from idefics.errors import BadPicture, BadPrompt, BadSetting
+from idefics.tasks import TASKS, classify
+from idefics.validation import validate_choice
+
+if TYPE_CHECKING:
+    from idefics import Idefics, Shot
+    from idefics.batch.prompt_template import PromptTemplate
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.rows import RowSource
+    from idefics.batch.run import BatchRun, RunCounts
+    from idefics.batch.run_settings import RunSettings
+    from idefics.batch.text_writer import TextWriter
+
+FAILED_ROWS, INTERRUPTED = 1, 130  # exit codes
+# Flags of the model that change answers, and so belong to the key of each row.
+ANSWER_CHANGING_FLAGS = ("dtype", "quantize", "kernels")
+
+
+@command(
+    "idefics run photos/ --out captions.jsonl",
+    'idefics run photos/ --task ask --prompt "How many people are there?" --out people.csv',
+    'idefics run photos/ --task classify --labels "indoors,outdoors" --out places.parquet --report places.html',
+    'idefics run goods.csv --task ask --prompt "What colour is the {item}?" --id-column sku --out colours.csv',
+    "idefics run photos/ --sidecar txt --existing append --prefix 'sks, '",
+    usage="INPUT...",
+    has_json=False,
+)
+def run(
+    writer: OutputWriter,
+    load_model: LoadModel,
+    inputs: RunInputFlags,
+    task: RunTaskFlags,
+    labels: LabelFlags,
+    shots: ShotsFlags,
+    model: ModelFlags,
+    sampling: SamplingFlags,
+    outputs: RunOutputFlags,
+    control: RunControlFlags,
+) -> None:
+    """Run a task over any number of pictures; stop it and go on at any time.
+
+    An INPUT is a picture, a folder, a pattern, an address, a zip or tar archive, a table (.jsonl, .csv, .parquet), a
+    PDF, or a data set of the Hugging Face hub (hf:owner/name). --task is caption, ask, classify or another task.
+
+    Every answer is kept in a ledger next to the output file. The same command goes on where it was stopped, killed or
+    interrupted: nothing is lost, and no picture is computed twice. Another prompt, option or model is another answer.
+    A picture that cannot be read is a row with an error; --retry-failed tries such rows again. The exit code is 1 if
+    rows failed.
+    """
+    from idefics.batch.answerers import LocalAnswerer
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.ledger_export import LedgerExport
+    from idefics.batch.run import BatchRun
+    from idefics.batch.text_writer import TextWriter
+
+    validate_choice("task", task.task, tuple(TASKS))
+    template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)
+    selection, shot_list = control.selection(), read_shots_file(shots.shots)
+    ledger_path = _ledger_path(inputs, outputs, control)
+    source = _open_source(inputs, model)
+    settings = _run_settings(task.task, template, options, shot_list, model, outputs, writer)
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(ledger_path))
+        run_number = ledger.run_number(settings.to_json())
+        if control.overwrite:
+            ledger.forget_run(run_number)
+        elif control.retry_failed:
+            ledger.forget_errors(run_number)
+        export = None
+        if outputs.out is not None:
+            export = LedgerExport(ledger, outputs.out, overwrite=control.overwrite)
+            if export.note:
+                writer.print_note(export.note)
+        answerer = LocalAnswerer(lambda: load_model(model).with_shots(shot_list), task.task, options)
+        stack.enter_context(closing(answerer))
+        texts = TextWriter(ledger, settings, outputs.text_settings)
+        progress = stack.enter_context(RunProgress(writer))
+        batch_run = BatchRun(
+            source, settings, template, answerer, ledger, texts, export, selection, control.max_errors, progress.show
+        )
+        started = datetime.now(UTC).astimezone()
+        with _stop_on_signals(batch_run, writer):
+            batch_run.run()
+        progress.stop()
+        _report_end(writer, batch_run, source.describe_skipped(), texts)
+        if outputs.report is not None:
+            _write_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
+
+
+def _template(task_name: str, inputs: RunInputFlags) -> PromptTemplate | None:
+    """The template of the prompts; None if the task takes none, or has one of its own."""
+    from idefics.batch.prompt_template import PromptTemplate
+
+    task, text = TASKS[task_name], inputs.prompt
+    if inputs.prompt_column is not None:
+        if text is not None:
+            raise BadSetting("--prompt and --prompt-column are both given: {column} in --prompt names a column")
+        text = "{" + inputs.prompt_column + "}"
+    if text is None:
+        if task.words_name and task.default_words is None and task is not classify.TASK:
+            raise BadPrompt(f'no {task.words_name} given: --prompt "..." or --prompt-column COLUMN')
+        return None
+    if not task.words_name or task is classify.TASK:
+        raise BadPrompt(f"{task_name} takes no prompt: `--task ask` and `--task complete` do")
+    if not text.strip():
+        raise BadPrompt(f"the {task.words_name} is empty: give a text with --prompt")
+    return PromptTemplate(text)
+
+
+def _task_options(task_name: str, labels: LabelFlags, sampling: SamplingFlags) -> dict[str, Any]:
+    """The options of the task. Raises BadSetting if one is wrong, or belongs to another task."""
+    options: dict[str, Any] = {**sampling.options(as_json=True)}
+    if task_name != classify.TASK.name:
+        if labels.labels or labels.label or labels.labels_file:
+            raise BadSetting(f"labels are for --task classify, and the task is {task_name}")
+        return options
+    if others := sorted(options.keys() - {"detail", "max_tiles"}):
+        raise BadSetting(f"{others[0]} is for tasks that write, and the task is classify")
+    options["labels"] = labels.all_labels()
+    for name in ("length_normalized", "calibrated"):
+        if getattr(labels, name):
+            options[name] = True
+    return options
+
+
+def _ledger_path(inputs: RunInputFlags, outputs: RunOutputFlags, control: RunControlFlags) -> Path:
+    """The file of the ledger. Raises BadSetting if nothing says where answers are kept."""
+    if control.ledger is not None:
+        return control.ledger
+    if outputs.out is not None:
+        return outputs.out.with_name(f"{outputs.out.name}.ledger")
+    writes_texts = outputs.sidecar is not None or outputs.write_metadata
+    if writes_texts and len(inputs.inputs) == 1 and Path(inputs.inputs[0]).is_dir():
+        return Path(inputs.inputs[0]) / ".idefics.ledger"
+    raise BadSetting(
+        "nothing says where the answers go: --out answers.jsonl (or .csv, .parquet); or --sidecar txt with --ledger FILE"
+    )
+
+
+def _open_source(inputs: RunInputFlags, model: ModelFlags) -> RowSource:
+    """The rows of the input. Raises BadPicture or BadSetting if an input cannot be read at all."""
+    from idefics.batch.sources.inputs import ListFile, open_source
+    from idefics.batch.sources.settings import SourceSettings
+    from idefics.processing.fetch import Fetcher
+
+    if not inputs.inputs and inputs.list_file is None:
+        raise BadPicture("no input given: name pictures, a folder, an archive or a table, or a list with --from")
+    settings = SourceSettings(
+        image_column=inputs.image_column,
+        id_column=inputs.id_column,
+        recursive=inputs.recursive,
+        fetcher=Fetcher(policy=model.remote_images),
+    )
+    lists = [] if inputs.list_file is None else [ListFile(inputs.list_file)]
+    return open_source([*inputs.inputs, *lists], settings)
+
+
+def _run_settings(
+    task_name: str,
+    template: PromptTemplate | None,
+    options: dict[str, Any],
+    shots: list[Shot],
+    model: ModelFlags,
+    outputs: RunOutputFlags,
+    writer: OutputWriter,
+) -> RunSettings:
+    """The settings of the run. Finds the checkpoint, and downloads it if it is not on this machine."""
+    from idefics import weights
+    from idefics.batch.run_settings import RunSettings, fingerprint_checkpoint, hash_shots, revision_of
+
+    folder = weights.find_checkpoint(
+        model.model,
+        revision=model.revision,
+        offline=model.offline or None,
+        progress=download_progress_callback(model.model, writer),
+    )
+    writer.progress.stop()
+    fingerprint = fingerprint_checkpoint(folder, weights.safetensors_files(folder))
+    changed = {name: getattr(model, name) for name in ANSWER_CHANGING_FLAGS}
+    return RunSettings(
+        task=task_name,
+        prompt="" if template is None else template.text,
+        model=model.model,
+        revision=revision_of(folder, fingerprint),
+        fingerprint=fingerprint,
+        options=options | {name: value for name, value in changed.items() if value not in (None, "auto")},
+        shots=hash_shots(shots),
+        prefix=outputs.prefix,
+        suffix=outputs.suffix,
+    )
+
+
+@contextmanager
+def _stop_on_signals(batch_run: BatchRun, writer: OutputWriter) -> Iterator[None]:
+    """Context in which Ctrl-C and SIGTERM end the run after the rows in hand, and a second one ends it at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if batch_run.is_stopping:
+            raise KeyboardInterrupt
+        batch_run.is_stopping = True
+        writer.print_status("finishing the rows in hand; Ctrl-C again stops at once, and loses nothing that is done")
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        writer.print_status(f"stopped; to go on: {_command_line()}")
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _command_line(*more: str) -> str:
+    """The command line of this process, as a shell takes it, with further flags."""
+    return shlex.join(["idefics", *sys.argv[1:], *(flag for flag in more if flag not in sys.argv)])
+
+
+def _report_end(writer: OutputWriter, batch_run: BatchRun, left_out: str, texts: TextWriter) -> None:
+    """Prints what the run has done, what failed, and how to go on."""
+    counts = batch_run.counts
+    parts = [f"{counts.num_written:,} written"]
+    if counts.num_reused:
+        parts[0] += f" ({counts.num_reused:,} of them known from equal pictures)"
+    for number, what in (
+        (counts.num_done_before, "done before"),
+        (counts.num_left_alone, "left alone, as they have a text"),
+        (counts.num_failed, "failed"),
+        (counts.num_failed_before, "failed before"),
+        (texts.num_without_file, "texts not written, as the picture has no file of its own"),
+        (texts.num_failed, "texts not written"),
+    ):
+        if number:
+            parts.append(f"{number:,} {what}")
+    if left_out:
+        writer.print_status(f"skipped: {left_out}")
+    writer.print_status(", ".join(parts))
+    first_error = counts.first_error or texts.first_error
+    if first_error:
+        writer.print_status(f"first error: {first_error}")
+    if counts.num_failed or counts.num_failed_before:
+        writer.print_status(f"to try them again: {_command_line('--retry-failed')}")
+    if batch_run.is_stopping:
+        writer.print_status(f"stopped before the end; to go on: {_command_line()}")
+    if counts.num_failed or counts.num_failed_before or texts.num_failed:
+        writer.exit_code = FAILED_ROWS
+    elif batch_run.is_stopping:
+        writer.exit_code = INTERRUPTED
+
+
+def _write_report(
+    path: Path,
+    ledger: Ledger,
+    run_number: int,
+    settings: RunSettings,
+    counts: RunCounts,
+    started: datetime,
+) -> None:
+    """Writes the report of the rows of a run, those of earlier parts of it included."""
+    from idefics.batch.ledger_export import records_after
+    from idefics.batch.records import RunSummary
+    from idefics.batch.report import write_report
+
+    summary = RunSummary(
+        task=settings.task,
+        model=settings.model,
+        revision=settings.revision,
+        settings=dict(settings.options),
+        command=_command_line(),
+        started=started,
+        seconds=counts.seconds,
+        num_written=counts.num_written,
+        num_failed=counts.num_failed,
+        num_skipped=counts.num_skipped,
+        num_tokens=counts.num_tokens,
+    )
+    records = (record for _, record in records_after(ledger, 0, run=run_number))
+    write_report(path, records, summary)
