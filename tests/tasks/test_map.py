@@ -155,9 +155,7 @@ def test_arguments_are_checked_before_a_row_is_taken(vlm):
 
 def test_the_time_limit_is_of_each_row(vlm):
     started = time.monotonic()
-    results = list(
-        vlm.map([PICTURES[0]] * 40, "write", max_new_tokens=60, timeout=30.0, on_error="return")
-    )
+    results = list(vlm.map([PICTURES[0]] * 40, "write", max_new_tokens=60, timeout=30.0, on_error="return"))
     assert not any(isinstance(done.result, RequestTimeout) for done in results)
     late = list(vlm.map(PICTURES, "write", timeout=1e-6, on_error="return"))
     assert all(isinstance(done.result, RequestTimeout) for done in late)

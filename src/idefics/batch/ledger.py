@@ -197,6 +197,16 @@ class Ledger(LedgerFile):
                 "UPDATE texts SET is_written = 1 WHERE target = ? AND kind = ?", (storable_text(target), kind)
             )
 
+    def find_thumbnail(self, path: str) -> bytes | None:
+        """The thumbnail of a picture, as a JPEG file."""
+        found = self.read_one("SELECT jpeg FROM thumbnails WHERE path = ?", storable_text(path))
+        return None if found is None else found[0]
+
+    def add_thumbnail(self, path: str, jpeg: bytes) -> None:
+        """Stores the thumbnail of a picture."""
+        with self.writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", (storable_text(path), jpeg))
+
     def find_export(self, path: str) -> tuple[int, int] | None:
         """The last row's number in an output file, and its size in bytes (-1: it is to be written anew)."""
         found = self.read_one("SELECT last_number, size FROM exports WHERE path = ?", storable_text(path))

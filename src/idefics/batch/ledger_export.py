@@ -16,14 +16,15 @@ from idefics.errors import OutputError
 EXPORT_SECONDS = 2.0
 
 
-def records_after(
-    ledger: Ledger, number: int, run: int | None = None
-) -> Iterator[tuple[int, OutputRecord]]:
+def records_after(ledger: Ledger, number: int, run: int | None = None) -> Iterator[tuple[int, OutputRecord]]:
     """Yields the rows of a ledger above a number as output, with their numbers; of one run, or of all."""
     settings_by_run = {one: RunSettings(**settings) for one, settings in ledger.runs().items()}
     for row, answer in ledger.rows_after(number):
         if run in (None, row.run):
-            yield row.number, settings_by_run[row.run].record(row.id or row.name, row.path, row.prompt, answer)
+            yield (
+                row.number,
+                settings_by_run[row.run].record(row.id or row.name, row.path, row.prompt, answer),
+            )
 
 
 class LedgerExport:

@@ -30,6 +30,7 @@ CREATE TABLE aliases (  -- content hashes of pictures into which a description w
 CREATE TABLE texts (  -- texts written next to pictures or into them; `existing` is what was there before
     target TEXT, kind TEXT, row INTEGER NOT NULL, path TEXT NOT NULL, existing TEXT, is_written INTEGER NOT NULL,
     PRIMARY KEY (target, kind)) WITHOUT ROWID;
+CREATE TABLE thumbnails (path TEXT PRIMARY KEY, jpeg BLOB NOT NULL) WITHOUT ROWID;  -- for the report
 CREATE TABLE exports (  -- how much of each output file is written; size -1: it has to be written anew
     path TEXT PRIMARY KEY, last_number INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
 """

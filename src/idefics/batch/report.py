@@ -14,9 +14,10 @@ from jinja2 import Environment, FileSystemLoader
 from idefics.batch.output_file import replace_file
 from idefics.batch.records import OutputRecord, RunSummary, compact_json, escape_surrogates
 from idefics.batch.report_charts import RecordStatistics
+from idefics.batch.thumbnails import MAX_THUMBNAILS
 
 FOLDER = Path(__file__).parent
-MAX_ROWS, MAX_THUMBNAILS = 50_000, 10_000
+MAX_ROWS = 50_000
 MAX_TEXT, MAX_PROBABILITIES = 2_000, 5
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True

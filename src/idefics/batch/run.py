@@ -18,6 +18,7 @@ from idefics.batch.row_selection import RowSelection
 from idefics.batch.rows import BatchRow, RowSource
 from idefics.batch.run_settings import RunSettings
 from idefics.batch.text_writer import TextWriter
+from idefics.batch.thumbnails import MAX_THUMBNAILS, make_thumbnail
 from idefics.errors import BadPicture, IdeficsError
 from idefics.generation.call_inputs import prefetch_map
 
@@ -79,6 +80,7 @@ class _RowInHand:
         data: the bytes of its picture, once it was read.
         content: the hash of these bytes, or what stands for it where they cannot be had.
         error: why the picture could not be read.
+        thumbnail: of the picture, where the run makes thumbnails and it could be decoded.
     """
 
     row: BatchRow
@@ -87,6 +89,7 @@ class _RowInHand:
     data: bytes = b""
     content: bytes = b""
     error: IdeficsError | None = None
+    thumbnail: bytes | None = None
 
 
 class BatchRun:
@@ -102,6 +105,7 @@ class BatchRun:
         export: the output file; None: there is none.
         selection: which rows are taken.
         max_errors: the run ends after so many rows that failed in it; None: it does not.
+        makes_thumbnails: whether thumbnails for a report are kept, of the first pictures.
         on_progress: called with the counts after each row.
 
     Attributes:
@@ -120,11 +124,13 @@ class BatchRun:
         export: LedgerExport | None,
         selection: RowSelection,
         max_errors: int | None = None,
+        makes_thumbnails: bool = False,
         on_progress: Callable[[RunCounts], None] = lambda _: None,
     ) -> None:
         self._source, self._settings, self._template, self._answerer = source, settings, template, answerer
         self._ledger, self._texts, self._export, self._selection = ledger, texts, export, selection
         self._max_errors, self._on_progress = max_errors, on_progress
+        self._num_thumbnails_left = MAX_THUMBNAILS if makes_thumbnails else 0
         self._run = ledger.run_number(settings.to_json())
         self._waiting_by_key: dict[bytes, list[_RowInHand]] = {}
         self.counts, self.is_stopping = RunCounts(), False
@@ -150,7 +156,7 @@ class BatchRun:
 
     def _items(self) -> Iterator[WorkItem]:
         """Yields an item for each key without an answer; rows that need none are stored on the way."""
-        with closing(prefetch_map(_read, self._rows_without_answer(), num_workers=NUM_READERS)) as rows:
+        with closing(prefetch_map(self._read, self._rows_without_answer(), num_workers=NUM_READERS)) as rows:
             for in_hand in rows:
                 assert isinstance(in_hand, _RowInHand)
                 row, prompt = in_hand.row, in_hand.prompt
@@ -160,6 +166,10 @@ class BatchRun:
                 if in_hand.status is not None:
                     assert row.media is not None
                     self._ledger.remember_content(row.media.path, in_hand.status, in_hand.content)
+                if in_hand.thumbnail is not None:
+                    assert row.media is not None
+                    self._ledger.add_thumbnail(row.media.path, in_hand.thumbnail)
+                    self._num_thumbnails_left -= 1
                 if self._is_known(row, prompt, in_hand.content):
                     continue
                 key = self._compute_key(in_hand.content, prompt)
@@ -169,6 +179,21 @@ class BatchRun:
                     yield WorkItem(key, data, prompt)
                 if self.is_stopping:
                     return
+
+    def _read(self, in_hand: _RowInHand) -> _RowInHand:
+        """Reads the picture of a row, and computes its content hash; runs in a thread."""
+        media = in_hand.row.media
+        assert media is not None
+        try:
+            in_hand.data = media.read()
+        except IdeficsError as error:
+            in_hand.error = error
+            return in_hand
+        if media.container is not None:
+            in_hand.content = hashlib.sha256(in_hand.data).digest()
+        if self._num_thumbnails_left > 0:
+            in_hand.thumbnail = make_thumbnail(in_hand.data, media.path)
+        return in_hand
 
     def _rows_without_answer(self) -> Iterator[_RowInHand]:
         """Yields the rows that are not known to have an answer, before their pictures are read."""
@@ -282,16 +307,3 @@ def _unread_content(in_hand: _RowInHand) -> bytes:
     if media.container is None:
         return _hash("url", media.path)
     return _hash("unreadable", in_hand.row.name, status and (status.st_size, status.st_mtime_ns))
-
-
-def _read(in_hand: _RowInHand) -> _RowInHand:
-    """Reads the picture of a row, and computes its content hash; runs in a thread."""
-    assert in_hand.row.media is not None
-    try:
-        in_hand.data = in_hand.row.media.read()
-    except IdeficsError as error:
-        in_hand.error = error
-        return in_hand
-    if in_hand.row.media.container is not None:
-        in_hand.content = hashlib.sha256(in_hand.data).digest()
-    return in_hand

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from idefics.batch.records import OutputRecord, compact_json
+from idefics.batch.records import OutputRecord
+from idefics.errors import BadPicture
+from idefics.messages import Shot
 
 KEY_BYTES = 16
 NUM_SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights
@@ -105,6 +107,23 @@ def revision_of(folder: Path, fingerprint: str) -> str:
     return folder.name if is_snapshot else fingerprint[:12]
 
 
-def hash_shots(shots: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 (hex) of few-shot examples, given as JSON values; "" without."""
-    return hashlib.sha256(compact_json(list(shots)).encode()).hexdigest() if shots else ""
+def hash_shots(shots: Sequence[Shot]) -> str:
+    """SHA-256 (hex) of few-shot examples and the content of their pictures; "" without examples.
+
+    Raises:
+        BadPicture: the file of a picture cannot be read.
+    """
+    if not shots:
+        return ""
+    parts = [(_hash_source(shot.picture.source), shot.question, shot.answer) for shot in shots]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _hash_source(source: object) -> str:
+    """SHA-256 (hex) of the file of a picture or video, or of its URL."""
+    if isinstance(source, Path):
+        try:
+            return hashlib.sha256(source.read_bytes()).hexdigest()
+        except OSError as error:
+            raise BadPicture(f"{source}: {error.strerror}") from None
+    return hashlib.sha256(str(source).encode("utf-8", "surrogateescape")).hexdigest()

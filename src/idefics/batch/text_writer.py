@@ -1,16 +1,23 @@
-"""`TextWriter`: writes the answers of a batch run next to pictures and into them, each once, whenever the run is killed."""
+"""`TextWriter`: writes the answers of a batch run next to pictures and into them, each once, also if a run is killed."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from idefics.batch.ledger import Ledger, storable_text
 from idefics.batch.rows import BatchRow
 from idefics.batch.run_settings import RunSettings
-from idefics.batch.sidecars import ExistingText, SidecarKind, join_texts, read_sidecar, sidecar_path, write_sidecar
+from idefics.batch.sidecars import (
+    ExistingText,
+    SidecarKind,
+    join_texts,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
 from idefics.batch.xmp import prepare_description, read_description
 from idefics.errors import BadRequest, IdeficsError
 
@@ -108,7 +115,9 @@ class TextWriter:
         if planned is not None and planned.row == number and planned.is_written:
             return
         if planned is not None and planned.path != storable_text(str(file)):
-            raise BadRequest(f"{file}: its text would be written to {target}, which is that of {planned.path}")
+            raise BadRequest(
+                f"{file}: its text would be written to {target}, which is that of {planned.path}"
+            )
         if planned is not None and planned.row == number:
             existing = planned.existing  # the file may have the new text already, or not
         else:

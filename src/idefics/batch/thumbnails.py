@@ -8,6 +8,7 @@ from idefics.errors import BadPicture
 
 THUMBNAIL_PIXELS, JPEG_QUALITY = 64, 60
 MAX_PICTURE_PIXELS = 2**28  # width x height; a larger picture has no thumbnail
+MAX_THUMBNAILS = 10_000  # of one report
 
 
 def make_thumbnail(data: bytes, name: str) -> bytes | None:

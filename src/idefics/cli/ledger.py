@@ -33,9 +33,9 @@ def ledger(writer: OutputWriter, flags: LedgerFlags) -> None:
 
     It may be used while a run is going on.
     """
+    from idefics.batch.export import exporter_for
     from idefics.batch.ledger import Ledger
     from idefics.batch.ledger_export import records_after
-    from idefics.batch.export import exporter_for
     from idefics.batch.output_file import OutputFile
 
     if len(flags.ledger) != 1:

@@ -28,6 +28,7 @@ from idefics.cli.demo import demo
 from idefics.cli.generate import generate
 from idefics.cli.help_format import CommandGroup
 from idefics.cli.info import info
+from idefics.cli.ledger import ledger
 from idefics.cli.models import models
 from idefics.cli.output import (
     ClosedOutput,
@@ -39,7 +40,6 @@ from idefics.cli.output import (
     redirect_to_devnull,
 )
 from idefics.cli.pictures import is_picture_argument
-from idefics.cli.ledger import ledger
 from idefics.cli.quantize import quantize
 from idefics.cli.run import run as run_command
 from idefics.cli.serve import serve, ui
@@ -47,7 +47,19 @@ from idefics.cli.tasks import make_task_command
 from idefics.errors import IdeficsError
 from idefics.tasks import TASKS
 
-COMMANDS = (*map(make_task_command, TASKS.values()), chat, generate, run_command, ledger, serve, ui, models, info, quantize, demo)
+COMMANDS = (
+    *map(make_task_command, TASKS.values()),
+    chat,
+    generate,
+    run_command,
+    ledger,
+    serve,
+    ui,
+    models,
+    info,
+    quantize,
+    demo,
+)
 
 OUTPUT_ERROR = 1
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count

@@ -66,9 +66,7 @@ class ProgressDisplay:
         if self._progress is None:
             self.start(text, 1)
         assert self._progress is not None
-        self._progress.update(
-            self._progress.task_ids[0], description=text, completed=completed, total=total
-        )
+        self._progress.update(self._progress.task_ids[0], description=text, completed=completed, total=total)
 
     def stop(self) -> None:
         """Removes the spinner or bar; does nothing where there is none."""

@@ -1,4 +1,4 @@
-"""`idefics run`: a task over any number of pictures, kept in a ledger, so that a run can be stopped and gone on with."""
+"""`idefics run`: a task over any number of pictures, kept in a ledger, so that a run may be stopped and go on later."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from idefics.tasks import TASKS, classify
 from idefics.validation import validate_choice
 
 if TYPE_CHECKING:
-    from idefics import Idefics, Shot
-    from idefics.batch.prompt_template import PromptTemplate
+    from idefics import Shot
     from idefics.batch.ledger import Ledger
+    from idefics.batch.prompt_template import PromptTemplate
     from idefics.batch.rows import RowSource
     from idefics.batch.run import BatchRun, RunCounts
     from idefics.batch.run_settings import RunSettings
@@ -97,7 +97,10 @@ def run(
         texts = TextWriter(ledger, settings, outputs.text_settings)
         progress = stack.enter_context(RunProgress(writer))
         batch_run = BatchRun(
-            source, settings, template, answerer, ledger, texts, export, selection, control.max_errors, progress.show
+            *(source, settings, template, answerer, ledger, texts, export, selection),
+            max_errors=control.max_errors,
+            makes_thumbnails=outputs.report is not None,
+            on_progress=progress.show,
         )
         started = datetime.now(UTC).astimezone()
         with _stop_on_signals(batch_run, writer):
@@ -115,7 +118,9 @@ def _template(task_name: str, inputs: RunInputFlags) -> PromptTemplate | None:
     task, text = TASKS[task_name], inputs.prompt
     if inputs.prompt_column is not None:
         if text is not None:
-            raise BadSetting("--prompt and --prompt-column are both given: {column} in --prompt names a column")
+            raise BadSetting(
+                "--prompt and --prompt-column are both given: {column} in --prompt names a column"
+            )
         text = "{" + inputs.prompt_column + "}"
     if text is None:
         if task.words_name and task.default_words is None and task is not classify.TASK:
@@ -154,7 +159,8 @@ def _ledger_path(inputs: RunInputFlags, outputs: RunOutputFlags, control: RunCon
     if writes_texts and len(inputs.inputs) == 1 and Path(inputs.inputs[0]).is_dir():
         return Path(inputs.inputs[0]) / ".idefics.ledger"
     raise BadSetting(
-        "nothing says where the answers go: --out answers.jsonl (or .csv, .parquet); or --sidecar txt with --ledger FILE"
+        "nothing says where the answers go: give --out answers.jsonl (or .csv, .parquet), or --sidecar txt and --ledger "
+        "FILE"
     )
 
 
@@ -165,7 +171,9 @@ def _open_source(inputs: RunInputFlags, model: ModelFlags) -> RowSource:
     from idefics.processing.fetch import Fetcher
 
     if not inputs.inputs and inputs.list_file is None:
-        raise BadPicture("no input given: name pictures, a folder, an archive or a table, or a list with --from")
+        raise BadPicture(
+            "no input given: name pictures, a folder, an archive or a table, or a list with --from"
+        )
     settings = SourceSettings(
         image_column=inputs.image_column,
         id_column=inputs.id_column,
@@ -219,7 +227,9 @@ def _stop_on_signals(batch_run: BatchRun, writer: OutputWriter) -> Iterator[None
         if batch_run.is_stopping:
             raise KeyboardInterrupt
         batch_run.is_stopping = True
-        writer.print_status("finishing the rows in hand; Ctrl-C again stops at once, and loses nothing that is done")
+        writer.print_status(
+            "finishing the rows in hand; Ctrl-C again stops at once, and loses nothing that is done"
+        )
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -279,8 +289,9 @@ def _write_report(
 ) -> None:
     """Writes the report of the rows of a run, those of earlier parts of it included."""
     from idefics.batch.ledger_export import records_after
-    from idefics.batch.records import RunSummary
+    from idefics.batch.records import OutputRecord, RunSummary
     from idefics.batch.report import write_report
+    from idefics.batch.thumbnails import make_thumbnail
 
     summary = RunSummary(
         task=settings.task,
@@ -295,5 +306,12 @@ def _write_report(
         num_skipped=counts.num_skipped,
         num_tokens=counts.num_tokens,
     )
+
+    def thumbnail(record: OutputRecord) -> bytes | None:
+        known = ledger.find_thumbnail(record.path)
+        if known is not None or not Path(record.path).is_file():
+            return known
+        return make_thumbnail(Path(record.path).read_bytes(), record.path)
+
     records = (record for _, record in records_after(ledger, 0, run=run_number))
-    write_report(path, records, summary)
+    write_report(path, records, summary, thumbnail)
