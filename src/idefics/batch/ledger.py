@@ -179,7 +179,7 @@ class Ledger(LedgerFile):
             storable_text(target),
             kind,
         )
-        return None if found is None else WrittenText(*found[:3], bool(found[3]))
+        return None if found is None else WrittenText(found[0], found[1], found[2], bool(found[3]))
 
     def plan_text(self, target: str, kind: str, row: int, path: str, existing: str | None) -> None:
         """Stores that a text is about to be written, and what was there before. Committed when this returns."""

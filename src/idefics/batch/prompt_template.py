@@ -43,7 +43,7 @@ class PromptTemplate:
     """
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self.text = text
         self.fields: tuple[str, ...] = tuple(
             dict.fromkeys(_field_name(match, text) for match in BRACES.finditer(text) if _is_field(match))
         )
@@ -68,7 +68,7 @@ class PromptTemplate:
         def fill(match: re.Match[str]) -> str:
             return values[match["field"]] if _is_field(match) else match[0][0]
 
-        return BRACES.sub(fill, self._text)
+        return BRACES.sub(fill, self.text)
 
 
 def _is_field(match: re.Match[str]) -> bool:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from idefics.batch.file_replacement import find_target, prepare_file
 from idefics.batch.records import compact_json, escape_surrogates
+from idefics.batch.text_settings import ExistingText, SidecarKind
 from idefics.batch.xmp_packet import NEW_PACKET, read_packet_description, set_packet_description
 from idefics.errors import BadPicture, OutputError
-
-SidecarKind = Literal["txt", "json", "xmp"]
-ExistingText = Literal["skip", "overwrite", "append", "prepend"]
 
 MAX_SIDECAR_BYTES = 1_000_000
 SEPARATOR = ", "  # between a text that is there and one that is added to it

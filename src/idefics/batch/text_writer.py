@@ -1,48 +1,20 @@
-"""`TextWriter`: writes the answers of a batch run next to pictures and into them, each once, also if a run is killed."""
+"""`TextWriter`: writes the answers of a batch run next to pictures and into them, each once, even if it is killed."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from idefics.batch.ledger import Ledger, storable_text
 from idefics.batch.rows import BatchRow
 from idefics.batch.run_settings import RunSettings
-from idefics.batch.sidecars import (
-    ExistingText,
-    SidecarKind,
-    join_texts,
-    read_sidecar,
-    sidecar_path,
-    write_sidecar,
-)
+from idefics.batch.sidecars import join_texts, read_sidecar, sidecar_path, write_sidecar
+from idefics.batch.text_settings import SidecarKind, TextKind, TextSettings
 from idefics.batch.xmp import prepare_description, read_description
 from idefics.errors import BadRequest, IdeficsError
 
-METADATA = "metadata"  # the kind of text that is written into the picture itself
 CAPTION_KIND: SidecarKind = "txt"  # the side-car that `{caption}` of a prompt reads
-
-
-@dataclass(frozen=True, slots=True)
-class TextSettings:
-    """Which texts a run writes next to pictures and into them.
-
-    Attributes:
-        sidecar: the kind of the file next to each picture; None: no file.
-        write_metadata: whether each text is written into the picture's own XMP metadata.
-        existing: what happens to a picture that has a text already: "skip" leaves it alone.
-    """
-
-    sidecar: SidecarKind | None = None
-    write_metadata: bool = False
-    existing: ExistingText = "skip"
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of text that are written for each picture."""
-        return (*((self.sidecar,) if self.sidecar else ()), *((METADATA,) if self.write_metadata else ()))
 
 
 class TextWriter:
@@ -108,7 +80,7 @@ class TextWriter:
                 self.num_failed += 1
                 self.first_error = self.first_error or str(error)
 
-    def _write_text(self, file: Path, kind: str, number: int, answer: dict[str, Any]) -> None:
+    def _write_text(self, file: Path, kind: TextKind, number: int, answer: dict[str, Any]) -> None:
         """Writes one text, unless it is written already."""
         target = _target(file, kind)
         planned = self._ledger.find_text(str(target), kind)
@@ -125,7 +97,7 @@ class TextWriter:
             self._ledger.plan_text(str(target), kind, number, str(file), existing)
         text = join_texts(existing, self._run.decorate(answer["text"]), self._settings.existing)
         if text is not None:
-            if kind == METADATA:
+            if kind == "metadata":
                 self._embed(file, text)
             else:
                 write_sidecar(target, kind, text, self._sidecar_fields(answer))
@@ -136,7 +108,7 @@ class TextWriter:
         """Writes a text into a picture, which keeps its identity: the new content becomes an alias of the old one."""
         content = hashlib.sha256(file.read_bytes()).digest()
         prepared = prepare_description(file, text)
-        original, new_content = self._ledger.original_content(content), bytes.fromhex(prepared.sha256)
+        original, new_content = self._ledger.original_content(content), prepared.sha256
         try:
             self._ledger.add_alias(new_content, original)
         except BaseException:
@@ -160,13 +132,13 @@ def _own_file(row: BatchRow) -> Path | None:
     return None if row.media is None else row.media.file
 
 
-def _target(file: Path, kind: str) -> Path:
+def _target(file: Path, kind: TextKind) -> Path:
     """The file that holds a kind of text about a picture."""
-    return file if kind == METADATA else sidecar_path(file, kind)
+    return file if kind == "metadata" else sidecar_path(file, kind)
 
 
-def _read_text(file: Path, kind: str) -> str | None:
+def _read_text(file: Path, kind: TextKind) -> str | None:
     """The text of a kind that a picture has already; None without."""
-    if kind == METADATA:
+    if kind == "metadata":
         return read_description(file)
     return read_sidecar(sidecar_path(file, kind), kind)

@@ -159,8 +159,8 @@ def _ledger_path(inputs: RunInputFlags, outputs: RunOutputFlags, control: RunCon
     if writes_texts and len(inputs.inputs) == 1 and Path(inputs.inputs[0]).is_dir():
         return Path(inputs.inputs[0]) / ".idefics.ledger"
     raise BadSetting(
-        "nothing says where the answers go: give --out answers.jsonl (or .csv, .parquet), or --sidecar txt and --ledger "
-        "FILE"
+        "nothing says where the answers go: give --out answers.jsonl (or .csv, .parquet); or --sidecar txt and "
+        "--ledger FILE"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from idefics.batch.row_selection import RowSelection
-from idefics.batch.text_writer import TextSettings
+from idefics.batch.text_settings import TextSettings
 from idefics.cli.flags import PositionalArguments, flag, flag_group, input_flag, output_flag
 from idefics.errors import BadSetting
 
