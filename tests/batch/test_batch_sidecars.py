@@ -140,6 +140,13 @@ def test_an_existing_xmp_file_keeps_its_other_properties(tmp_path):
     assert path.read_text() == written.replace("a cat", "a dog")
 
 
+def test_an_empty_xmp_file_becomes_a_whole_one(tmp_path):
+    path = tmp_path / "photo.jpg.xmp"
+    path.write_bytes(b"\n")
+    write_sidecar(path, "xmp", "a cat", {})
+    assert read_sidecar(path, "xmp") == "a cat"
+
+
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="no exiftool here")
 def test_exiftool_reads_the_xmp_file(tmp_path):
     text = 'größer & <kleiner> "🐈"\nsecond line'
@@ -198,6 +205,24 @@ def test_the_target_of_a_link_is_written(tmp_path):
     write_sidecar(link, "txt", "after", {})
     assert link.is_symlink()
     assert target.read_text() == "after\n"
+
+
+def test_content_is_on_the_disk_before_the_name_and_then_the_name(tmp_path, monkeypatch):
+    events, sync, replace = [], os.fsync, Path.replace
+
+    def note_sync(handle):
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        events.append("folder" if is_folder else f"file of {os.fstat(handle).st_size}")
+        sync(handle)
+
+    def note_rename(self, target):
+        events.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    write_sidecar(tmp_path / "a.txt", "txt", "text", {})
+    assert events == ["file of 5", "rename", "folder"]
 
 
 def call_both(path):

@@ -126,6 +126,7 @@ def test_exiftool_reads_the_text(kind, text, tmp_path):
     path = tmp_path / f"a{SUFFIX[kind]}"
     path.write_bytes(embed_description(make_picture(kind), text))
     assert exiftool_description(path) == text
+    assert read_description(path) == text
 
 
 @needs_exiftool
@@ -434,6 +435,14 @@ def test_the_flags_of_webp():
     assert embed_description(transparent, "text")[20] == 0x04 | 0x10
 
 
+def test_a_webp_file_that_lacks_its_last_byte_of_padding():
+    padded = make_picture("WebP") + b"EXIF" + struct.pack("<I", 3) + b"abc"
+    data = b"RIFF" + struct.pack("<I", len(padded) - 8) + padded[8:]
+    new = embed_description(data, "text")
+    assert extract_description(new) == "text"
+    assert b"EXIF\3\0\0\0abc\0XMP " in new
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP alpha"])
 def test_several_packets_are_refused(kind):
     once = embed_description(make_picture(kind), "text")
@@ -475,9 +484,16 @@ def test_other_formats_are_refused(format, title, tmp_path):
         (b"hello", "the file is no picture: JPEG, PNG and WebP can hold a description"),
         (b"\xff\xd8\xff", "broken JPEG: no marker at byte 2"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "broken JPEG: the segment at byte 2 does not end in the file"),
+        (b"\xff\xd8\xff\xe0\0\1\xff\xda\0\0", "broken JPEG: the segment at byte 2 does not end in the file"),
         (b"\x89PNG\r\n\x1a\n\0\0", "broken PNG: the chunk at byte 8 does not end in the file"),
         (b"RIFF\x64\0\0\0WEBP", "broken WebP: it has 12 of 108 bytes"),
         (b"RIFF\x04\0\0\0WEBP", "broken WebP: it has no chunks"),
+        (b"RIFF\x0d\0\0\0WEBPVP8 \x64\0\0\0x", "broken WebP: the chunk at byte 12 does not end in the file"),
+        (b"RIFF\x0e\0\0\0WEBPVP8 \x02\0\0\0ab", "broken WebP: its pixels have no header"),
+        (
+            b"RIFF\x16\0\0\0WEBPVP8 \x0a\0\0\0abc\x9d\x01\x2a\x00\x00\x01\x00",
+            "broken WebP: it has 0 x 1 pixels",
+        ),
     ],
 )
 def test_broken_files_are_named(content, reason, tmp_path):
@@ -550,6 +566,20 @@ def test_a_prepared_file_replaces_the_picture(tmp_path):
     assert path_times == (1_000_000_000_123_456_789, 1_100_000_000_987_654_321)
     assert stat.S_IMODE(status.st_mode) == 0o640
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_owner_is_kept_where_that_is_allowed(tmp_path, monkeypatch):
+    path = picture_file(tmp_path)
+    owners = []
+
+    def refuse(path, user, group):
+        owners.append((path.parent, user, group))
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    prepare_description(path, "text").commit()
+    assert owners == [(tmp_path, path.stat().st_uid, path.stat().st_gid)]
+    assert read_description(path) == "text"
 
 
 def test_a_discarded_file_leaves_the_picture(tmp_path):

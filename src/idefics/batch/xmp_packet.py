@@ -41,8 +41,7 @@ NEW_PACKET = f"""\
 
 _START_TAG = re.compile(rb"""<[^"'>]*(?:(?:"[^"]*"|'[^']*')[^"'>]*)*>""")
 _TAG_NAME = re.compile(rb"<([^\s/>]+)")
-_ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*(?:"[^"]*"|'[^']*')""")
-_PADDING = re.compile(rb"\s*(?=<\?xpacket end=[^>]*>\s*\Z)")
+_ATTRIBUTE = re.compile(rb"""\s++([^\s=]+)\s*=\s*(?:"[^"]*"|'[^']*')""")
 _NO_XML_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2
 
 
@@ -130,10 +129,10 @@ def set_packet_description(packet: bytes, text: str) -> bytes:
 def trim_padding(packet: bytes, max_bytes: int) -> bytes:
     """The packet with as much less padding (spaces before its end) as makes it `max_bytes` long, or none."""
     surplus = len(packet) - max_bytes
-    padding = _PADDING.search(packet)
-    if surplus <= 0 or padding is None:
+    end = packet.rfind(b"<?xpacket end=")
+    if surplus <= 0 or end < 0:
         return packet
-    return packet[: max(padding.start(), padding.end() - surplus)] + packet[padding.end() :]
+    return packet[: max(_strip_space(packet, end), end - surplus)] + packet[end:]
 
 
 def _find_rdf(packet: bytes) -> _Element:
@@ -167,7 +166,7 @@ def _parse(packet: bytes) -> _Element:
             start,
             tag.end(),
         )
-        if len(open_elements) == 1 or element.name in wanted:
+        if len(open_elements) == 1 or element.name in wanted:  # the others take no memory
             open_elements[-1].children.append(element)
         open_elements.append(element)
 
@@ -262,15 +261,23 @@ def _cut_attribute(packet: bytes, element: _Element, name: str) -> Iterator[_Edi
     """The edit that removes an attribute of an element, if it has it."""
     if name in element.attributes:
         written = f"{element.prefixes[name]}:{name.split()[1]}".encode()
-        name_end = _match_name(packet, element).end()
-        for attribute in _ATTRIBUTE.finditer(packet, name_end, element.content):
+        position = _match_name(packet, element).end()
+        while attribute := _ATTRIBUTE.match(packet, position, element.content):
+            position = attribute.end()
             if attribute[1] == written:
                 yield attribute.start(), attribute.end(), b""
 
 
 def _cut(packet: bytes, element: _Element) -> _Edit:
     """The edit that removes an element and the white space before it."""
-    return len(packet[: element.start].rstrip()), element.end, b""
+    return _strip_space(packet, element.start), element.end, b""
+
+
+def _strip_space(packet: bytes, end: int) -> int:
+    """Where the white space begins that is before the position `end`."""
+    while end and packet[end - 1] in b" \t\r\n":
+        end -= 1
+    return end
 
 
 def _apply(packet: bytes, edits: Sequence[_Edit]) -> bytes:
