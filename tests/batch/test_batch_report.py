@@ -94,8 +94,9 @@ def test_labels_of_rankings_are_counted():
 def test_few_short_answers_are_counted_as_labels():
     short = [replace(ANSWER, text=f"{number}") for number in range(30)]
     assert len(chart_bars(short, "Answers")) == len(count(short).labels()) == 30
-    for more in (replace(ANSWER, text="30"), replace(ANSWER, text="x" * 41)):
-        statistics = count([*short, more, *short])
+    assert len(count([*short[:9], replace(ANSWER, text="x" * 40)]).labels()) == 10
+    for records in ([*short, replace(ANSWER, text="30")], [*short[:9], replace(ANSWER, text="x" * 41)]):
+        statistics = count([*records, *short[:9]])
         assert statistics.labels() == []
         assert "Answers" not in [chart.title for chart in statistics.charts()]
     assert len(count([*short, replace(ANSWER, text="0")]).labels()) == 30
@@ -169,10 +170,11 @@ def test_rows_of_the_page(tmp_path):
     )
     long = replace(ANSWER, prompt="Why?", text="x" * 3000)
     name = os.fsdecode(b"\xff.jpg")
+    run = replace(RUN, command=f"idefics run {name}")
     write_report(
         path,
         [ANSWER, ranking, long, replace(FAILURE, path=name)],
-        RUN,
+        run,
         lambda record: b"jpeg" if record.id else None,
     )
     answer, ranked, cut, failed = report_rows(path)
@@ -180,6 +182,7 @@ def test_rows_of_the_page(tmp_path):
     assert ranked[1:5] == ["7", None, "a", "length"] and ranked[10:] == [["n"], "anBlZw=="]
     assert ranked[7] == [[letter, 0.1] for letter in "abcde"]
     assert cut[2:4] == ["Why?", "x" * 2000 + "... (3,000 characters)"]
+    assert r"<dd>idefics run \udcff.jpg</dd>" in path.read_text()
     assert failed[0] == r"\udcff.jpg" and failed[2:4] == ["Describe it.", None]
     assert failed[8:10] == ["BadPicture", "it is empty (0 bytes)"]
 
@@ -403,7 +406,9 @@ def test_searching_filtering_sorting_and_turning_pages(show_report):
     assert column(page, 1)[-1] == "120.jpg"  # a row without a value is the last in each direction
     page.keyboard.press("Shift+Tab")
     page.get_by_role("button", name="Tokens").click()
-    assert column(page, 1)[0] == "0.jpg"
+    assert column(page, 1)[0] == "0.jpg"  # in the order of the file
+    page.get_by_role("button", name="Tokens").click()
+    assert column(page, 1)[:2] == ["0.jpg", "1.jpg"]
 
     page.get_by_label("Search").fill("TEXT 24")
     expect(status).to_have_text("1 to 11 of 11")
