@@ -8,6 +8,7 @@ BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
 BENCH := $(VENV)/bench.stamp
 SITE := $(VENV)/site.stamp
+RAY := $(VENV)/ray.stamp
 OLDEST := $(VENV)/oldest.stamp
 OLDEST_TESTS := tests/nn tests/engine tests/models tests/generation tests/tasks tests/quant tests/weights tests/golden
 CLIENTS := $(patsubst tests/clients/environments/%.txt,$(VENV)/clients/%.stamp,$(wildcard tests/clients/environments/*.txt))
@@ -17,7 +18,7 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt
 TORCH := $(PIP) install $(if $(MAKE_TERMOUT),,-qq)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest coverage check docs wheel bench clean
+.PHONY: help demo test test-all test-oldest test-ray coverage check docs wheel bench clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,10 +26,10 @@ help: ## say what each target does
 demo: $(BASE) ## answer every kind of question about the bundled pictures; needs no network once installed
 	@$(BIN)/idefics demo
 
-test: $(DEV) ## run the tests, but not those marked slow or clients
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not clients"
+test: $(DEV) ## run the tests, but not those marked slow, clients or ray
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not clients and not ray"
 
-test-all: $(DEV) $(CLIENTS) ## run every test; those for a GPU are skipped where there is none
+test-all: $(DEV) $(CLIENTS) $(RAY) ## run every test; those for a GPU are skipped where there is none
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(DEV) ## check the layout, the lint rules and the types
@@ -38,10 +39,13 @@ check: $(DEV) ## check the layout, the lint rules and the types
 	@$(BIN)/pyright --project tests/typed --pythonpath $(BIN)/python
 
 test-oldest: $(OLDEST) ## run a part of the tests with the oldest PyTorch that is supported
-	@$(VENV)/oldest/bin/python -m pytest -q -m "not slow and not gpu and not clients and not browser" $(OLDEST_TESTS)
+	@$(VENV)/oldest/bin/python -m pytest -q -m "not slow and not gpu and not clients and not ray and not browser" $(OLDEST_TESTS)
+
+test-ray: $(RAY) ## run the tests that start a Ray cluster on this machine
+	@$(BIN)/python -m pytest -q -m "ray and not slow" tests/ray_cluster
 
 coverage: $(DEV) ## measure which lines of the package the tests of `make test` run
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not clients" --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not clients and not ray" --cov --cov-report=term:skip-covered
 
 docs: $(SITE) ## build the documentation's pages into build/site; broken links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
@@ -78,6 +82,11 @@ $(DEV): $(BASE)
 $(SITE): $(BASE)
 	@echo "Installing what builds the documentation"
 	@$(INSTALL) --editable '.[site]'
+	@touch $@
+
+$(RAY): $(DEV)
+	@echo "Installing Ray, 700 MB"
+	@$(INSTALL) --editable '.[dev,ray]'
 	@touch $@
 
 # An environment of its own: another PyTorch, and nothing that is not needed for the tests of OLDEST_TESTS.

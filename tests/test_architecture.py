@@ -505,6 +505,7 @@ def test_make_has_its_targets():
         "test",
         "test-all",
         "test-oldest",
+        "test-ray",
         "coverage",
         "check",
         "docs",

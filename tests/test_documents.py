@@ -39,7 +39,7 @@ GUIDES = ROOT / "docs" / "guides"
 # Pattern of commands that no test runs -> the reason.
 REASON_BY_SKIPPED_COMMAND = {
     r"(python3? -m )?pip install .*": "installs packages",
-    r"make (demo|docs|wheel|test|test-all|check)": "installs packages; CI runs it",
+    r"make (demo|docs|wheel|test|test-all|test-ray|check)": "installs packages; CI runs it",
     r"make bench": "takes hours",
     r"python bench/\w+\.py .*": "takes minutes; tests/bench runs the tools",
     r"python -m http\.server .*": "runs until it is ended; tests/test_guides.py serves the same pictures",

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def import_ray(what: str) -> ModuleType:
-    """Imports Ray, with its usage statistics off unless RAY_USAGE_STATS_ENABLED says otherwise.
+    """Imports Ray. Its usage statistics are off unless RAY_USAGE_STATS_ENABLED says otherwise; its log, errors only.
 
     Args:
         what: what needs it, as the beginning of a sentence.
@@ -29,6 +29,8 @@ def import_ray(what: str) -> ModuleType:
         MissingExtra: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not log.isEnabledFor(logging.DEBUG):
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
         with warnings.catch_warnings(action="ignore"):
             import ray
@@ -68,6 +70,11 @@ def connect(ray: ModuleType, address: str) -> bool:
                 **settings,
             )
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        if address == RUNNING and isinstance(error, ConnectionError):
+            raise IdeficsError(
+                "this machine is not a node of a Ray cluster: `ray start --head` starts one, `ray start --address "
+                "HOST:PORT` joins one, and local uses this machine alone"
+            ) from None
         raise IdeficsError(f"the Ray cluster at {address} cannot be used: {last_line(error)}") from None
     finally:
         if is_main_thread:  # Ray sets a handler of its own

@@ -133,11 +133,15 @@ def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
     import idefics
 
     writer.progress.start(f"Loading {flags.model}")
-    settings = asdict(flags) | {"offline": flags.offline or None}  # None leaves it to the environment
     with paused_garbage_collection():  # most of the time is the import of torch
-        vlm = idefics.load(**settings, progress=download_progress_callback(flags.model, writer))
+        vlm = idefics.load(**load_keywords(flags), progress=download_progress_callback(flags.model, writer))
     writer.progress.stop()
     return vlm
+
+
+def load_keywords(flags: ModelFlags) -> dict[str, Any]:
+    """The arguments of `idefics.load` that the flags name."""
+    return asdict(flags) | {"offline": flags.offline or None}  # None leaves it to the environment
 
 
 def download_progress_callback(model: str, writer: OutputWriter) -> ProgressCallback:

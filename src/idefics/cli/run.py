@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from idefics.cli.command import LoadModel, command, download_progress_callback
 from idefics.cli.flags import ModelFlags, ShotsFlags
 from idefics.cli.output import OutputWriter
+from idefics.cli.ray_flags import RayFlags
 from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.sampling import SamplingFlags
@@ -57,6 +58,7 @@ def run(
     sampling: SamplingFlags,
     outputs: RunOutputFlags,
     control: RunControlFlags,
+    ray: RayFlags,
 ) -> None:
     """Run a task over any number of pictures; stop it and go on at any time.
 
@@ -92,7 +94,9 @@ def run(
             export = LedgerExport(ledger, outputs.out, overwrite=control.overwrite)
             if export.note:
                 writer.print_note(export.note)
-        answerer = LocalAnswerer(lambda: load_model(model).with_shots(shot_list), task.task, options)
+        answerer = ray.create_answerer(settings, model, shot_list, options) or LocalAnswerer(
+            lambda: load_model(model).with_shots(shot_list), task.task, options
+        )
         stack.enter_context(closing(answerer))
         texts = TextWriter(ledger, settings, outputs.text_settings)
         progress = stack.enter_context(RunProgress(writer))
