@@ -33,7 +33,7 @@ def read_sidecar(path: Path, kind: SidecarKind) -> str | None:
         kind: "txt": all of it but the last line break; "json": the value of "text"; "xmp": its `dc:description`.
 
     Returns:
-        None if there is no such file, or it holds no text.
+        None if there is no such file, or its text is empty or white space.
 
     Raises:
         OutputError: it cannot be read or written, has more than a million bytes, or is not of that kind.
@@ -41,16 +41,15 @@ def read_sidecar(path: Path, kind: SidecarKind) -> str | None:
     content = _read_file(path)
     if content is None:
         return None
+    text: str | None
     match kind:
         case "txt":
-            return _decode(path, content).removesuffix("\n").removesuffix("\r")
+            text = _decode(path, content).removesuffix("\n").removesuffix("\r")
         case "json":
-            return _read_json_text(path, _decode(path, content))
+            text = _read_json_text(path, _decode(path, content))
         case "xmp":
-            try:
-                return read_packet_description(content) if content.strip() else None
-            except BadPicture as error:
-                raise OutputError(f"cannot use {path}: {error}") from None
+            text = _read_xmp_text(path, content)
+    return text if text and text.strip() else None
 
 
 def write_sidecar(path: Path, kind: SidecarKind, text: str, fields: Mapping[str, Any]) -> None:
@@ -86,7 +85,7 @@ def join_texts(existing: str | None, text: str, how: ExistingText) -> str | None
     """The text to write where there may be one already.
 
     Args:
-        existing: the text that is there; None, or one without letters, counts as none.
+        existing: the text that is there; None and white space count as none.
         text: the new text.
         how: "skip": leave it; "overwrite": write the new text; "append", "prepend": add the new text after or before
             it, with a comma between.
@@ -130,6 +129,14 @@ def _decode(path: Path, content: bytes) -> str:
         raise OutputError(
             f"cannot use {path}: it is not text in UTF-8 (byte {error.start:,}): convert it"
         ) from None
+
+
+def _read_xmp_text(path: Path, content: bytes) -> str | None:
+    """The description in an XMP sidecar, or None if it has none."""
+    try:
+        return read_packet_description(content) if content.strip() else None
+    except BadPicture as error:
+        raise OutputError(f"cannot use {path}: {error}") from None
 
 
 def _read_json_text(path: Path, content: str) -> str | None:

@@ -33,7 +33,7 @@ _CONTAINER_BY_TITLE = {
 
 
 def read_description(path: Path) -> str | None:
-    """The description in a picture file's XMP, or None if it has none.
+    """The description in a picture file's XMP; None if it has none, or white space alone.
 
     Raises:
         BadPicture: there is no such file, it is broken, or of another format than JPEG, PNG and WebP.
@@ -48,7 +48,8 @@ def read_description(path: Path) -> str | None:
 def extract_description(data: bytes) -> str | None:
     """The description in the XMP of a picture file with these bytes; `read_description` has the same errors."""
     packet = _find_container(data).read_packet(data)
-    return read_packet_description(packet) if packet is not None and packet.strip() else None
+    text = read_packet_description(packet) if packet is not None and packet.strip() else None
+    return text if text and text.strip() else None
 
 
 def embed_description(data: bytes, text: str) -> bytes:
