@@ -28,12 +28,13 @@ class AdmissionSlot:
 
     Attributes:
         cancel: stops the request, which then answers with an error.
+        is_background: whether it is a line of a batch, which no client waits for.
         usage: the amount by kind, as in `AdmissionControl.limits`.
         start_time: when the slot was acquired, by `time.monotonic`.
     """
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        self.cancel = cancel
+    def __init__(self, cancel: Callable[[], None], *, is_background: bool = False) -> None:
+        self.cancel, self.is_background = cancel, is_background
         self.usage: Counter[str] = Counter()
         self.start_time = time.monotonic()
 
@@ -45,9 +46,12 @@ class AdmissionControl:
 
     A request that alone exceeds a limit is admitted if no other request uses anything of that kind.
 
+    Background requests are admitted within what the others leave of a limit; what they use refuses no other request.
+
     Attributes:
         limits: the largest amounts of "requests", "pictures", "tokens" and "bytes".
-        usage: the amounts in use.
+        usage: the amounts in use, without those of background requests.
+        background_usage: the amounts that background requests use.
         slots: the slot of each request.
         is_closing: whether the server is shutting down and admits no requests.
     """
@@ -61,6 +65,7 @@ class AdmissionControl:
             "bytes": settings.megabytes_at_once << 20,
         }
         self.usage: Counter[str] = Counter()
+        self.background_usage: Counter[str] = Counter()
         self.slots: set[AdmissionSlot] = set()
         self.is_closing = False
         self._on_refused = on_refused
@@ -74,11 +79,14 @@ class AdmissionControl:
             self.usage[kind] < self.limits[kind] for kind in ("requests", "pictures", "tokens")
         )
 
-    def acquire_slot(self, cancel: Callable[[], None], **amounts: int) -> AdmissionSlot:
+    def acquire_slot(
+        self, cancel: Callable[[], None], *, is_background: bool = False, **amounts: int
+    ) -> AdmissionSlot:
         """Admits a request and reserves amounts for it, as `reserve`; the caller must call `release_slot` when it ends.
 
         Args:
             cancel: stops the request when the server shuts down.
+            is_background: whether no client waits for the request.
             amounts: amounts by their kinds in `limits`.
 
         Raises:
@@ -87,7 +95,7 @@ class AdmissionControl:
         if self.is_closing:
             self._on_refused("closing")
             raise shutting_down_error()
-        slot = AdmissionSlot(cancel)
+        slot = AdmissionSlot(cancel, is_background=is_background)
         self.reserve(slot, requests=1, **amounts)
         self.slots.add(slot)
         return slot
@@ -100,17 +108,22 @@ class AdmissionControl:
                 a kind may exceed its limit.
         """
         for kind, amount in amounts.items():
-            used_by_others = self.usage[kind] > slot.usage[kind]
-            if amount and used_by_others and self.usage[kind] + amount > self.limits[kind]:
-                self._on_refused(kind)
+            used = self.usage[kind] + (self.background_usage[kind] if slot.is_background else 0)
+            if amount and used > slot.usage[kind] and used + amount > self.limits[kind]:
+                if not slot.is_background:
+                    self._on_refused(kind)
                 raise self._limit_error(kind)
-        self.usage.update(amounts)
+        self._usage_of_class(slot).update(amounts)
         slot.usage.update(amounts)
+
+    def _usage_of_class(self, slot: AdmissionSlot) -> Counter[str]:
+        """The amounts that background requests use, or that the others use, whichever the slot belongs to."""
+        return self.background_usage if slot.is_background else self.usage
 
     def release_slot(self, slot: AdmissionSlot) -> None:
         """Subtracts what a request has reserved from `usage`. To be called once for each slot, as its request ends."""
         self.slots.remove(slot)
-        self.usage.subtract(slot.usage)
+        self._usage_of_class(slot).subtract(slot.usage)
         duration = time.monotonic() - slot.start_time
         self._average_duration += DURATION_SMOOTHING * (duration - self._average_duration)
         self._slot_released.set()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -10,9 +13,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from idefics import __version__
-from idefics.server import chat, completions, responses, status, tasks
+from idefics.server import batches, chat, completions, files, responses, status, tasks
+from idefics.server.batch_folder import BatchFolder
+from idefics.server.batch_queue import BatchQueue
 from idefics.server.docs_page import SECURITY_HEADERS, render_docs_page
-from idefics.server.errors import handle_error
+from idefics.server.errors import APIError, handle_error
 from idefics.server.middleware import AccessMiddleware
 from idefics.server.routing import document_errors, move_schema_definitions
 from idefics.server.server_state import ServerState
@@ -35,7 +40,7 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
         settings: the settings of the server; those of the model are not used.
 
     Raises:
-        BadSetting: the file of keys cannot be read.
+        BadSetting: the file of keys cannot be read, or the folder of batches cannot be used.
     """
     service = ServerState(vlm, settings)
     app = FastAPI(
@@ -50,10 +55,49 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
         app.add_api_route(path, serve_description, methods=["GET", "HEAD"], include_in_schema=False)
     for route_module in (chat, completions, responses, tasks, status):
         app.include_router(route_module.router)
+    if settings.batches is not None:
+        _add_batches(app, service, settings.batches)
+    else:
+        _refuse_batches(app)
     if settings.ui:
         _refuse_unknown_api_paths(app)
     app.add_middleware(AccessMiddleware, service=service, keys=settings.api_keys)
     return app
+
+
+def _add_batches(app: FastAPI, service: ServerState, path: Path) -> None:
+    """Adds the routes of files and batches; batches are carried out while the app runs.
+
+    Raises:
+        BadSetting: the folder cannot be used.
+    """
+    folder = app.state.batch_folder = BatchFolder(path)
+    queue = app.state.batch_queue = BatchQueue(app, service, folder)
+    app.include_router(files.router)
+    app.include_router(batches.router)
+
+    @asynccontextmanager
+    async def run_queue(_: FastAPI) -> AsyncIterator[None]:
+        queue.start()
+        try:
+            yield
+        finally:
+            await queue.close()
+            folder.close()
+
+    app.router.lifespan_context = run_queue
+
+
+def _refuse_batches(app: FastAPI) -> None:
+    """Adds a route that says how files and batches are turned on."""
+
+    def refuse() -> None:
+        raise APIError(404, "this server has no files and batches: start it with --batches FOLDER")
+
+    for path in ("/v1/files", "/v1/batches"):
+        for suffix in ("", "/{rest:path}"):
+            methods = ["DELETE", "GET", "POST"]
+            app.add_api_route(path + suffix, refuse, methods=methods, include_in_schema=False)
 
 
 def _refuse_unknown_api_paths(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from idefics.batch.openai_batch import MAX_FILE_BYTES
 from idefics.server import request_ids
 from idefics.server.errors import APIError, to_api_error
 from idefics.server.origins import OriginPolicy
@@ -24,9 +25,13 @@ from idefics.server.server_state import ServerState
 
 MAX_HEADERS = 100
 BODY_TIMEOUT = 60.0  # seconds for a whole request body to arrive
+UPLOAD_PATH, UPLOAD_TIMEOUT = "/v1/files", 600.0  # files of batches arrive there; seconds for a whole one
+MAX_UPLOAD_BYTES = MAX_FILE_BYTES + (1 << 16)  # with the other fields of the form
 CLIENT_READ_TIMEOUT = 60.0  # seconds for a client to read one piece of a response
 CLIENT_CLOSED_REQUEST = 499  # status in the access log, as nginx has it
 CONTEXT_SCOPE_KEY = "idefics.request_context"
+# In the scope of a request that this process itself makes, for a line of a batch; a server never sets it.
+IN_PROCESS_SCOPE_KEY = "idefics.in_process"
 # A slash at the end makes no difference, except on the page, whose paths are Gradio's.
 TRAILING_SLASH_PATTERN = re.compile(r"(/v1/.+|/health|/ready|/metrics|/docs|/openapi\.json)/+")
 
@@ -45,6 +50,7 @@ class AccessMiddleware:
         self.origin_policy = OriginPolicy(service.settings)
         self.key_digests = [hashlib.sha256(key).digest() for key in keys]
         self.max_body_bytes = service.settings.body_megabytes << 20
+        self.has_uploads = service.settings.batches is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -75,15 +81,19 @@ class AccessMiddleware:
                 )
             content_length = headers.get("content-length", "")
             if content_length.isdecimal():
-                self.check_body_size(int(content_length[:20]))
+                self.check_body_size(path, int(content_length[:20]))
 
-    def check_body_size(self, num_bytes: int) -> None:
+    def is_upload(self, path: str) -> bool:
+        """Whether the body of a request is a file, which is written to the disk as it arrives."""
+        return self.has_uploads and path == UPLOAD_PATH
+
+    def check_body_size(self, path: str, num_bytes: int) -> None:
         """Raises an `APIError` (413) if a body is too large, as its header says or as it has arrived so far."""
-        if num_bytes > self.max_body_bytes:
-            raise APIError(
-                413,
-                f"the request is larger than {self.max_body_bytes:,} bytes: send fewer or smaller pictures",
-            )
+        is_upload = self.is_upload(path)
+        max_bytes = MAX_UPLOAD_BYTES if is_upload else self.max_body_bytes
+        if num_bytes > max_bytes:
+            hint = "split the file" if is_upload else "send fewer or smaller pictures"
+            raise APIError(413, f"the request is larger than {max_bytes:,} bytes: {hint}")
 
     def _check_key(self, headers: Headers) -> None:
         """Raises an `APIError` (401) if the server has keys and the request has none of them."""
@@ -112,7 +122,9 @@ class RequestHandler:
         self.middleware, self.scope, self._receive, self._send = middleware, scope, receive, send
         self.headers = Headers(scope=scope)
         self.start_time = time.monotonic()
-        self.body_deadline = asyncio.get_running_loop().time() + BODY_TIMEOUT
+        self.is_upload, self.num_body_bytes = middleware.is_upload(scope["path"]), 0
+        self.body_timeout = UPLOAD_TIMEOUT if self.is_upload else BODY_TIMEOUT
+        self.body_deadline = asyncio.get_running_loop().time() + self.body_timeout
         self.body_received, self.client_disconnected = asyncio.Event(), asyncio.Event()
         self.status = 0  # of the response, once it has begun
         self.is_response_complete = False
@@ -144,12 +156,13 @@ class RequestHandler:
 
     async def _check_headers_and_run_app(self) -> None:
         """Checks the headers and runs the app. POST requests of the API get a `RequestContext`."""
-        path = self.scope["path"]
-        self.middleware.check_headers(path, self.headers)
+        path, is_in_process = self.scope["path"], IN_PROCESS_SCOPE_KEY in self.scope
+        if not is_in_process:
+            self.middleware.check_headers(path, self.headers)
         if self.scope["method"] != "POST" or not is_api_path(path):  # the page acquires slots itself
             await self.middleware.app(self.scope, self._receive, self.send)
             return
-        context = RequestContext(self.middleware.service)
+        context = RequestContext(self.middleware.service, is_background=is_in_process)
         self.scope[CONTEXT_SCOPE_KEY] = context
         try:
             await self._run_app_until_disconnect()
@@ -192,10 +205,13 @@ class RequestHandler:
             async with asyncio.timeout_at(self.body_deadline):
                 message = await self._receive()
         except TimeoutError:
-            raise APIError(408, f"the request took longer than {BODY_TIMEOUT:g} s to arrive") from None
-        context: RequestContext = self.scope[CONTEXT_SCOPE_KEY]
-        self.middleware.service.admission.reserve(context.slot, bytes=len(message.get("body", b"")))
-        self.middleware.check_body_size(context.slot.usage["bytes"])
+            raise APIError(408, f"the request took longer than {self.body_timeout:g} s to arrive") from None
+        num_bytes = len(message.get("body", b""))
+        self.num_body_bytes += num_bytes
+        if not self.is_upload:
+            context: RequestContext = self.scope[CONTEXT_SCOPE_KEY]
+            self.middleware.service.admission.reserve(context.slot, bytes=num_bytes)
+        self.middleware.check_body_size(self.scope["path"], self.num_body_bytes)
         if message["type"] == "http.disconnect":
             self.client_disconnected.set()
         if self.client_disconnected.is_set() or not message.get("more_body", False):
@@ -236,6 +252,11 @@ class RequestHandler:
 def is_api_path(path: str) -> bool:
     """Whether a path belongs to the API, and not to the page or to monitoring."""
     return path.startswith("/v1/")
+
+
+def api_key_id(headers: Headers) -> str:
+    """Identifies the API key of a request: SHA-256, shortened to 32 hexadecimal digits."""
+    return hashlib.sha256(_extract_key(headers.get("authorization", ""))).hexdigest()[:32]
 
 
 def _extract_key(authorization: str) -> bytes:

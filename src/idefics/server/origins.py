@@ -78,7 +78,7 @@ class OriginPolicy:
         self._check_origin(origin)
         requested_headers = request_headers.get("access-control-request-headers", "")
         headers = {
-            "access-control-allow-methods": "GET, HEAD, POST",
+            "access-control-allow-methods": "DELETE, GET, HEAD, POST",
             "access-control-allow-headers": requested_headers
             if HEADER_NAMES_PATTERN.fullmatch(requested_headers)
             else "authorization, content-type, x-request-id",

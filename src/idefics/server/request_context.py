@@ -35,9 +35,9 @@ class RequestContext:
         is_cancelled: whether a shutdown cancelled it, or it is closed.
     """
 
-    def __init__(self, service: ServerState) -> None:
+    def __init__(self, service: ServerState, *, is_background: bool = False) -> None:
         self.service = service
-        self.slot = service.admission.acquire_slot(self.cancel)
+        self.slot = service.admission.acquire_slot(self.cancel, is_background=is_background)
         self.streams: list[Stream] = []
         self.scoring_handle: RequestHandle | None = None
         self.preparation_time = 0.0

@@ -121,6 +121,11 @@ class Settings:
     drain: float = _setting(
         "Limits", 30.0, "Seconds for requests to finish after SIGTERM or Ctrl-C.", 0, 86_400
     )
+    batches: Path | None = _setting(  # noqa: RUF009
+        "Batches",
+        None,
+        "Folder for clients' files and batches (/v1/files, /v1/batches); unset: there are none.",
+    )
 
     def __post_init__(self) -> None:
         for setting in fields(self):

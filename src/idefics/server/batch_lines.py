@@ -1,0 +1,194 @@
+"""Answers the lines of a batch file with the server's own routes; the answers are kept in a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from idefics.batch.ledger import Ledger, LedgerRow
+from idefics.batch.openai_batch import BatchFileLimits, BatchLine, answered_line, read_batch_lines
+from idefics.server.admission import AdmissionControl
+from idefics.server.in_process import InProcessResponse, post_in_process
+from idefics.server.request_body import MAX_JSON_VALUES
+from idefics.server.settings import Settings
+
+LINE_OVERHEAD = 1 << 16  # bytes of a line without its body, whose size is limited like that of any request
+SLOT_SECONDS = 0.1  # between two attempts to begin a line
+SERVER_BUSY, SERVER_CLOSING = 429, 503  # statuses with which a line is tried again
+
+
+def batch_file_limits(settings: Settings, max_lines: int | None = None) -> BatchFileLimits:
+    """The limits of a batch file: those of the bodies of requests, and a number of lines."""
+    line_bytes = (settings.body_megabytes << 20) + LINE_OVERHEAD
+    return BatchFileLimits(line_bytes=line_bytes, line_values=MAX_JSON_VALUES, lines=max_lines)
+
+
+class LineSlots:
+    """How many lines of all batches are answered at the same time: fewer, down to one, while clients use the server.
+
+    Args:
+        admission: knows how many requests clients have sent.
+        max_lines: the number while there are none.
+    """
+
+    def __init__(self, admission: AdmissionControl, max_lines: int) -> None:
+        self._admission, self._max_lines = admission, max_lines
+        self._num_used, self._released = 0, asyncio.Event()
+
+    async def acquire(self, should_stop: Callable[[], bool]) -> bool:
+        """Waits for a slot, which the caller must `release`; returns False as soon as `should_stop()` is true."""
+        while not should_stop():
+            if self._num_used < max(1, self._max_lines - self._admission.usage["requests"]):
+                self._num_used += 1
+                return True
+            self._released.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SLOT_SECONDS):
+                    await self._released.wait()
+        return False
+
+    def release(self) -> None:
+        """Frees a slot."""
+        self._num_used -= 1
+        self._released.set()
+
+
+@dataclass(frozen=True, slots=True)
+class LineOutcome:
+    """How a line was answered.
+
+    Attributes:
+        is_error: whether the answer has an error status.
+        tokens: number of generated tokens.
+        message: the error's message; "" for an answer.
+    """
+
+    is_error: bool
+    tokens: int
+    message: str
+
+
+class BatchLineRunner:
+    """Answers the lines of a batch file that have no answer in a ledger, several at the same time.
+
+    A line is a row of the ledger, and its `custom_id` the row's name. What is in hand when the run ends early is not
+    kept, and is computed by the next run.
+
+    Args:
+        app: its routes answer.
+        slots: the slots of all runners of the app.
+        ledger: keeps the answers; of this batch alone.
+        run: the number of the run in the ledger.
+        path: the file, which `check_batch_file` has found valid.
+        limits: of the file.
+        max_lines: only the first lines are answered; None: all.
+        on_outcome: called with the outcome of each line that was answered.
+        should_stop: whether no more lines are to begin.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        slots: LineSlots,
+        ledger: Ledger,
+        run: int,
+        path: Path,
+        limits: BatchFileLimits,
+        on_outcome: Callable[[BatchLine, LineOutcome], None],
+        should_stop: Callable[[], bool],
+        max_lines: int | None = None,
+    ) -> None:
+        self._app, self._slots, self._ledger, self._run_number = app, slots, ledger, run
+        self._path, self._limits, self._max_lines = path, limits, max_lines
+        self._on_outcome, self._should_stop = on_outcome, should_stop
+        self._is_closing = False
+
+    async def run(self) -> None:
+        """Answers the lines. Those in hand when `should_stop` becomes true are answered too.
+
+        Raises:
+            OutputError: the file or the ledger cannot be used; the answers of before are kept.
+        """
+        lines, running = self._unanswered_lines(), set[asyncio.Task[None]]()
+        with ThreadPoolExecutor(1, thread_name_prefix="idefics-batch-lines") as thread:
+            try:
+                while await self._slots.acquire(lambda: self._should_stop() or self._is_closing):
+                    line = await asyncio.get_running_loop().run_in_executor(thread, next, lines, None)
+                    if line is None:
+                        self._slots.release()
+                        break
+                    running.add(asyncio.create_task(self._answer(line, thread)))
+                    done = {task for task in running if task.done()}
+                    running -= done
+                    for task in done:
+                        task.result()
+                await asyncio.gather(*running)
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+
+    def _unanswered_lines(self) -> Iterator[BatchLine]:
+        """Yields the lines without an answer. Runs in the thread of `run`."""
+        for index, line in enumerate(read_batch_lines(self._path, self._limits)):
+            if self._max_lines is not None and index >= self._max_lines:
+                return
+            row = self._ledger.find_row(self._run_number, line.custom_id)
+            if row is None or row.key != line.key:
+                yield line
+
+    async def _answer(self, line: BatchLine, thread: ThreadPoolExecutor) -> None:
+        """Answers a line and stores the answer, unless the server shuts down. Releases its slot."""
+        try:
+            start_time = time.monotonic()
+            response = await post_in_process(self._app, line.url, line.body)
+            while response.status == SERVER_BUSY:
+                await asyncio.sleep(response.retry_after)
+                if self._should_stop():
+                    return
+                response = await post_in_process(self._app, line.url, line.body)
+            if response.status == SERVER_CLOSING:
+                self._is_closing = True
+                return
+            seconds = round(time.monotonic() - start_time, 3)
+            outcome = _outcome(response)
+            await asyncio.get_running_loop().run_in_executor(
+                thread, self._store, line, response, outcome, seconds
+            )
+            self._on_outcome(line, outcome)
+        finally:
+            self._slots.release()
+
+    def _store(
+        self, line: BatchLine, response: InProcessResponse, outcome: LineOutcome, seconds: float
+    ) -> None:
+        """Stores the line of the output as the text of the answer of a row."""
+        text = answered_line(line.custom_id, response.status, response.request_id, response.body)
+        answer: dict[str, Any] = {"text": text, "tokens": outcome.tokens, "seconds": seconds}
+        if outcome.is_error:
+            answer |= {"error_type": f"HTTP {response.status}", "error": outcome.message}
+        row = LedgerRow(
+            run=self._run_number,
+            name=line.custom_id,
+            key=line.key,
+            id=line.custom_id,
+            path=line.custom_id,
+            prompt="",
+        )
+        self._ledger.add_row(row, answer)
+
+
+def _outcome(response: InProcessResponse) -> LineOutcome:
+    """The outcome of a response."""
+    if response.status != 200:
+        return LineOutcome(True, 0, response.body["error"]["message"])
+    usage = response.body["usage"]
+    return LineOutcome(False, usage.get("completion_tokens", usage.get("output_tokens", 0)), "")
