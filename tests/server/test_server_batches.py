@@ -53,9 +53,8 @@ def read_lines(client, file_id):
 
 @contextmanager
 def run_client(vlm, folder, **settings):
-    with run_server(vlm, batches=folder, **settings) as (url, service):
-        with strict_client(url) as client:
-            yield client, service
+    with run_server(vlm, batches=folder, **settings) as (url, service), strict_client(url) as client:
+        yield client, service
 
 
 @pytest.fixture(scope="module")
