@@ -3,8 +3,10 @@
 import hashlib
 from pathlib import Path
 
+from idefics.batch.export import exporter_for
 from idefics.batch.ledger import Ledger
 from idefics.batch.ledger_export import LedgerExport
+from idefics.batch.output_file import OutputFile
 from idefics.batch.prompt_template import PromptTemplate
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.rows import BatchRow, Media
@@ -95,7 +97,11 @@ def run_batch(
             opened.forget_run(number)
         elif retry_failed:
             opened.forget_errors(number)
-        export = None if out is None else LedgerExport(opened, Path(out), overwrite=overwrite)
+        export = (
+            None
+            if out is None
+            else LedgerExport(opened, OutputFile(Path(out), exporter_for(Path(out))), overwrite=overwrite)
+        )
         run = BatchRun(
             source,
             settings,

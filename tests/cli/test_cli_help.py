@@ -11,7 +11,7 @@ import idefics as package
 from idefics.cli import main as cli
 from idefics.tasks import TASKS
 
-COMMANDS = [*TASKS, "chat", "generate", "serve", "ui", "models", "info", "quantize", "demo"]
+COMMANDS = [*TASKS, "chat", "generate", "run", "ledger", "serve", "ui", "models", "info", "quantize", "demo"]
 EXAMPLES = [
     *(
         example
@@ -75,8 +75,20 @@ def test_help_of_a_command_fits_and_is_aligned(capsys, monkeypatch, command):
     assert len({start - flags.rfind("\n", 0, start) for start in starts}) == 1, "one column for all sections"
 
 
+def run_in_earnest(words, folder, capsys, monkeypatch):
+    """Runs a command with the demo model; `ledger` after the run that makes one."""
+    monkeypatch.setenv("IDEFICS_MODEL", "demo")
+    (folder / "goods.csv").write_text("image,item,sku\na.png,hat,s1\n")
+    if words[0] == "ledger":
+        assert cli.run(["run", "photos/", "--out", "captions.jsonl"]) == 0
+    capsys.readouterr()
+    assert cli.run(words) == 0
+    printed = capsys.readouterr()
+    assert "1 answered" in printed.out or "1 written" in printed.err or "is written" in printed.err
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin, example):
+def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin, capsys, example):
     """Each example runs in a folder with the files that it names."""
     data = (photo_folder / "a.png").read_bytes()
     for name in ("photo.jpg", "cat.jpg", "dog.jpg", "photos/one.jpg", "page.png", "formula.png"):
@@ -89,6 +101,9 @@ def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin
     words = shlex.split(re.split(r" [<>] \S+", example)[0].removeprefix("cat photo.jpg | "))
     assert words[0] == "idefics"
     if words[1:] == ["demo"]:
+        return
+    if words[1] in ("run", "ledger"):
+        run_in_earnest(words[1:], photo_folder, capsys, monkeypatch)
         return
     if words[1] == "quantize":  # in earnest: with the model that is here
         words[2] = "demo"

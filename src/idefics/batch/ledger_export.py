@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from idefics.batch.export import exporter_for
 from idefics.batch.ledger import Ledger
-from idefics.batch.output_file import OutputFile, check_writable
+from idefics.batch.output_file import OutputFile
 from idefics.batch.records import OutputRecord
 from idefics.batch.run_settings import RunSettings
 from idefics.errors import OutputError
@@ -32,18 +30,16 @@ class LedgerExport:
 
     Args:
         ledger: has the rows.
-        path: the output file.
+        file: the output file.
         overwrite: whether a file that was not written from this ledger may be replaced.
 
     Raises:
-        BadSetting: the suffix is of no known form.
-        OutputError: the file cannot be written, or was not written from this ledger.
+        OutputError: the file cannot be cut back, or was not written from this ledger.
     """
 
-    def __init__(self, ledger: Ledger, path: Path, *, overwrite: bool = False) -> None:
-        self._ledger, self._path, self._key = ledger, path, str(path.absolute())
-        self._file = OutputFile(path, exporter_for(path))
-        self.note = check_writable(path)
+    def __init__(self, ledger: Ledger, file: OutputFile, *, overwrite: bool = False) -> None:
+        path = file.path
+        self._ledger, self._file, self._key = ledger, file, str(path.absolute())
         self._export_time = time.monotonic()
         mark = ledger.find_export(self._key)
         exists = path.exists() and path.stat().st_size > 0

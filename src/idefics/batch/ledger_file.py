@@ -60,9 +60,8 @@ class LedgerFile:
             if read_only:
                 if not path.is_file():
                     raise OutputError(f"{path}: no such ledger: name the file that `idefics run` has kept")
-                self._connection = sqlite3.connect(
-                    f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
-                )
+                self._connection = sqlite3.connect(path, isolation_level=None)
+                self._connection.execute("PRAGMA query_only = 1")
                 self._check_version()
                 return
             self._refuse_network_file_system()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from idefics.batch.answerers import Answerer, WorkItem, error_fields
@@ -16,6 +15,7 @@ from idefics.batch.ledger_export import LedgerExport
 from idefics.batch.prompt_template import PromptTemplate
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.rows import BatchRow, RowSource
+from idefics.batch.run_counts import RunCounts
 from idefics.batch.run_settings import RunSettings
 from idefics.batch.text_writer import TextWriter
 from idefics.batch.thumbnails import MAX_THUMBNAILS, make_thumbnail
@@ -23,50 +23,6 @@ from idefics.errors import BadPicture, IdeficsError
 from idefics.generation.call_inputs import prefetch_map
 
 NUM_READERS = 8  # threads that read files and fetch URLs
-
-
-@dataclass(slots=True)
-class RunCounts:
-    """What a run has done so far.
-
-    Attributes:
-        num_expected: how many rows it takes, about; None if that is not known.
-        num_written: rows that were answered, those with a known answer included.
-        num_failed: rows that ended in an error.
-        num_reused: rows among these whose answer was known, from an equal picture or an earlier run.
-        num_done_before: rows that had an answer when the run came to them.
-        num_failed_before: rows that had failed in an earlier run, and were left so.
-        num_left_alone: rows whose picture has a text already, which is kept.
-        num_tokens: tokens that were generated.
-        first_error: path and message of the first row that failed.
-        start_time: when the run began, by `time.monotonic`.
-    """
-
-    num_expected: int | None = None
-    num_written: int = 0
-    num_failed: int = 0
-    num_reused: int = 0
-    num_done_before: int = 0
-    num_failed_before: int = 0
-    num_left_alone: int = 0
-    num_tokens: int = 0
-    first_error: str = ""
-    start_time: float = field(default_factory=time.monotonic)
-
-    @property
-    def num_skipped(self) -> int:
-        """Rows that needed no work."""
-        return self.num_done_before + self.num_failed_before + self.num_left_alone
-
-    @property
-    def num_done(self) -> int:
-        """Rows that need no more work."""
-        return self.num_written + self.num_failed + self.num_skipped
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self.start_time
 
 
 @dataclass(slots=True)

@@ -41,16 +41,12 @@ class TextWriter:
         self.first_error = ""
 
     def leaves_alone(self, row: BatchRow) -> bool:
-        """Whether a row that has no answer needs none, as its picture has a text already that is kept.
-
-        Raises:
-            BadRequest: the existing text cannot be read.
-        """
+        """Whether a row that has no answer needs none, as its picture has a text already that is kept."""
         file = _own_file(row)
         return (
             file is not None
             and self._settings.existing == "skip"
-            and any(_read_text(file, kind) is not None for kind in self._settings.kinds)
+            and any(_has_text(file, kind) for kind in self._settings.kinds)
         )
 
     def existing_caption(self, row: BatchRow) -> str | None:
@@ -142,3 +138,11 @@ def _read_text(file: Path, kind: TextKind) -> str | None:
     if kind == "metadata":
         return read_description(file)
     return read_sidecar(sidecar_path(file, kind), kind)
+
+
+def _has_text(file: Path, kind: TextKind) -> bool:
+    """Whether a picture has a text of a kind. A sidecar that cannot be read is one; a broken picture has none in it."""
+    try:
+        return _read_text(file, kind) is not None
+    except IdeficsError:
+        return kind != "metadata"

@@ -36,6 +36,7 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # they could 
 KEYWORD_NAMES = (
     *dict.fromkeys(field.name for group in (ModelFlags, SamplingFlags, Settings) for field in fields(group)),
     "length_normalized",
+    *("task", "limit", "shard", "max_errors", "image_column", "id_column"),
 )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from idefics.cli.command import LoadModel, command, download_progress_callback
 from idefics.cli.flags import ModelFlags, ShotsFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
+from idefics.cli.run_end import command_line, report_end, write_run_report
 from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.sampling import SamplingFlags
@@ -26,14 +25,12 @@ from idefics.validation import validate_choice
 
 if TYPE_CHECKING:
     from idefics import Shot
-    from idefics.batch.ledger import Ledger
+    from idefics.batch.output_file import OutputFile
     from idefics.batch.prompt_template import PromptTemplate
     from idefics.batch.rows import RowSource
-    from idefics.batch.run import BatchRun, RunCounts
+    from idefics.batch.run import BatchRun
     from idefics.batch.run_settings import RunSettings
-    from idefics.batch.text_writer import TextWriter
 
-FAILED_ROWS, INTERRUPTED = 1, 130  # exit codes
 # Flags of the model that change answers, and so belong to the key of each row.
 ANSWER_CHANGING_FLAGS = ("dtype", "quantize", "kernels")
 
@@ -41,8 +38,8 @@ ANSWER_CHANGING_FLAGS = ("dtype", "quantize", "kernels")
 @command(
     "idefics run photos/ --out captions.jsonl",
     'idefics run photos/ --task ask --prompt "How many people are there?" --out people.csv',
-    'idefics run photos/ --task classify --labels "indoors,outdoors" --out places.parquet --report places.html',
-    'idefics run goods.csv --task ask --prompt "What colour is the {item}?" --id-column sku --out colours.csv',
+    'idefics run photos/ --task classify --labels "indoors,outdoors" --out a.csv --report a.html',
+    'idefics run goods.csv --task ask --prompt "What colour is the {item}?" --out colours.csv',
     "idefics run photos/ --sidecar txt --existing append --prefix 'sks, '",
     usage="INPUT...",
     has_json=False,
@@ -56,9 +53,9 @@ def run(
     shots: ShotsFlags,
     model: ModelFlags,
     sampling: SamplingFlags,
-    outputs: RunOutputFlags,
     control: RunControlFlags,
     ray: RayFlags,
+    outputs: RunOutputFlags,
 ) -> None:
     """Run a task over any number of pictures; stop it and go on at any time.
 
@@ -77,23 +74,17 @@ def run(
     from idefics.batch.text_writer import TextWriter
 
     validate_choice("task", task.task, tuple(TASKS))
+    output_file = _check_outputs(outputs, writer)
     template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
-    ledger_path = _ledger_path(inputs, outputs, control)
-    source = _open_source(inputs, model)
+    source, ledger_path = _open_source(inputs, model), _ledger_path(inputs, outputs, control)
     settings = _run_settings(task.task, template, options, shot_list, model, outputs, writer)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
-        run_number = ledger.run_number(settings.to_json())
-        if control.overwrite:
-            ledger.forget_run(run_number)
-        elif control.retry_failed:
-            ledger.forget_errors(run_number)
+        run_number = control.prepare_ledger(ledger, settings)
         export = None
-        if outputs.out is not None:
-            export = LedgerExport(ledger, outputs.out, overwrite=control.overwrite)
-            if export.note:
-                writer.print_note(export.note)
+        if output_file is not None:
+            export = LedgerExport(ledger, output_file, overwrite=control.overwrite)
         answerer = ray.create_answerer(settings, model, shot_list, options) or LocalAnswerer(
             lambda: load_model(model).with_shots(shot_list), task.task, options
         )
@@ -110,9 +101,20 @@ def run(
         with _stop_on_signals(batch_run, writer):
             batch_run.run()
         progress.stop()
-        _report_end(writer, batch_run, source.describe_skipped(), texts)
+        report_end(writer, batch_run, source.describe_skipped(), texts)
         if outputs.report is not None:
-            _write_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
+            write_run_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
+
+
+def _check_outputs(outputs: RunOutputFlags, writer: OutputWriter) -> OutputFile | None:
+    """The output file, if there is one; checks that it and the report can be written."""
+    from idefics.batch.export import exporter_for
+    from idefics.batch.output_file import OutputFile, check_writable
+
+    for path in (outputs.out, outputs.report):
+        if path is not None and (note := check_writable(path)):
+            writer.print_note(note)
+    return None if outputs.out is None else OutputFile(outputs.out, exporter_for(outputs.out))
 
 
 def _template(task_name: str, inputs: RunInputFlags) -> PromptTemplate | None:
@@ -239,83 +241,8 @@ def _stop_on_signals(batch_run: BatchRun, writer: OutputWriter) -> Iterator[None
     try:
         yield
     except KeyboardInterrupt:
-        writer.print_status(f"stopped; to go on: {_command_line()}")
+        writer.print_status(f"stopped; to go on: {command_line()}")
         raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _command_line(*more: str) -> str:
-    """The command line of this process, as a shell takes it, with further flags."""
-    return shlex.join(["idefics", *sys.argv[1:], *(flag for flag in more if flag not in sys.argv)])
-
-
-def _report_end(writer: OutputWriter, batch_run: BatchRun, left_out: str, texts: TextWriter) -> None:
-    """Prints what the run has done, what failed, and how to go on."""
-    counts = batch_run.counts
-    parts = [f"{counts.num_written:,} written"]
-    if counts.num_reused:
-        parts[0] += f" ({counts.num_reused:,} of them known from equal pictures)"
-    for number, what in (
-        (counts.num_done_before, "done before"),
-        (counts.num_left_alone, "left alone, as they have a text"),
-        (counts.num_failed, "failed"),
-        (counts.num_failed_before, "failed before"),
-        (texts.num_without_file, "texts not written, as the picture has no file of its own"),
-        (texts.num_failed, "texts not written"),
-    ):
-        if number:
-            parts.append(f"{number:,} {what}")
-    if left_out:
-        writer.print_status(f"skipped: {left_out}")
-    writer.print_status(", ".join(parts))
-    first_error = counts.first_error or texts.first_error
-    if first_error:
-        writer.print_status(f"first error: {first_error}")
-    if counts.num_failed or counts.num_failed_before:
-        writer.print_status(f"to try them again: {_command_line('--retry-failed')}")
-    if batch_run.is_stopping:
-        writer.print_status(f"stopped before the end; to go on: {_command_line()}")
-    if counts.num_failed or counts.num_failed_before or texts.num_failed:
-        writer.exit_code = FAILED_ROWS
-    elif batch_run.is_stopping:
-        writer.exit_code = INTERRUPTED
-
-
-def _write_report(
-    path: Path,
-    ledger: Ledger,
-    run_number: int,
-    settings: RunSettings,
-    counts: RunCounts,
-    started: datetime,
-) -> None:
-    """Writes the report of the rows of a run, those of earlier parts of it included."""
-    from idefics.batch.ledger_export import records_after
-    from idefics.batch.records import OutputRecord, RunSummary
-    from idefics.batch.report import write_report
-    from idefics.batch.thumbnails import make_thumbnail
-
-    summary = RunSummary(
-        task=settings.task,
-        model=settings.model,
-        revision=settings.revision,
-        settings=dict(settings.options),
-        command=_command_line(),
-        started=started,
-        seconds=counts.seconds,
-        num_written=counts.num_written,
-        num_failed=counts.num_failed,
-        num_skipped=counts.num_skipped,
-        num_tokens=counts.num_tokens,
-    )
-
-    def thumbnail(record: OutputRecord) -> bytes | None:
-        known = ledger.find_thumbnail(record.path)
-        if known is not None or not Path(record.path).is_file():
-            return known
-        return make_thumbnail(Path(record.path).read_bytes(), record.path)
-
-    records = (record for _, record in records_after(ledger, 0, run=run_number))
-    write_report(path, records, summary, thumbnail)

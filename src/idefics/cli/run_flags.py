@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.text_settings import TextSettings
 from idefics.cli.flags import PositionalArguments, flag, flag_group, input_flag, output_flag
 from idefics.errors import BadSetting
+
+if TYPE_CHECKING:
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.run_settings import RunSettings
 
 run_flag = partial(flag, "Going on")
 SHARD = re.compile(r"(\d+)/(\d+)")
@@ -96,3 +100,12 @@ class RunControlFlags:
         if match is None:
             raise BadSetting(f"--shard is {self.shard!r}; give i/n with i from 1 to n, such as 1/4")
         return RowSelection(shard=int(match[1]), num_shards=int(match[2]), limit=self.limit)
+
+    def prepare_ledger(self, ledger: Ledger, settings: RunSettings) -> int:
+        """Deletes the rows of the run that are to be computed again; returns the number of its settings."""
+        run_number = ledger.run_number(settings.to_json())
+        if self.overwrite:
+            ledger.forget_run(run_number)
+        elif self.retry_failed:
+            ledger.forget_errors(run_number)
+        return run_number

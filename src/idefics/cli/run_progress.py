@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
-    from idefics.batch.run import RunCounts
+    from idefics.batch.run_counts import RunCounts
 
 LINE_SECONDS = 10.0  # between plain lines
 BAR_SECONDS = 0.1

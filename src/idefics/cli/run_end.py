@@ -1,0 +1,96 @@
+"""The end of `idefics run`: what it prints, its exit code, and the report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics.cli.output import OutputWriter
+
+if TYPE_CHECKING:
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.records import OutputRecord
+    from idefics.batch.run import BatchRun
+    from idefics.batch.run_counts import RunCounts
+    from idefics.batch.run_settings import RunSettings
+    from idefics.batch.text_writer import TextWriter
+
+FAILED_ROWS, INTERRUPTED = 1, 130  # exit codes
+
+
+def command_line(*more: str) -> str:
+    """The command line of this process, as a shell takes it, with further flags."""
+    return shlex.join(["idefics", *sys.argv[1:], *(flag for flag in more if flag not in sys.argv)])
+
+
+def report_end(writer: OutputWriter, batch_run: BatchRun, left_out: str, texts: TextWriter) -> None:
+    """Prints what the run has done, what failed, and how to go on."""
+    counts = batch_run.counts
+    parts = [f"{counts.num_written:,} written"]
+    if counts.num_reused:
+        parts[0] += f" ({counts.num_reused:,} of them known from equal pictures)"
+    for number, what in (
+        (counts.num_done_before, "done before"),
+        (counts.num_left_alone, "left alone, as they have a text"),
+        (counts.num_failed, "failed"),
+        (counts.num_failed_before, "failed before"),
+        (texts.num_without_file, "texts not written, as the picture has no file of its own"),
+        (texts.num_failed, "texts not written"),
+    ):
+        if number:
+            parts.append(f"{number:,} {what}")
+    if left_out:
+        writer.print_status(f"skipped: {left_out}")
+    writer.print_status(", ".join(parts))
+    first_error = counts.first_error or texts.first_error
+    if first_error:
+        writer.print_status(f"first error: {first_error}")
+    if counts.num_failed or counts.num_failed_before:
+        writer.print_status(f"to try them again: {command_line('--retry-failed')}")
+    if batch_run.is_stopping:
+        writer.print_status(f"stopped before the end; to go on: {command_line()}")
+    if counts.num_failed or counts.num_failed_before or texts.num_failed:
+        writer.exit_code = FAILED_ROWS
+    elif batch_run.is_stopping:
+        writer.exit_code = INTERRUPTED
+
+
+def write_run_report(
+    path: Path,
+    ledger: Ledger,
+    run_number: int,
+    settings: RunSettings,
+    counts: RunCounts,
+    started: datetime,
+) -> None:
+    """Writes the report of the rows of a run, those of earlier parts of it included."""
+    from idefics.batch.ledger_export import records_after
+    from idefics.batch.records import RunSummary
+    from idefics.batch.report import write_report
+    from idefics.batch.thumbnails import make_thumbnail
+
+    summary = RunSummary(
+        task=settings.task,
+        model=settings.model,
+        revision=settings.revision,
+        settings=dict(settings.options),
+        command=command_line(),
+        started=started,
+        seconds=counts.seconds,
+        num_written=counts.num_written,
+        num_failed=counts.num_failed,
+        num_skipped=counts.num_skipped,
+        num_tokens=counts.num_tokens,
+    )
+
+    def thumbnail(record: OutputRecord) -> bytes | None:
+        known = ledger.find_thumbnail(record.path)
+        if known is not None or not Path(record.path).is_file():
+            return known
+        return make_thumbnail(Path(record.path).read_bytes(), record.path)
+
+    records = (record for _, record in records_after(ledger, 0, run=run_number))
+    write_report(path, records, summary, thumbnail)
