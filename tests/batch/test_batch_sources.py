@@ -7,36 +7,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import PIL.Image
 import pytest
+from source_inputs import FakeFetcher, open_rows, png, write
 
 from idefics.batch.rows import Media
 from idefics.batch.sources.inputs import list_source, open_source
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadPicture, BadSetting
 from idefics.processing.fetch import Fetcher
-
-
-def png(colour="red"):
-    data = io.BytesIO()
-    PIL.Image.new("RGB", (4, 4), colour).save(data, "PNG")
-    return data.getvalue()
-
-
-def write(path, data=b"picture"):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(data)
-
-
-def open_rows(*inputs, **settings):
-    source = open_source(inputs, SourceSettings(**settings))
-    rows = list(source)
-    assert source.count_rows() in (None, len(rows)), "the count is that of the rows"
-    assert len({row.name for row in rows}) == len(rows), "names are unique"
-    assert [row.name for row in source] == [row.name for row in rows], (
-        "each iteration begins at the beginning"
-    )
-    return rows
 
 
 def names(*inputs, **settings):
@@ -192,6 +170,8 @@ def test_a_subfolder_that_cannot_be_read_is_a_row_with_an_error(album, monkeypat
     *rows, last = open_rows("album")
     assert len(rows) == 3 and not any(row.error for row in rows)
     assert (last.name, last.error) == ("album/sub", "album/sub cannot be read: Permission denied")
+    write("album/tail/x.png")
+    assert [row.name for row in open_rows("album")][3:] == ["album/sub", "album/tail/x.png"]
 
 
 @pytest.mark.parametrize(
@@ -228,13 +208,6 @@ def test_a_column_of_inputs_without_columns_is_refused(setting, album):
 def test_the_resolution_of_documents_has_a_range():
     with pytest.raises(BadSetting, match="pdf_dpi"):
         SourceSettings(pdf_dpi=0)
-
-
-class FakeFetcher:
-    """Answers each URL with itself."""
-
-    def get(self, url):
-        return f"fetched {url}".encode()
 
 
 def test_urls_are_fetched_when_they_are_read():
@@ -284,7 +257,14 @@ def test_a_name_that_is_not_utf8(album):
     Path(os.fsdecode(name)).write_bytes(b"x")
     write("list.txt", name)
     (row,) = open_rows(list_source("list.txt"))
-    assert row.name == os.fsdecode(name) and row.media.read() == b"x"
+    assert row.name == row.media.path == r"album/caf\udce9.png"
+    assert row.media.file == Path(os.fsdecode(name)) and row.media.read() == b"x"
+    assert open_rows(os.fsdecode(b"album/caf*"))[0].name == open_rows("album")[2].name == row.name
+    Path(os.fsdecode(name)).unlink()
+    with pytest.raises(BadPicture, match=r"^album/caf\\udce9\.png: no such file$"):
+        row.media.read()
+    (row,) = open_rows(list_source("list.txt"))
+    assert (row.name, row.error) == (r"album/caf\udce9.png", r"album/caf\udce9.png: no such file")
 
 
 def count_alive_rows(rows, total):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
-from test_batch_sources import make_folder, open_rows, png  # noqa: F401
+from source_inputs import open_rows, png
 
-from idefics.batch.sources import media, tar
+from idefics.batch.sources import media, pdf, tar
 from idefics.batch.sources.inputs import open_source
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadPicture, MissingExtra
@@ -227,6 +227,13 @@ def test_a_broken_header_in_a_tar_is_an_error():
     assert first.media.read() == b"1" and broken.error.startswith("a.tar is broken or cut off")
 
 
+def test_names_in_a_tar_that_are_not_utf8():
+    with tarfile.open("a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        archive.addfile(tarfile.TarInfo("café.png"))
+    (row,) = open_rows("a.tar")
+    assert row.name == row.media.path == r"a.tar/caf\udce9.png" and row.media.read() == b""
+
+
 def test_links_and_devices_in_a_tar_are_skipped():
     with tarfile.open("a.tar", "w") as archive:
         link = tarfile.TarInfo("link.png")
@@ -332,6 +339,29 @@ def test_pages_are_rendered_in_many_threads():
     for thread in threads:
         thread.join()
     assert len(results) == 12 and len(set(results)) == 1
+
+
+def test_pdfium_is_called_by_one_thread_at_a_time(monkeypatch):
+    make_pdf("book.pdf", [(72, 72)])
+    import pypdfium2
+
+    opening, closing = pypdfium2.PdfDocument, pypdfium2.PdfDocument.close
+    calls = []
+
+    def open_locked(path):
+        calls.append(pdf.PDFIUM_LOCK.locked())
+        return opening(path)
+
+    def close_locked(self):
+        calls.append(pdf.PDFIUM_LOCK.locked())
+        closing(self)
+
+    monkeypatch.setattr(opening, "close", close_locked)
+    monkeypatch.setattr(pypdfium2, "PdfDocument", open_locked)
+    (row,) = open_source(["book.pdf"], SourceSettings())
+    row.media.read()
+    assert calls == [True] * 4, "opened to count its pages, closed, opened to render one, closed"
+    assert not pdf.PDFIUM_LOCK.locked()
 
 
 def test_a_page_with_too_many_pixels_is_refused():

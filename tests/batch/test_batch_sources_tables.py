@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_batch_sources import FakeFetcher, open_rows, png, write
+from source_inputs import FakeFetcher, open_rows, png, write
 
 from idefics.batch.sources import csv_table
 from idefics.batch.sources.hub_dataset import HubReader
@@ -98,6 +98,14 @@ def test_rows_that_cannot_be_read_are_errors():
         assert row.error.startswith(start) and bool(row.error) == bool(start)
         assert (row.media is None) == bool(start)
     assert dict(rows[3].columns) == {"id": 1}
+
+
+@pytest.mark.parametrize("path", ["a\0.png", "a\ud800.png"])
+def test_a_path_that_no_file_can_have(path):
+    write_lines("photos/metadata.jsonl", {"file_name": path}, {"file_name": "b.png"})
+    first, second = open_rows("photos")
+    assert first.error.startswith("photos/metadata.jsonl#1 has 'a") and first.error.isprintable()
+    assert second.media.path == "photos/b.png"
 
 
 def test_the_columns_that_may_be_the_picture_have_an_order():

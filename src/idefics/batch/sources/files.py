@@ -19,15 +19,17 @@ class MediaFile:
     """A picture or video file.
 
     Attributes:
-        name: its path as given.
+        name: its path as given, in UTF-8.
+        path: the file.
     """
 
     name: str
+    path: Path
 
     @property
     def key(self) -> str:
         """The real path."""
-        return os.path.realpath(self.name)
+        return os.path.realpath(self.path)
 
     @property
     def has_columns(self) -> bool:
@@ -39,7 +41,7 @@ class MediaFile:
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields one row."""
-        yield BatchRow(name=self.name, media=file_media(Path(self.name), self.name))
+        yield BatchRow(name=self.name, media=file_media(self.path, self.name))
 
     def count(self, source_pass: SourcePass) -> int:
         """1."""

@@ -9,6 +9,7 @@ from idefics.batch.rows import BatchRow
 from idefics.batch.sources.file_kinds import input_of_file
 from idefics.batch.sources.files import MediaFile
 from idefics.batch.sources.folders import PictureSearch, is_folder
+from idefics.batch.sources.media import encodable
 from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, error_row
 from idefics.errors import BadPicture
 
@@ -66,7 +67,11 @@ class FolderOrPattern:
                 yield from errors
                 errors.clear()
                 try:
-                    yield input_of_file(str(path), self.settings) if is_pattern else MediaFile(str(path))
+                    yield (
+                        input_of_file(str(path), self.settings)
+                        if is_pattern
+                        else MediaFile(encodable(str(path)), path)
+                    )
                 except BadPicture as error:
                     yield error_row(str(path), error)
         except BadPicture as error:

@@ -15,6 +15,7 @@ from idefics.batch.sources.csv_table import CsvReader
 from idefics.batch.sources.folders import PictureSearch
 from idefics.batch.sources.included import IncludedFiles
 from idefics.batch.sources.jsonl_table import JsonLinesReader
+from idefics.batch.sources.media import encodable
 from idefics.batch.sources.settings import SourcePass, SourceSettings
 from idefics.batch.sources.skipped import UNLISTED
 from idefics.batch.sources.tables import TableInput
@@ -76,4 +77,4 @@ class ImageFolder:
     def _table(self) -> TableInput:
         reader = READER_BY_FILE_NAME[self.metadata.name](self.metadata)
         settings = replace(self.settings, image_column=self.settings.image_column or "file_name")
-        return TableInput(str(self.metadata), reader, settings)
+        return TableInput(encodable(str(self.metadata)), reader, settings)

@@ -19,6 +19,11 @@ MAX_MEDIA_BYTES = (
 MAX_PATH_CHARACTERS = 4096
 
 
+def encodable(text: str) -> str:
+    """A text in which lone surrogates are written as escapes; that is how Python reads names that are not UTF-8."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def too_large_error(name: str) -> BadPicture:
     """The error about a picture or video of more than `MAX_MEDIA_BYTES` bytes."""
     return BadPicture(f"{name} is larger than {MAX_MEDIA_BYTES:,} bytes: make it smaller")
@@ -107,6 +112,10 @@ def cell_media(value: object, name: str, folder: Path, container: Path | None, f
         raise BadPicture(
             f"{name} has {describe_type(value)} as picture: give a path, a URL, base64 or the bytes of a file"
         )
+    if encodable(value) != value or "\0" in value:
+        raise BadPicture(
+            f"{name} has {encodable(value)[:100]!r} as picture, which neither a path nor a URL can be"
+        )
     text = normalize_source_text(value)
     if is_data_uri(text):
         return Media(path=name, read=partial(fetcher.get, text), container=container)
@@ -117,4 +126,4 @@ def cell_media(value: object, name: str, folder: Path, container: Path | None, f
             f"{name} has a picture text of {len(text):,} characters that is neither a path nor base64 of a picture"
         )
     path = folder / text
-    return file_media(path, str(path))
+    return file_media(path, encodable(str(path)))

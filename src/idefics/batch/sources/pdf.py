@@ -22,15 +22,20 @@ PDFIUM_LOCK = threading.Lock()  # PDFium is not thread-safe: held from opening a
 
 @dataclass(frozen=True, slots=True)
 class PdfDocument:
-    """A PDF document, named by its path as given; rows are named "book.pdf#page=3" (RFC 8118, 3)."""
+    """A PDF document; rows are named "book.pdf#page=3" (RFC 8118, 3).
+
+    Attributes:
+        name: its path as given, in UTF-8.
+    """
 
     name: str
+    path: Path
     settings: SourceSettings
 
     @property
     def key(self) -> str:
         """The real path."""
-        return os.path.realpath(self.name)
+        return os.path.realpath(self.path)
 
     @property
     def has_columns(self) -> bool:
@@ -48,11 +53,10 @@ class PdfDocument:
         except (BadPicture, MissingExtra) as error:
             yield error_row(self.name, error)
             return
-        path = Path(self.name)
         for page in range(1, num_pages + 1):
             name = f"{self.name}#page={page}"
-            read = partial(_render_page, path, page, self.settings.pdf_dpi, name)
-            yield BatchRow(name=name, media=Media(path=name, read=read, container=path))
+            read = partial(_render_page, self.path, page, self.settings.pdf_dpi, name)
+            yield BatchRow(name=name, media=Media(path=name, read=read, container=self.path))
 
     def count(self, source_pass: SourcePass) -> int:
         """The number of pages; 1, the row with an error, if the document cannot be read."""
@@ -62,7 +66,7 @@ class PdfDocument:
             return 1
 
     def _count_pages(self) -> int:
-        with _open_document(Path(self.name), self.name) as document:
+        with _open_document(self.path, self.name) as document:
             return len(document)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from idefics.batch.rows import BatchRow, Media
-from idefics.batch.sources.media import MAX_MEDIA_BYTES, bytes_media, read_whole, too_large_error
+from idefics.batch.sources.media import MAX_MEDIA_BYTES, bytes_media, encodable, read_whole, too_large_error
 from idefics.batch.sources.settings import SourcePass, SourceSettings, column_row, error_row
 from idefics.batch.sources.skipped import DUPLICATE, SPECIAL_FILE, archive_skip_reason
 from idefics.errors import BadPicture
@@ -54,18 +54,22 @@ class TarSample:
 
 @dataclass(frozen=True, slots=True)
 class TarArchive:
-    """A tar archive, named by its path as given; it may be compressed.
+    """A tar archive, which may be compressed.
 
     Members of an uncompressed archive are read when their row is; the rows of a compressed one hold their bytes.
+
+    Attributes:
+        name: its path as given, in UTF-8.
     """
 
     name: str
+    path: Path
     settings: SourceSettings
 
     @property
     def key(self) -> str:
         """The real path."""
-        return os.path.realpath(self.name)
+        return os.path.realpath(self.path)
 
     @property
     def has_columns(self) -> bool:
@@ -80,9 +84,9 @@ class TarArchive:
         names = set[str]()
         sample = TarSample("")
         try:
-            with closing(_open_tar(self.name)) as archive:
+            with closing(_open_tar(self.path)) as archive:
                 for member in _read_members(archive):
-                    path = str(PurePosixPath(member.name))
+                    path = encodable(str(PurePosixPath(member.name)))
                     match = SAMPLE_KEY.fullmatch(path)
                     key, field_name = (match[1], match[2]) if match else (path, "")
                     if key != sample.key:
@@ -138,16 +142,15 @@ class TarArchive:
         Args:
             file: it is read from here now; None: from the archive, later.
         """
-        container = Path(self.name)
         try:
             if member.size > MAX_MEDIA_BYTES:
                 raise too_large_error(name)
             if file is not None:
-                return bytes_media(read_whole(file, member.size, name), name, container)
+                return bytes_media(read_whole(file, member.size, name), name, self.path)
         except BadPicture as error:
             return str(error)
-        read = partial(_read_range, container, member.offset_data, member.size, name)
-        return Media(path=name, read=read, container=container)
+        read = partial(_read_range, self.path, member.offset_data, member.size, name)
+        return Media(path=name, read=read, container=self.path)
 
     def _sample_rows(self, sample: TarSample) -> Iterator[BatchRow]:
         """Yields a row for each picture of a sample, or for the one that the image column names."""
@@ -169,13 +172,13 @@ class _CompressedTar(tarfile.TarFile):
     """A tar archive that is unpacked while it is read, forwards alone."""
 
 
-def _open_tar(name: str) -> tarfile.TarFile:
+def _open_tar(path: Path) -> tarfile.TarFile:
     """Opens a tar archive, compressed or not, by its content."""
-    with Path(name).open("rb") as file:
+    with path.open("rb") as file:
         head = file.read(SIGNATURE_BYTES)
     if head.startswith(COMPRESSED_SIGNATURES):
-        return _CompressedTar.open(name, "r|*")
-    return tarfile.TarFile.open(name, "r:")
+        return _CompressedTar.open(path, "r|*")
+    return tarfile.TarFile.open(path, "r:")
 
 
 def _read_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -189,10 +192,7 @@ def _read_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while member is not None:
         yield member
         file: Any = archive.fileobj
-        if file.tell() < archive.offset:
-            file.seek(archive.offset - 1)
-            if not file.read(1):
-                raise tarfile.ReadError("unexpected end of data")
+        file.seek(archive.offset)
         try:
             member = tarfile.TarInfo.fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the stubs leave it out

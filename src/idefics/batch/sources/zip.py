@@ -29,15 +29,20 @@ ENCRYPTED_FLAG = 1  # of a member's flag bits (APPNOTE.TXT, 4.4.4)
 
 @dataclass(frozen=True, slots=True)
 class ZipArchive:
-    """A zip archive, named by its path as given."""
+    """A zip archive.
+
+    Attributes:
+        name: its path as given, in UTF-8.
+    """
 
     name: str
+    path: Path
     settings: SourceSettings
 
     @property
     def key(self) -> str:
         """The real path."""
-        return os.path.realpath(self.name)
+        return os.path.realpath(self.path)
 
     @property
     def has_columns(self) -> bool:
@@ -50,7 +55,7 @@ class ZipArchive:
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields a row for each picture or video, in the order of the archive; one with an error if it is broken."""
         try:
-            archive = zipfile.ZipFile(self.name)
+            archive = zipfile.ZipFile(self.path)
         except ZIP_ERRORS as error:
             yield error_row(self.name, f"{self.name} cannot be read as a zip: {error}")
             return
@@ -61,7 +66,7 @@ class ZipArchive:
                 yield error_row(name, f"{name} is encrypted: pack it without a password")
                 continue
             read = partial(_read_member, archive, member, lock, name)
-            yield BatchRow(name=name, media=Media(path=name, read=read, container=Path(self.name)))
+            yield BatchRow(name=name, media=Media(path=name, read=read, container=self.path))
 
     def count(self, source_pass: SourcePass) -> int:
         """The number of pictures and videos by the names in the archive."""
