@@ -120,9 +120,21 @@ def test_rates_of_a_run():
 def test_json_lines():
     data = write_bytes(".jsonl", RECORDS)
     assert data.endswith(b"\n") and b"\r" not in data and "猫".encode() in data
-    assert [json.loads(line) for line in data.decode().splitlines()] == [
-        record.to_json() for record in RECORDS
-    ]
+    answer, ranking, failure = map(json.loads, data.decode().splitlines())
+    assert list(answer) == [name for name in COLUMNS[:14] if name not in ("probabilities", "revision")]
+    assert answer == ANSWER.to_json() | {"error_type": "", "error": ""}
+    assert ranking == RANKING.to_json() | {"error_type": "", "error": ""}
+    assert failure == FAILURE.to_json() | {"text": "", "finish": ""}
+
+
+def test_json_lines_whose_first_error_is_late_are_read_by_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "out.jsonl"
+    OutputFile(path, exporter_for(path)).rewrite([ANSWER] * 600 + [FAILURE] * 600)
+    # The types are those of the first chunk, which is small here.
+    rows = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"), chunksize=20_000)
+    assert (len(rows), rows[0]["error"], rows[600]["error"]) == (1200, "", FAILURE.error)
+    assert (rows[599]["text"], rows[1199]["text"]) == (ANSWER.text, "")
 
 
 def test_numbers_that_json_lacks_are_refused():

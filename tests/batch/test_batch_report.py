@@ -106,11 +106,26 @@ def test_histograms():
     lengths = [replace(ANSWER, text="x" * length) for length in (2, 3, 3, 5)]
     assert chart_bars(lengths, "Length of the answers") == {"2": 1, "3": 2, "4": 0, "5": 1}
     long = [replace(ANSWER, text="x" * length) for length in (45, 149, 150, 239)]
-    assert list(chart_bars(long, "Length of the answers").items())[:2] == [("40 to 49", 1), ("50 to 59", 0)]
-    assert chart_bars(long, "Length of the answers")["140 to 149"] == 1
-    assert list(chart_bars(long, "Length of the answers"))[-1] == "230 to 239"
-    times = [replace(ANSWER, seconds=seconds) for seconds in (0.25, 0.3, 0.31, 1.25)]
-    assert chart_bars(times, "Time for a row")["0.30 to 0.35"] == 2
+    assert chart_bars(long, "Length of the answers") == {
+        "0 to 49": 1,
+        "50 to 99": 0,
+        "100 to 149": 1,
+        "150 to 199": 1,
+        "200 to 249": 1,
+    }
+    times = [replace(ANSWER, seconds=seconds) for seconds in (0.3, 0.3, 0.31, 0.6)]
+    assert chart_bars(times, "Time for a row") == {
+        "0.3 to 0.4": 3,
+        "0.4 to 0.5": 0,
+        "0.5 to 0.6": 0,
+        "0.6 to 0.7": 1,
+    }
+    many = [replace(ANSWER, text="x" * length) for length in range(1, 10_001)]
+    assert list(chart_bars(many, "Length of the answers").items())[:2] == [
+        ("0 to 499", 499),
+        ("500 to 999", 500),
+    ]
+    assert len(chart_bars(many, "Length of the answers")) == 20
     same = [replace(ANSWER, seconds=0.0)] * 3
     assert chart_bars(same, "Time for a row") == {"0.000 to 0.001": 3}
 
@@ -118,8 +133,8 @@ def test_histograms():
 def test_one_slow_row_does_not_flatten_the_histogram():
     seconds = [0.1] * 100 + [0.2] * 99 + [600.0]
     bars = chart_bars([replace(ANSWER, seconds=one) for one in seconds], "Time for a row")
-    assert list(bars.items())[:2] == [("0.100 to 0.105", 100), ("0.105 to 0.110", 0)]
-    assert list(bars.items())[-1] == ("0.200 or more", 100)
+    assert list(bars.items())[:2] == [("0.10 to 0.11", 100), ("0.11 to 0.12", 0)]
+    assert list(bars.items())[-1] == ("0.20 or more", 100)
     assert sum(bars.values()) == 200
 
 

@@ -17,6 +17,7 @@ from idefics.errors import BadSetting, MissingExtra
 if TYPE_CHECKING:
     import pyarrow as pa
 
+COLUMNS_OF_EVERY_LINE = ("text", "finish", "error_type", "error")
 CSV_COLUMNS = tuple(name for name in COLUMNS if name not in ("notes", "logprobs"))
 # Beginnings that spreadsheets take for a formula (OWASP, "CSV Injection"): the full-width forms too, in some languages.
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -44,8 +45,10 @@ class Exporter(Protocol):
 class JsonLinesExporter:
     r"""JSON lines: an object a row, in UTF-8, with "\n" at the end of each.
 
-    A row has only those fields that are not empty: see `OutputRecord.to_json`. Lone surrogates are written as
-    `compact_json` says.
+    A row has the fields that are not empty, as `OutputRecord.to_json` has them; and always `text`, `finish`,
+    `error_type` and `error`, as "" where there is none. polars, DuckDB and datasets infer columns and types from the
+    first rows: they drop or refuse an error that has a new column, or a text where there was null before. Lone
+    surrogates are written as `compact_json` says.
     """
 
     appendable = True
@@ -54,7 +57,9 @@ class JsonLinesExporter:
     def write(self, file: BinaryIO, records: Iterable[OutputRecord]) -> None:
         """Writes a line for each record."""
         for record in records:
-            file.write(f"{compact_json(record.to_json())}\n".encode())
+            row = dict.fromkeys(COLUMNS_OF_EVERY_LINE, "") | record.to_json()
+            line = compact_json({name: row[name] for name in COLUMNS if name in row})
+            file.write(f"{line}\n".encode())
 
 
 class CsvExporter:

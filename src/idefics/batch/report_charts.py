@@ -109,15 +109,17 @@ def _bar_chart(title: str, counts: Counter[str]) -> list[Chart]:
 
 
 def _histogram(title: str, unit: str, counts: Counter[float]) -> list[Chart]:
-    """A histogram of at most 20 ranges of equal width; nothing if there are no values.
+    """A histogram with ranges of equal width, as many as the Rice rule has (2 n^(1/3)) but at most 20.
 
     The last range has all values above the 99th percentile as well, so that one slow row does not flatten the rest.
+    Without values there is no chart.
     """
     if not counts:
         return []
     values = sorted(counts)
     median, high = _percentile(counts, 0.5), _percentile(counts, 0.99)
-    width = _bin_width((high - values[0]) / MAX_BINS, at_least=1 if unit == "characters" else 0.001)
+    num_bins = min(MAX_BINS, ceil(2 * counts.total() ** (1 / 3)))
+    width = _bin_width((high - values[0]) / num_bins, at_least=1 if unit == "characters" else 0.001)
     first, last = floor(values[0] / width + 1e-9), floor(high / width + 1e-9)
     bins = [0] * (last - first + 1)
     for value, count in counts.items():
