@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from idefics.batch.file_replacement import FULL_DISK_ERRORS
 from idefics.batch.ledger import Ledger, storable_text
 from idefics.batch.rows import BatchRow
 from idefics.batch.run_settings import RunSettings
@@ -58,12 +59,15 @@ class TextWriter:
         return written.existing if written is not None else _read_text(file, CAPTION_KIND)
 
     def write(self, row: BatchRow, number: int, answer: dict[str, Any]) -> None:
-        """Writes the texts of a row that are not written yet. What cannot be written is counted, and tried again.
+        """Writes the texts of a row that are not written yet. What cannot be written is counted, and tried next time.
 
         Args:
             row: the row.
             number: its number in the ledger.
             answer: its answer.
+
+        Raises:
+            OutputError: the disk is full.
         """
         file = _own_file(row)
         for kind in self._settings.kinds:
@@ -73,6 +77,8 @@ class TextWriter:
             try:
                 self._write_text(file, kind, number, answer)
             except IdeficsError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK_ERRORS:
+                    raise  # every later text would fail too
                 self.num_failed += 1
                 self.first_error = self.first_error or str(error)
 
@@ -102,8 +108,9 @@ class TextWriter:
 
     def _embed(self, file: Path, text: str) -> None:
         """Writes a text into a picture, which keeps its identity: the new content becomes an alias of the old one."""
+        status = file.stat()
         content = hashlib.sha256(file.read_bytes()).digest()
-        prepared = prepare_description(file, text)
+        prepared = prepare_description(file, text, size=status.st_size, mtime_ns=status.st_mtime_ns)
         original, new_content = self._ledger.original_content(content), prepared.sha256
         try:
             self._ledger.add_alias(new_content, original)

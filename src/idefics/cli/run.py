@@ -82,9 +82,7 @@ def run(
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
-        export = None
-        if output_file is not None:
-            export = LedgerExport(ledger, output_file, overwrite=control.overwrite)
+        export = LedgerExport(ledger, output_file, overwrite=control.overwrite) if output_file else None
         answerer = ray.create_answerer(settings, model, shot_list, options) or LocalAnswerer(
             lambda: load_model(model).with_shots(shot_list), task.task, options
         )
