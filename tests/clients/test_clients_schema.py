@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from clients.conftest import run_server
+
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -15,6 +17,13 @@ CHECKS = (
     "negative_data_rejection",
     "unsupported_method",
 )
+
+
+@pytest.fixture(scope="module")
+def running_server(vlm, tmp_path_factory):
+    """A server with all routes."""
+    with run_server(vlm, batches=tmp_path_factory.mktemp("batches")) as (url, service):
+        yield url, service
 
 
 def run_schemathesis(url, folder, phases, examples):

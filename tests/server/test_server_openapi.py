@@ -6,6 +6,9 @@ import re
 import jsonschema_rs
 import pytest
 
+from idefics.server.app import create_app
+from idefics.server.settings import Settings
+from server.conftest import SyncClient
 from server.request_bodies import chat_request, parse_events, picture_data_uri
 
 CHAT, COMPLETIONS, RESPONSES, TASKS = (
@@ -131,3 +134,41 @@ def test_every_reference_of_the_description_resolves(client):
     for reference in found:
         assert reference.startswith("#/components/schemas/"), reference
         assert reference.rpartition("/")[2] in document["components"]["schemas"]
+
+
+def test_files_and_batches_are_as_described(vlm, tmp_path):
+    client = SyncClient(create_app(vlm, Settings(model="demo", batches=tmp_path)))
+    document = client.get("/openapi.json").json()
+    upload = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "batch"}}
+    made = client.post("/v1/files", **upload)
+    check_against_schema(document, "/v1/files", "post", made)
+    file_id = made.json()["id"]
+    good = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+    batch = client.post("/v1/batches", good)
+    check_against_schema(document, "/v1/batches", "post", batch)
+    for path, name, id in (
+        ("/v1/files", "file_id", file_id),
+        ("/v1/batches", "batch_id", batch.json()["id"]),
+    ):
+        for method, suffix, query, status in (
+            ("get", "", "", 200),
+            ("get", "", "?limit=0", 400),
+            ("get", f"/{{{name}}}", "", 200),
+        ):
+            answer = client(method.upper(), path + suffix.replace(f"{{{name}}}", id) + query)
+            assert answer.status_code == status
+            check_against_schema(document, path + suffix, method, answer)
+        none = client.get(f"{path}/none")
+        assert none.status_code == 404
+        check_against_schema(document, f"{path}/{{{name}}}", "get", none)
+    for method, path, answer in (
+        ("post", "/v1/files", client.post("/v1/files")),
+        ("post", "/v1/batches", client.post("/v1/batches", good | {"foo": 1})),
+        ("post", "/v1/batches/{batch_id}/cancel", client.post("/v1/batches/none/cancel")),
+        ("delete", "/v1/files/{file_id}", client("DELETE", f"/v1/files/{file_id}")),
+        ("get", "/v1/files/{file_id}/content", client.get("/v1/files/none/content")),
+    ):
+        assert answer.status_code in (200, 400, 404)
+        check_against_schema(document, path, method, answer)
+    content = client.get(f"/v1/files/{file_id}/content")
+    assert (content.status_code, content.content) == (200, b"{}")

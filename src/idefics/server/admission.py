@@ -112,7 +112,7 @@ class AdmissionControl:
             if amount and used > slot.usage[kind] and used + amount > self.limits[kind]:
                 if not slot.is_background:
                     self._on_refused(kind)
-                raise self._limit_error(kind)
+                raise self._limit_error(kind, used)
         self._usage_of_class(slot).update(amounts)
         slot.usage.update(amounts)
 
@@ -163,11 +163,11 @@ class AdmissionControl:
             for slot in list(self.slots):
                 slot.cancel()
 
-    def _limit_error(self, kind: str) -> APIError:
-        """The error 429 for an exceeded limit, by its kind; its Retry-After is the average duration of a request."""
+    def _limit_error(self, kind: str, used: int) -> APIError:
+        """The error 429 for an exceeded limit, by its kind and the amount in use; its Retry-After is the average duration of a request."""
         retry_after = min(max(math.ceil(self._average_duration), 1), MAX_RETRY_AFTER)
         return too_many_requests_error(
-            f"the server is busy with {self.usage[kind]:,} {kind}, and its limit is {self.limits[kind]:,}: "
+            f"the server is busy with {used:,} {kind}, and its limit is {self.limits[kind]:,}: "
             f"try again in {retry_after} s",
             retry_after,
         )
