@@ -10,7 +10,7 @@ from source_inputs import FakeFetcher, open_rows, png, write
 
 from idefics.batch.sources import csv_table
 from idefics.batch.sources.hub_dataset import HubReader
-from idefics.batch.sources.inputs import open_source
+from idefics.batch.sources.inputs import list_source, open_source
 from idefics.batch.sources.jsonl_table import is_openai_batch
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadPicture, BadSetting, MissingExtra
@@ -334,7 +334,10 @@ def test_the_split_of_a_data_set(data_set):
 
 def test_a_data_set_that_cannot_be_loaded(folder):
     pytest.importorskip("datasets")
-    (row,) = open_rows(f"hf:{folder}/nothing")
+    with pytest.raises(BadPicture, match=rf"^hf:{folder}/nothing cannot be read: .+"):
+        open_source([f"hf:{folder}/nothing"], SourceSettings())
+    write("list.txt", f"hf:{folder}/nothing".encode())
+    (row,) = open_rows(list_source("list.txt"))
     assert row.name == f"hf:{folder}/nothing"
     assert row.error.startswith(f"hf:{folder}/nothing cannot be read: ") and "\n" not in row.error
 

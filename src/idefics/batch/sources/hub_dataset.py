@@ -9,6 +9,7 @@ from typing import Any
 
 from idefics.batch.rows import Media
 from idefics.batch.sources.media import MAX_MEDIA_BYTES, cell_media, too_large_error
+from idefics.batch.sources.tables import TableInput
 from idefics.errors import BadPicture, MissingExtra
 from idefics.processing.fetch import Fetcher, is_url
 
@@ -92,6 +93,14 @@ class HubReader:
 
     def _error(self, error: Exception) -> BadPicture:
         return BadPicture(f"{self.argument} cannot be read: {str(error).partition(chr(10))[0]}")
+
+
+class HubDataset(TableInput):
+    """A data set as an input, read by `HubReader`."""
+
+    def check(self) -> None:
+        """Raises BadPicture if the data set cannot be loaded, and BadSetting if a column is missing."""
+        self.choose_image_column()
 
 
 def _media_features(dataset: Any) -> dict[str, Any]:

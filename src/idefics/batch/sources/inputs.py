@@ -14,11 +14,10 @@ from idefics.batch.sources.file_kinds import input_of_file
 from idefics.batch.sources.files import RemoteFile
 from idefics.batch.sources.folder_input import FolderOrPattern
 from idefics.batch.sources.folders import is_folder, is_unexpanded_pattern, path_exists
-from idefics.batch.sources.hub_dataset import HUB_PREFIX, HubReader
+from idefics.batch.sources.hub_dataset import HUB_PREFIX, HubDataset, HubReader
 from idefics.batch.sources.imagefolder import ImageFolder, find_metadata
 from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, error_row
 from idefics.batch.sources.skipped import describe_skipped
-from idefics.batch.sources.tables import TableInput
 from idefics.errors import BadPicture, BadSetting, IdeficsError
 from idefics.processing.fetch import is_url
 
@@ -100,7 +99,7 @@ def resolve_input(text: str, settings: SourceSettings) -> SingleInput:
     from idefics.processing.picture_files import missing_file_message
 
     if text.startswith(HUB_PREFIX):
-        return TableInput(text, HubReader(text), settings)
+        return HubDataset(text, HubReader(text), settings)
     if is_url(text.strip()):
         return RemoteFile(text.strip(), settings)
     if is_unexpanded_pattern(text):

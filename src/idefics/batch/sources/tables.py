@@ -106,14 +106,14 @@ class TableInput:
     def check(self) -> None:
         """Raises BadSetting if a column is missing; a broken table is a row with an error."""
         try:
-            self._choose_image_column()
+            self.choose_image_column()
         except BadPicture:
             return
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields a row for each record; a last one with an error if the table is broken."""
         try:
-            image_column = self._choose_image_column()
+            image_column = self.choose_image_column()
             for number, record in enumerate(self.reader.records(), 1):
                 yield self._row(f"{self.name}#{number}", record, image_column)
         except IdeficsError as error:
@@ -122,7 +122,7 @@ class TableInput:
     def count(self, source_pass: SourcePass) -> int | None:
         """The number of records; 1, the row with an error, if the table cannot be read."""
         try:
-            self._choose_image_column()
+            self.choose_image_column()
             return self.reader.count()
         except IdeficsError:
             return 1
@@ -138,7 +138,7 @@ class TableInput:
             return BatchRow(name=name, media=None, columns=columns, error=str(error))
         return column_row(name, media, columns, self.settings)
 
-    def _choose_image_column(self) -> str:
+    def choose_image_column(self) -> str:
         """The column with the pictures; "" if the table has no record.
 
         Raises:
