@@ -238,13 +238,15 @@ def test_a_list_of_paths(album):
     ]
     assert [row.error for row in rows if row.error] == ["album/missing.png: no such file"]
     with pytest.raises(BadPicture, match=r"^nothing\.txt: no such file$"):
-        list_source("nothing.txt")
+        open_source([list_source("nothing.txt")], SourceSettings())
 
 
 def test_a_list_from_standard_input(album, monkeypatch):
     stdin = SimpleNamespace(buffer=io.BytesIO(b"album/b.png\nalbum/a.jpg\n"), isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", stdin)
     assert names(list_source("-"), "album/b.png") == ["album/b.png", "album/a.jpg"]
+    stdin.buffer.seek(0)
+    assert [row.name for row in open_source(["-"], SourceSettings())] == ["album/b.png", "album/a.jpg"]
     with pytest.raises(BadPicture, match="standard input is empty"):
         list_source("-")
     stdin.isatty = lambda: True

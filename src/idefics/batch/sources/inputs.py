@@ -44,14 +44,10 @@ def list_source(path_or_dash: str) -> ListFile:
         path_or_dash: the file; "-" is standard input, which is read here.
 
     Raises:
-        BadPicture: there is no such file, it is a folder, or standard input is a terminal or empty.
+        BadPicture: standard input is a terminal or empty.
     """
-    from idefics.processing.picture_files import open_regular_file
-
     if path_or_dash != STDIN:
-        path = Path(path_or_dash)
-        open_regular_file(path, path_or_dash).close()
-        return ListFile(path)
+        return ListFile(Path(path_or_dash))
     if sys.stdin.isatty():
         raise BadPicture(
             "standard input is a terminal: send the paths into it, as in find ... | idefics run -"
@@ -66,7 +62,7 @@ def open_source(inputs: Sequence[str | ListFile], settings: SourceSettings) -> R
     """The rows of files, folders, patterns, URLs, archives, tables, documents, data sets and lists of them.
 
     Args:
-        inputs: read in this order; a file or URL that is named again is left out.
+        inputs: read in this order; a file or URL that is named again is left out. "-" is a list on standard input.
         settings: how they are read.
 
     Raises:
@@ -76,9 +72,10 @@ def open_source(inputs: Sequence[str | ListFile], settings: SourceSettings) -> R
     """
     if not inputs:
         raise BadPicture("no input given: name pictures, folders, archives, tables or documents")
+    named = [list_source(STDIN) if one == STDIN else one for one in inputs]
     singles = [
         PathList(one, settings) if isinstance(one, ListFile) else resolve_input(one, settings)
-        for one in inputs
+        for one in named
     ]
     for setting, column in (("image_column", settings.image_column), ("id_column", settings.id_column)):
         if column is not None and not any(one.has_columns for one in singles):
@@ -153,7 +150,11 @@ class PathList:
         return True
 
     def check(self) -> None:
-        """Does nothing: `list_source` has opened the file."""
+        """Raises BadPicture if there is no such file, or it cannot be read."""
+        from idefics.processing.picture_files import open_regular_file
+
+        if self.file.path is not None:
+            open_regular_file(self.file.path, str(self.file.path)).close()
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields the rows of what the lines name; a line that names nothing is a row with an error."""
