@@ -135,6 +135,18 @@ def test_two_pictures_of_one_sidecar_are_told(folder, call):
     )
 
 
+def test_an_answer_out_of_time_is_an_error_row(folder, call):
+    code, _, err = call("run", "photos/tower.png", "--out", "out.jsonl", "--timeout", "0.000001")
+    assert code == 1
+    assert read_lines(folder / "out.jsonl")[0]["error_type"] == "RequestTimeout"
+    # Another time limit changes no answer, so it is the same row.
+    code, _, err = call("run", "photos/tower.png", "--out", "out.jsonl", "--timeout", "50")
+    assert err[0] == "0 written, 1 failed before"
+    code, _, _ = call("run", "photos/tower.png", "--out", "out.jsonl", "--timeout", "50", "--retry-failed")
+    assert code == 0
+    assert [row["text"] for row in read_lines(folder / "out.jsonl")] == [TOWER]
+
+
 def test_the_ledger_says_what_there_is_and_writes_it_again(folder, call):
     call("run", "photos", "--out", "out.jsonl")
     call("run", "photos", "--out", "out.jsonl", "--task", "ask", "--prompt", "Is it day or night?")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 
 class ProgressDisplay:
@@ -29,17 +29,23 @@ class ProgressDisplay:
         if not self._is_terminal:
             return
         from rich import progress
-        from rich.console import Console
 
-        self.stop()
         columns: list[progress.ProgressColumn] = [progress.TextColumn("{task.description}")]
         if total is None:
             columns.insert(0, progress.SpinnerColumn())
         else:
             counter = progress.DownloadColumn() if in_bytes else progress.MofNCompleteColumn()
             columns += [progress.BarColumn(), counter, progress.TimeRemainingColumn()]
+        self._show(columns, text, total)
+
+    def _show(self, columns: Sequence[ProgressColumn], text: str, total: int | None) -> None:
+        """Shows columns in place of what is shown."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.stop()
         # Other output is printed inside `paused`: rich would wrap what it redirects to the terminal's width.
-        self._progress = progress.Progress(
+        self._progress = Progress(
             *columns,
             console=Console(stderr=True),
             transient=True,
@@ -64,7 +70,9 @@ class ProgressDisplay:
         if not self._is_terminal:
             return
         if self._progress is None:
-            self.start(text, 1)
+            from rich.progress import BarColumn, TextColumn
+
+            self._show([BarColumn(), TextColumn("{task.description}")], text, total)
         assert self._progress is not None
         self._progress.update(self._progress.task_ids[0], description=text, completed=completed, total=total)
 

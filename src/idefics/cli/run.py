@@ -83,6 +83,7 @@ def run(
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
         export = LedgerExport(ledger, output_file, overwrite=control.overwrite) if output_file else None
+        options |= control.timeout_option()
         answerer = ray.create_answerer(settings, model, shot_list, options) or LocalAnswerer(
             lambda: load_model(model).with_shots(shot_list), task.task, options
         )

@@ -11,6 +11,7 @@ from idefics.batch.row_selection import RowSelection
 from idefics.batch.text_settings import TextSettings
 from idefics.cli.flags import PositionalArguments, flag, flag_group, input_flag, output_flag
 from idefics.errors import BadSetting
+from idefics.validation import validate_range
 
 if TYPE_CHECKING:
     from idefics.batch.ledger import Ledger
@@ -89,17 +90,24 @@ class RunControlFlags:
     limit: int | None = run_flag("Take the first N rows only.")
     shard: str | None = run_flag("Take one of n equal parts of the rows, such as 1/4.", metavar="I/N")
     max_errors: int | None = run_flag("Stop after N rows that failed.")
+    timeout: float | None = run_flag("A row fails that has no answer after so many seconds.")
 
     def selection(self) -> RowSelection:
         """Which rows are taken. Raises BadSetting if a flag is wrong."""
         if self.max_errors is not None and self.max_errors < 1:
             raise BadSetting(f"max_errors is {self.max_errors}; give a number above 0")
+        if self.timeout is not None:
+            validate_range("timeout", self.timeout, 1e-6, 1e9)
         if self.shard is None:
             return RowSelection(limit=self.limit)
         match = SHARD.fullmatch(self.shard)
         if match is None:
             raise BadSetting(f"--shard is {self.shard!r}; give i/n with i from 1 to n, such as 1/4")
         return RowSelection(shard=int(match[1]), num_shards=int(match[2]), limit=self.limit)
+
+    def timeout_option(self) -> dict[str, float]:
+        """The time limit of each row as an option of the task; no part of the settings, as it changes no answer."""
+        return {} if self.timeout is None else {"timeout": self.timeout}
 
     def prepare_ledger(self, ledger: Ledger, settings: RunSettings) -> int:
         """Deletes the rows of the run that are to be computed again; returns the number of its settings."""
