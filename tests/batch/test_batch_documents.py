@@ -132,6 +132,7 @@ def test_doctags_are_joined_as_docling_core_splits_them():
 
 
 TABLE = "<otsl><fcel>a<fcel>b<nl><fcel>c"
+HEAD = "| a   | b   |\n|-----|-----|\n"
 
 
 @pytest.mark.parametrize(
@@ -140,9 +141,9 @@ TABLE = "<otsl><fcel>a<fcel>b<nl><fcel>c"
         ("<doctag><text>one</text><text>two", "one\n\ntwo", "a text"),
         ("<doctag><text>one</text><text>two</te", "one\n\ntwo", "a text"),
         ("<doctag><text>one</text><section_hea", "one", ""),
-        (f"<doctag>{TABLE}", "| a   | b   |\n|-----|-----|\n| c   |     |", "a table"),
-        (f"{TABLE}<fcel>", "| a   | b   |\n|-----|-----|\n| c   |     |", "a table"),
-        (f"{TABLE}<nl><caption>T 1", "T 1\n\n| a   | b   |\n|-----|-----|\n| c   |     |", "a table"),
+        (f"<doctag>{TABLE}", f"{HEAD}| c   |     |", "a table"),
+        (f"{TABLE}<fcel>", f"{HEAD}| c   |     |", "a table"),
+        (f"{TABLE}<nl><caption>T 1", f"T 1\n\n{HEAD}| c   |     |", "a table"),
         ("<unordered_list><list_item>x</list_item><list_item>y", "- x\n- y", "a list"),
         ("<picture><loc_1><loc_2><caption>Fig", "Fig\n\n<!-- image -->", "a picture"),
         ("<code><_C_>x = 1;", "```\nx = 1;\n```", "a text"),
@@ -185,6 +186,11 @@ def test_what_was_cut_off_is_kept_and_noted(doctags, markdown, unclosed):
             "<otsl><fcel><formula>x</formula> y<fcel>a < b<nl></otsl>",
             "| x y   | a < b   |\n|-------|---------|",
         ),
+        (
+            "<otsl><fcel>a<fcel>b<nl><fcel>c<ucel><nl><fcel>d<nl></otsl>",
+            f"{HEAD}| c   | b   |\n| d   |     |",
+        ),
+        ("<otsl><caption>A</caption><caption>B</caption><fcel>a<fcel>b<nl></otsl>", f"A\n\n{HEAD}\nB"),
         ("<otsl>a<fcel>b<nl></otsl>", "| a   | b   |\n|-----|-----|"),
         ("<fcel>a<nl>", "| a   |\n|-----|"),
         (
@@ -195,6 +201,7 @@ def test_what_was_cut_off_is_kept_and_noted(doctags, markdown, unclosed):
 )
 def test_malformed_pages_lose_no_text(doctags, markdown):
     assert to_markdown(doctags) == f"{markdown}\n"
+    assert describe_cut(make_page(doctags)) == ""
 
 
 TAG_NAMES = [

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -55,6 +56,12 @@ def describe_cut(page: DocTagsPage) -> str:
     return f"{page.name} is cut off" + (f" in {unclosed}" if unclosed else "")
 
 
+def check_converter(to: DocumentFormat) -> None:
+    """Raises MissingExtra if the package that makes this format of DocTags is not installed."""
+    if to != "doctags" and find_spec("docling_core") is None:
+        raise MissingExtra(f"converting DocTags to {to}", "docs")
+
+
 def join_pages(pages: Sequence[DocTagsPage], to: DocumentFormat, *, title: str = "Document") -> str:
     """Makes one document of pages.
 
@@ -73,6 +80,7 @@ def join_pages(pages: Sequence[DocTagsPage], to: DocumentFormat, *, title: str =
     Raises:
         MissingExtra: docling-core is not installed; DocTags do not need it.
     """
+    check_converter(to)
     if to == "doctags":
         bodies = (page.doctags.strip().removeprefix("<doctag>").removesuffix("</doctag>") for page in pages)
         return f"<doctag>{'<page_break>'.join(bodies)}</doctag>\n"
@@ -87,11 +95,9 @@ def join_pages(pages: Sequence[DocTagsPage], to: DocumentFormat, *, title: str =
 
 def _load_pages(pages: Sequence[DocTagsPage], title: str) -> DoclingDocument:
     """The pages as a document of docling-core, without their pictures."""
-    try:
-        from docling_core.types.doc.doctags import DocTagsDocument
-        from docling_core.types.doc.document import DoclingDocument
-    except ModuleNotFoundError:
-        raise MissingExtra("converting DocTags", "docs") from None
+    from docling_core.types.doc.doctags import DocTagsDocument
+    from docling_core.types.doc.document import DoclingDocument
+
     doctags = [make_well_formed(page.doctags).doctags for page in pages]
     document = DoclingDocument.load_from_doctags(
         DocTagsDocument.from_doctags_and_image_pairs(doctags, None), document_name=title

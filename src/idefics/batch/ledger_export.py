@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from idefics.batch.ledger import Ledger
 from idefics.batch.output_file import OutputFile
@@ -25,6 +26,16 @@ def records_after(ledger: Ledger, number: int, run: int | None = None) -> Iterat
             )
 
 
+def check_origin(ledger: Ledger, path: Path) -> None:
+    """Raises OutputError if an output file exists, is not empty, and was not written from the ledger."""
+    is_known = ledger.find_export(str(path.absolute())) is not None
+    if not is_known and path.exists() and path.stat().st_size > 0:
+        raise OutputError(
+            f"{path} exists and was not written from the ledger {ledger.path}: name another file, or replace it "
+            "with --overwrite"
+        )
+
+
 class LedgerExport:
     """An output file that follows a ledger: appended where its form allows it, else written at the end of a run.
 
@@ -42,12 +53,8 @@ class LedgerExport:
         self._ledger, self._file, self._key = ledger, file, str(path.absolute())
         self._export_time = time.monotonic()
         mark = ledger.find_export(self._key)
-        exists = path.exists() and path.stat().st_size > 0
-        if mark is None and exists and not overwrite:
-            raise OutputError(
-                f"{path} exists and was not written from the ledger {ledger.path}: name another file, or replace it "
-                "with --overwrite"
-            )
+        if not overwrite:
+            check_origin(ledger, path)
         is_whole = mark is not None and path.exists() and 0 <= mark[1] <= path.stat().st_size
         if is_whole and self._file.exporter.appendable:
             assert mark is not None

@@ -24,8 +24,16 @@ class PageSelection:
     ranges: tuple[tuple[int, int | None], ...]
 
     @classmethod
-    def parse(cls, text: str) -> PageSelection:
-        """Parses numbers and ranges, such as "1-3,7" or "5-". Raises BadSetting if the text is something else."""
+    def parse(cls, text: str, name: str = "pages") -> PageSelection:
+        """Parses numbers and ranges, such as "1-3,7" or "5-".
+
+        Args:
+            text: the numbers and ranges.
+            name: of the setting, for messages.
+
+        Raises:
+            BadSetting: the text is something else.
+        """
         ranges: list[tuple[int, int | None]] = []
         for part in text.split(","):
             match = RANGE.fullmatch(part.strip())
@@ -35,7 +43,7 @@ class PageSelection:
                 last = int(match[3]) if match[3] else None
             if first < 1 or (last is not None and last < first):
                 raise BadSetting(
-                    f"pages is {text!r}; give numbers from 1 and ranges of them, such as 1-3,7 or 5-"
+                    f"{name} is {text!r}; give numbers from 1 and ranges of them, such as 1-3,7 or 5-"
                 )
             ranges.append((first, last))
         return cls(tuple(ranges))

@@ -41,14 +41,16 @@ from idefics.cli.output import (
 )
 from idefics.cli.pictures import is_picture_argument
 from idefics.cli.quantize import quantize
+from idefics.cli.read import read
 from idefics.cli.run import run as run_command
 from idefics.cli.serve import serve, ui
 from idefics.cli.tasks import make_task_command
 from idefics.errors import IdeficsError
 from idefics.tasks import TASKS
+from idefics.tasks.read import TASK as READ
 
 COMMANDS = (
-    *map(make_task_command, TASKS.values()),
+    *(read if task is READ else make_task_command(task) for task in TASKS.values()),
     chat,
     generate,
     run_command,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from idefics.cli.command import LoadModel, command, download_progress_callback
+from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, ShotsFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
-from idefics.cli.run_end import command_line, report_end, write_run_report
+from idefics.cli.run_end import report_end, write_run_report
 from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
 from idefics.cli.run_progress import RunProgress
+from idefics.cli.run_setup import find_run_settings, stop_on_signals
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.tasks import LabelFlags, read_shots_file
 from idefics.errors import BadPicture, BadPrompt, BadSetting
@@ -24,15 +22,9 @@ from idefics.tasks import TASKS, classify
 from idefics.validation import validate_choice
 
 if TYPE_CHECKING:
-    from idefics import Shot
     from idefics.batch.output_file import OutputFile
     from idefics.batch.prompt_template import PromptTemplate
     from idefics.batch.rows import RowSource
-    from idefics.batch.run import BatchRun
-    from idefics.batch.run_settings import RunSettings
-
-# Flags of the model that change answers, and so belong to the key of each row.
-ANSWER_CHANGING_FLAGS = ("dtype", "quantize", "kernels")
 
 
 @command(
@@ -78,7 +70,7 @@ def run(
     template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
     source, ledger_path = _open_source(inputs, model), _ledger_path(inputs, outputs, control)
-    settings = _run_settings(task.task, template, options, shot_list, model, outputs, writer)
+    settings = find_run_settings(task.task, template, options, shot_list, model, writer, outputs.affixes)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
@@ -97,7 +89,7 @@ def run(
             on_progress=progress.show,
         )
         started = datetime.now(UTC).astimezone()
-        with _stop_on_signals(batch_run, writer):
+        with stop_on_signals(batch_run, writer):
             batch_run.run()
         progress.stop()
         report_end(writer, batch_run, source.describe_skipped(), texts)
@@ -187,61 +179,3 @@ def _open_source(inputs: RunInputFlags, model: ModelFlags) -> RowSource:
     )
     lists = [] if inputs.list_file is None else [ListFile(inputs.list_file)]
     return open_source([*inputs.inputs, *lists], settings)
-
-
-def _run_settings(
-    task_name: str,
-    template: PromptTemplate | None,
-    options: dict[str, Any],
-    shots: list[Shot],
-    model: ModelFlags,
-    outputs: RunOutputFlags,
-    writer: OutputWriter,
-) -> RunSettings:
-    """The settings of the run. Finds the checkpoint, and downloads it if it is not on this machine."""
-    from idefics import weights
-    from idefics.batch.run_settings import RunSettings, fingerprint_checkpoint, hash_shots, revision_of
-
-    folder = weights.find_checkpoint(
-        model.model,
-        revision=model.revision,
-        offline=model.offline or None,
-        progress=download_progress_callback(model.model, writer),
-    )
-    writer.progress.stop()
-    fingerprint = fingerprint_checkpoint(folder, weights.safetensors_files(folder))
-    changed = {name: getattr(model, name) for name in ANSWER_CHANGING_FLAGS}
-    return RunSettings(
-        task=task_name,
-        prompt="" if template is None else template.text,
-        model=model.model,
-        revision=revision_of(folder, fingerprint),
-        fingerprint=fingerprint,
-        options=options | {name: value for name, value in changed.items() if value not in (None, "auto")},
-        shots=hash_shots(shots),
-        prefix=outputs.prefix,
-        suffix=outputs.suffix,
-    )
-
-
-@contextmanager
-def _stop_on_signals(batch_run: BatchRun, writer: OutputWriter) -> Iterator[None]:
-    """Context in which Ctrl-C and SIGTERM end the run after the rows in hand, and a second one ends it at once."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        if batch_run.is_stopping:
-            raise KeyboardInterrupt
-        batch_run.is_stopping = True
-        writer.print_status(
-            "finishing the rows in hand; Ctrl-C again stops at once, and loses nothing that is done"
-        )
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        writer.print_status(f"stopped; to go on: {command_line()}")
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

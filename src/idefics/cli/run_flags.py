@@ -73,20 +73,40 @@ class RunOutputFlags:
     report: Path | None = output_flag("One HTML page with all rows: thumbnails, answers, errors, charts.")
 
     @property
+    def affixes(self) -> tuple[str, str]:
+        """The texts before and after each answer."""
+        return self.prefix, self.suffix
+
+    @property
     def text_settings(self) -> TextSettings:
         """The settings of the texts next to pictures and in them."""
         return TextSettings(self.sidecar, self.write_metadata, self.existing)
 
 
 @flag_group
-class RunControlFlags:
-    """The flags for the ledger, and for which rows a run takes."""
+class LedgerControlFlags:
+    """The flags for the ledger of a run."""
 
     ledger: Path | None = run_flag("The ledger; else the output file's name with .ledger at its end.")
     overwrite: bool = run_flag(
         "Compute all rows again, and replace an output file of other origin.", default=False
     )
     retry_failed: bool = run_flag("Try rows again that failed before.", default=False)
+
+    def prepare_ledger(self, ledger: Ledger, settings: RunSettings) -> int:
+        """Deletes the rows of the run that are to be computed again; returns the number of its settings."""
+        run_number = ledger.run_number(settings.to_json())
+        if self.overwrite:
+            ledger.forget_run(run_number)
+        elif self.retry_failed:
+            ledger.forget_errors(run_number)
+        return run_number
+
+
+@flag_group
+class RunControlFlags(LedgerControlFlags):
+    """The flags for the ledger, and for which rows a run takes."""
+
     limit: int | None = run_flag("Take the first N rows only.")
     shard: str | None = run_flag("Take one of n equal parts of the rows, such as 1/4.", metavar="I/N")
     max_errors: int | None = run_flag("Stop after N rows that failed.")
@@ -108,12 +128,3 @@ class RunControlFlags:
     def timeout_option(self) -> dict[str, float]:
         """The time limit of each row as an option of the task; no part of the settings, as it changes no answer."""
         return {} if self.timeout is None else {"timeout": self.timeout}
-
-    def prepare_ledger(self, ledger: Ledger, settings: RunSettings) -> int:
-        """Deletes the rows of the run that are to be computed again; returns the number of its settings."""
-        run_number = ledger.run_number(settings.to_json())
-        if self.overwrite:
-            ledger.forget_run(run_number)
-        elif self.retry_failed:
-            ledger.forget_errors(run_number)
-        return run_number

@@ -123,7 +123,7 @@ def _run_task(
     sampling: SamplingFlags,
 ) -> None:
     """Runs a task on all pictures and writes the answers; a single picture's is streamed on a terminal."""
-    names, words = _split_pictures_and_words(task, pictures.arguments, prompt.prompt)
+    names, words = split_pictures_and_words(task, pictures.arguments, prompt.prompt)
     options = sampling.options(as_json=writer.as_json)
     batches = PictureBatches(writer, load_model, model, shots, names, recursive=pictures.recursive)
     if writer.is_interactive and not writer.shows_picture_names:
@@ -140,7 +140,7 @@ def _run_task(
             writer.write_result(answer, name, batches.vlm)
 
 
-def _split_pictures_and_words(task: Task, arguments: list[str], prompt: str | None) -> tuple[list[str], str]:
+def split_pictures_and_words(task: Task, arguments: list[str], prompt: str | None) -> tuple[list[str], str]:
     """Splits positional arguments into names of pictures and the text that the task takes, "" if it takes none."""
     if not task.words_name:
         _refuse_words(arguments, f"{task.name} takes no text: for a question use `idefics ask`")

@@ -11,7 +11,9 @@ TASK = Task(
     name="read",
     help="Convert the page of a document to DocTags.",
     examples=(
-        "idefics read page.png",
+        "idefics read scan.pdf --out book.md",
+        "idefics read scan.pdf --pages 1-3,7 --to html > pages.html",
+        "idefics read pages/ --out pages.json",
         'idefics read formula.png "Convert formula to LaTeX."',
     ),
     words_name="instruction",

@@ -34,11 +34,13 @@ class TaskCall:
 
     Raises:
         BadSetting: no such task, an option is wrong, or the task does not take it.
+        BadRequest: the checkpoint cannot do the task.
     """
 
     def __init__(self, vlm: TextTaskMixin, task: str, prompt: str | None, options: MapOptions) -> None:
         validate_choice("task", task, tuple(TASKS))
         self.vlm, self.task, self.prompt = vlm, TASKS[task], prompt
+        vlm.check_task(self.task)
         self._ranker: LabelRanker | None = None
         self._prior: list[list[float]] | None = None
         given = cast("dict[str, Any]", {**options})

@@ -1,0 +1,94 @@
+"""What `idefics run` and `idefics read` do before and during a run: its settings, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from idefics.cli.command import download_progress_callback
+from idefics.cli.flags import ModelFlags
+from idefics.cli.output import OutputWriter
+from idefics.cli.run_end import command_line
+
+if TYPE_CHECKING:
+    from idefics import Shot
+    from idefics.batch.prompt_template import PromptTemplate
+    from idefics.batch.run import BatchRun
+    from idefics.batch.run_settings import RunSettings
+
+# Flags of the model that change answers, and so belong to the key of each row.
+ANSWER_CHANGING_FLAGS = ("dtype", "quantize", "kernels")
+
+
+def find_run_settings(
+    task_name: str,
+    template: PromptTemplate | None,
+    options: dict[str, Any],
+    shots: list[Shot],
+    model: ModelFlags,
+    writer: OutputWriter,
+    affixes: tuple[str, str] = ("", ""),
+) -> RunSettings:
+    """The settings of a run. Finds the checkpoint, and downloads it if it is not on this machine.
+
+    Args:
+        task_name: a key of `TASKS`.
+        template: makes the prompts; None: the rows have none, or the task's default.
+        options: the options of the task.
+        shots: the few-shot examples.
+        model: the flags of the model.
+        writer: shows the progress of a download.
+        affixes: the texts before and after each answer.
+
+    Raises:
+        ModelError: the checkpoint is not found.
+    """
+    from idefics import weights
+    from idefics.batch.run_settings import RunSettings, fingerprint_checkpoint, hash_shots, revision_of
+
+    folder = weights.find_checkpoint(
+        model.model,
+        revision=model.revision,
+        offline=model.offline or None,
+        progress=download_progress_callback(model.model, writer),
+    )
+    writer.progress.stop()
+    fingerprint = fingerprint_checkpoint(folder, weights.safetensors_files(folder))
+    changed = {name: getattr(model, name) for name in ANSWER_CHANGING_FLAGS}
+    return RunSettings(
+        task=task_name,
+        prompt="" if template is None else template.text,
+        model=model.model,
+        revision=revision_of(folder, fingerprint),
+        fingerprint=fingerprint,
+        options=options | {name: value for name, value in changed.items() if value not in (None, "auto")},
+        shots=hash_shots(shots),
+        prefix=affixes[0],
+        suffix=affixes[1],
+    )
+
+
+@contextmanager
+def stop_on_signals(batch_run: BatchRun, writer: OutputWriter) -> Iterator[None]:
+    """Context in which Ctrl-C and SIGTERM end the run after the rows in hand, and a second one ends it at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if batch_run.is_stopping:
+            raise KeyboardInterrupt
+        batch_run.is_stopping = True
+        writer.print_status(
+            "finishing the rows in hand; Ctrl-C again stops at once, and loses nothing that is done"
+        )
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        writer.print_status(f"stopped; to go on: {command_line()}")
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
