@@ -58,6 +58,7 @@ PUBLIC_NAMES = [
     "ImageDetail",
     "load",
     "MapResult",
+    "MapResults",
     "Message",
     "MissingExtra",
     "ModelClosed",

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     )
     from idefics.options import Options
     from idefics.tasks.idefics_model import Idefics, load
-    from idefics.tasks.row_mapping import MapResult
+    from idefics.tasks.row_mapping import MapResult, MapResults
     from idefics.tasks.shots import read_shots
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "ImageDetail",
     "load",
     "MapResult",
+    "MapResults",
     "Message",
     "MissingExtra",
     "ModelClosed",
@@ -131,7 +132,7 @@ _MODULE_BY_NAME = {
         ),
         "idefics.options": "Options",
         "idefics.tasks.idefics_model": "Idefics load",
-        "idefics.tasks.row_mapping": "MapResult",
+        "idefics.tasks.row_mapping": "MapResult MapResults",
         "idefics.tasks.shots": "read_shots",
     }.items()
     for name in names.split()

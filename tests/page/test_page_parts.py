@@ -225,7 +225,7 @@ def test_a_stopped_batch_yields_no_more_results(page_backend, bundled_pictures):
         )
     )
     assert len(found) <= len(asked) < 100
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("idefics-batch")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("idefics-prepare")]
 
 
 def test_a_job_without_its_text_is_refused():

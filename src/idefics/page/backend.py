@@ -22,7 +22,7 @@ from idefics.page.uploaded_picture import UploadedPicture
 from idefics.tasks import TASKS
 
 if TYPE_CHECKING:
-    from idefics import Idefics, Stream
+    from idefics import Idefics, MapResults, Stream
     from idefics.processing.fetch import Fetcher
 
 UPDATE_INTERVAL = 0.05  # seconds between two updates of a streamed answer in the browser
@@ -60,11 +60,11 @@ class RunningAnswer:
 
     def __init__(self) -> None:
         self.is_stopped = False
-        self.stream: Stream | None = None
+        self.stream: Stream | MapResults | None = None
         self._lock = threading.Lock()
 
-    def attach_stream(self, stream: Stream) -> None:
-        """Sets the stream of the answer; cancels it at once if the answer was stopped before."""
+    def attach_stream(self, stream: Stream | MapResults) -> None:
+        """Sets the stream of the answer, or the results of a batch; cancels it if the answer was stopped before."""
         with self._lock:
             self.stream = stream
             if self.is_stopped:

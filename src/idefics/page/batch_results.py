@@ -6,13 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from idefics.errors import IdeficsError
-from idefics.messages import Picture
-from idefics.page.backend import PageBackend, RunningAnswer
+from idefics.errors import BadPicture, IdeficsError
+from idefics.messages import Picture, Ranking
+from idefics.page.backend import PageBackend
 
 if TYPE_CHECKING:
     from idefics.page.picture_sources import PictureEntry
@@ -52,67 +51,41 @@ def run_batch(
 ) -> Iterator[BatchResult]:
     """Yields a result for each picture, in the order in which they are finished.
 
-    As many pictures are in work as keep the engine's batch full. Pictures that are not answered when the batch is
-    stopped have no result.
+    Pictures that are not answered when the batch is stopped have no result.
     """
     batch_rows = backend.vlm.engine.config.batch_rows
-    remaining_entries = iter(entries)
-    pool = ThreadPoolExecutor(batch_rows, thread_name_prefix="idefics-batch")
     num_concurrent_pictures = min(2 * batch_rows, len(entries))
-    # Exited from last to first: if this generator is closed early, the answers are stopped before the pool waits.
+    options: dict[str, Any] = {**job.options} | ({"labels": job.labels} if job.labels else {})
+    rows = (_read_entry(backend, entry) for entry in entries)
+    # Exited from last to first: the rows in hand are cancelled before the slot is given back.
     with (
-        pool,
         backend.track_running_answer(session, tab_name) as running_answer,
         backend.settings.admission_slot(running_answer.stop, num_concurrent_pictures, 0),
+        backend.vlm.map(
+            rows, job.task, prompt=job.words or None, ordered=False, on_error="return", **options
+        ) as results,
     ):
-        pending_futures: set[Future[BatchResult | None]] = set()
-        while True:
-            while len(pending_futures) < 2 * batch_rows and not running_answer.is_stopped:
-                entry = next(remaining_entries, None)
-                if entry is None:
-                    break
-                pending_futures.add(
-                    pool.submit(_process_entry, backend, session, tab_name, entry, job, running_answer)
-                )
-            if not pending_futures:
-                return
-            done, pending_futures = wait(pending_futures, return_when=FIRST_COMPLETED)
-            for row in (future.result() for future in done):
-                if row is not None:
-                    yield row
+        running_answer.attach_stream(results)
+        for done in results:
+            name, result = entries[done.index].name, done.result
+            if isinstance(result, IdeficsError):
+                yield BatchResult(name, error=str(result))
+            elif isinstance(result, Ranking):
+                yield BatchResult(name, result.best, labels={one.label: one.probability for one in result})
+            elif result.finish != "cancelled":
+                yield BatchResult(name, result.text)
 
 
-def _process_entry(
-    backend: PageBackend,
-    session: str,
-    tab_name: str,
-    entry: PictureEntry,
-    job: BatchJob,
-    running_batch: RunningAnswer,
-) -> BatchResult | None:
-    """Answers one picture; errors become results. None if the batch was stopped before the answer was complete."""
-    if running_batch.is_stopped:
-        return None
+def _read_entry(backend: PageBackend, entry: PictureEntry) -> Picture | IdeficsError:
+    """The picture of an entry, or why it cannot be read."""
     try:
         data = entry.read()
         backend.check_picture(data, entry.name)
-        picture = Picture(data)
-        if job.task == "classify":
-            ranking = backend.vlm.classify(picture, list(job.labels), **job.options)
-            return BatchResult(
-                entry.name, ranking.best, labels={one.label: one.probability for one in ranking}
-            )
-        with backend.track_running_answer(session, tab_name) as running_answer:
-            stream = backend.start_task(job.task, picture, job.words, job.options)
-            running_answer.attach_stream(stream)
-            for _ in stream:
-                pass
-        answer = stream.answer
-        return None if answer.finish == "cancelled" else BatchResult(entry.name, answer.text)
+        return Picture(data)
     except IdeficsError as error:
-        return BatchResult(entry.name, error=str(error))
+        return error
     except OSError as error:
-        return BatchResult(entry.name, error=f"{entry.name} cannot be read: {error.strerror}")
+        return BadPicture(f"{entry.name} cannot be read: {error.strerror}")
 
 
 def to_jsonl(results: Sequence[BatchResult]) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
 from idefics.engine.handle import RequestHandle
 from idefics.errors import IdeficsError
@@ -23,7 +24,7 @@ from idefics.validation import validate_bool
 if TYPE_CHECKING:
     from idefics.tasks.picture_arguments import PictureInput
 
-    Row = PictureInput | Mapping[str, Any]
+    Row = PictureInput | Mapping[str, Any] | IdeficsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,16 @@ class RowMappingMixin(TextTaskMixin):
         ordered: bool = True,
         on_error: str = "raise",
         **options: Unpack[MapOptions],
-    ) -> Generator[MapResult]:
+    ) -> MapResults:
         """Runs a task over rows, lazily: rows are taken as answers are read, and a bounded number is in hand.
 
         Reading, decoding and preprocessing run on worker threads while the engine encodes and generates for the rows
-        before. Memory does not depend on the number of rows. Closing the generator cancels the rows in hand.
+        before. Memory does not depend on the number of rows. Leaving the loop cancels the rows in hand.
 
         Args:
             rows: an iterable of pictures, in any form that `Picture` takes, or of dicts: "image" is the picture and
-                "prompt" the row's question or text; other keys are left alone.
+                "prompt" the row's question or text; other keys are left alone. An `IdeficsError` in the place of a row
+                is its result.
             task: "caption", "complete", "ask", "write", "classify" or another key of `idefics.tasks.TASKS`.
             prompt: the question or text of rows that have none of their own; None: the task's default.
             ordered: yield results in the order of the rows; False: as they are ready, which keeps the engine busy
@@ -84,8 +86,8 @@ class RowMappingMixin(TextTaskMixin):
             **options: see `Options`, with `timeout` for each row; and for "classify" `labels`, `length_normalized` and
                 `calibrated`.
 
-        Yields:
-            A `MapResult` for each row.
+        Returns:
+            An iterator with a `MapResult` for each row.
 
         Raises:
             BadSetting: an argument is wrong; raised at the call, before any row is taken.
@@ -98,19 +100,8 @@ class RowMappingMixin(TextTaskMixin):
         error_policy = ErrorPolicy("row", 0, on_error)  # type: ignore[arg-type]  # it checks the word
         validate_bool("ordered", ordered)
         call = TaskCall(self, task, prompt, options)
-        return self._results(call, iter(rows), ordered, error_policy)
-
-    def _results(
-        self, call: TaskCall, rows: Iterator[Row], ordered: bool, error_policy: ErrorPolicy
-    ) -> Generator[MapResult]:
-        """Yields the results of `map`, whose arguments have been checked."""
         window = RowWindow(call.submit, 2 * self.loaded_model.engine.config.batch_rows)
-        with closing(window):
-            for index, row, result in window.run(rows, ordered=ordered):
-                if isinstance(result, IdeficsError) and error_policy.on_error == "raise":
-                    result.args = (f"row {index + 1}: {result}", *result.args[1:])
-                    raise result
-                yield MapResult(index, row, error_policy.return_or_raise(index, result))
+        return MapResults(window, iter(rows), ordered, error_policy)
 
     @document_and_check_options(MapOptions)
     async def map_async(
@@ -158,6 +149,54 @@ def _iterate_in_thread(rows: AsyncIterable[Row], loop: asyncio.AbstractEventLoop
         yield row
 
 
+class MapResults:
+    """The results of `map`: an iterator of `MapResult`, which may be cancelled from another thread.
+
+    It is a context manager that closes itself; one that nobody refers to is closed too.
+    """
+
+    def __init__(
+        self, window: RowWindow, rows: Iterator[Row], ordered: bool, error_policy: ErrorPolicy
+    ) -> None:
+        self._window = window
+        self._results = _iterate_results(window, rows, ordered, error_policy)
+
+    def __iter__(self) -> Iterator[MapResult]:
+        return self
+
+    def __next__(self) -> MapResult:
+        return next(self._results)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels the rows in hand and ends the iteration; for the thread that iterates."""
+        self._results.close()
+
+    def cancel(self) -> None:
+        """Cancels the rows in hand, from any thread: no more rows are taken, and the iteration ends soon.
+
+        Answers that were being generated are yielded as far as they are, with `finish` "cancelled".
+        """
+        self._window.cancel()
+
+
+def _iterate_results(
+    window: RowWindow, rows: Iterator[Row], ordered: bool, error_policy: ErrorPolicy
+) -> Generator[MapResult]:
+    """Yields the results of `map`, whose arguments have been checked."""
+    with closing(window):
+        for index, row, result in window.run(rows, ordered=ordered):
+            if isinstance(result, IdeficsError) and error_policy.on_error == "raise":
+                result.args = (f"row {index + 1}: {result}", *result.args[1:])
+                raise result
+            yield MapResult(index, row, error_policy.return_or_raise(index, result))
+
+
 class RowWindow:
     """The rows in hand: prepared on worker threads, computed by the engine, finished and not read yet.
 
@@ -169,20 +208,20 @@ class RowWindow:
     def __init__(self, submit: Callable[[Any], PendingResult], max_rows: int) -> None:
         self._submit, self._max_rows = submit, max_rows + NUM_WORKERS
         self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="idefics-prepare")
-        self._done: SimpleQueue[tuple[int, PendingResult | BaseException]] = SimpleQueue()
+        self._done: SimpleQueue[tuple[int, PendingResult | BaseException | None]] = SimpleQueue()
         self._rows_in_hand: dict[int, Any] = {}
         self._pending: dict[int, PendingResult] = {}
-        self._is_closed = False
+        self._cancelled = threading.Event()
 
     def run(
         self, rows: Iterator[Any], *, ordered: bool
     ) -> Iterator[tuple[int, Any, Answer | Ranking | IdeficsError]]:
         """Yields (index, row, result) for each row, where rows are taken one by one as results are read."""
-        num_taken = num_yielded = 0
+        num_taken = 0
         results: dict[int, Answer | Ranking | IdeficsError] = {}
         has_rows = True
         while True:
-            while has_rows and len(self._rows_in_hand) < self._max_rows:
+            while has_rows and not self._cancelled.is_set() and len(self._rows_in_hand) < self._max_rows:
                 try:
                     row = next(rows)
                 except StopIteration:
@@ -194,40 +233,51 @@ class RowWindow:
             if not self._rows_in_hand:
                 return
             index, result = self._take_result()
-            results[index] = result
+            if result is None:
+                del self._rows_in_hand[index]
+            else:
+                results[index] = result
             while results:
-                index = num_yielded if ordered else next(iter(results))
+                index = next(iter(self._rows_in_hand if ordered else results))
                 if index not in results:
                     break
-                num_yielded += 1
                 yield index, self._rows_in_hand.pop(index), results.pop(index)
 
     def _start(self, index: int, row: Any) -> None:
         """Prepares and submits a row; its number is put into the queue once it is done. Runs in a worker thread."""
+        if self._cancelled.is_set():
+            self._done.put((index, None))
+            return
         try:
             pending = self._submit(row)
         except BaseException as error:
             self._done.put((index, error))
             return
         self._pending[index] = pending
-        if self._is_closed:
+        if self._cancelled.is_set():
             pending.handle.cancel()
         pending.handle.call_when_done(partial(self._done.put, (index, pending)))
 
-    def _take_result(self) -> tuple[int, Answer | Ranking | IdeficsError]:
-        """Waits for the next row that is done. Raises an error that is not about its row."""
+    def _take_result(self) -> tuple[int, Answer | Ranking | IdeficsError | None]:
+        """Waits for the next row that is done; None for one that was never submitted.
+
+        Raises an error that is not about its row.
+        """
         index, pending = self._done.get()
         self._pending.pop(index, None)
-        if isinstance(pending, IdeficsError):
+        if pending is None or isinstance(pending, IdeficsError):
             return index, pending
         if isinstance(pending, BaseException):
             raise pending
         return index, result_or_error(lambda one: one.result(), pending)
 
-    def close(self) -> None:
-        """Cancels the rows in hand. Returns once no row is being prepared any more."""
-        self._is_closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def cancel(self) -> None:
+        """Cancels the rows in hand, from any thread."""
+        self._cancelled.set()
         for pending in list(self._pending.values()):
             pending.handle.cancel()
-        self._pool.shutdown(wait=True)
+
+    def close(self) -> None:
+        """Cancels the rows in hand. Returns once no row is being prepared any more."""
+        self.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from idefics.engine.request import Deadline
-from idefics.errors import BadPrompt, BadSetting
+from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.streaming import Generation
 from idefics.options import MapOptions, Options, pop_image_detail
@@ -81,6 +81,8 @@ class TaskCall:
         Raises:
             BadRequest: the row, its picture or its prompt is wrong.
         """
+        if isinstance(row, IdeficsError):
+            raise row
         image, prompt = row, None
         if isinstance(row, Mapping):
             if "image" not in row:
