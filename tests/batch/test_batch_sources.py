@@ -275,7 +275,7 @@ def count_alive_rows(rows, total):
     for _ in rows:
         count += 1
         if count % 2000 == 0:
-            most = max(most, sum(isinstance(one, Media) for one in gc.get_objects()))
+            most = max(most, sum(type(one) is Media for one in gc.get_objects()))
     assert count == total
     return most
 

@@ -52,7 +52,8 @@ def run(
     """Run a task over any number of pictures; stop it and go on at any time.
 
     An INPUT is a picture, a folder, a pattern, an address, a zip or tar archive, a table (.jsonl, .csv, .parquet), a
-    PDF, or a data set of the Hugging Face hub (hf:owner/name). --task is caption, ask, classify or another task.
+    PDF, a data set of the Hugging Face hub (hf:owner/name), or a batch file of OpenAI's API. --task is caption, ask,
+    classify or another task.
 
     Every answer is kept in a ledger next to the output file. The same command goes on where it was stopped, killed or
     interrupted: nothing is lost, and no picture is computed twice. Another prompt, option or model is another answer.
@@ -63,8 +64,14 @@ def run(
     from idefics.batch.ledger import Ledger
     from idefics.batch.ledger_export import LedgerExport
     from idefics.batch.run import BatchRun
+    from idefics.batch.sources.jsonl_table import is_openai_batch
     from idefics.batch.text_writer import TextWriter
+    from idefics.cli.openai_run import run_openai_batch
 
+    if len(inputs.inputs) == 1 and is_openai_batch(inputs.inputs[0]):
+        others = (inputs, task, labels, shots, sampling, ray, outputs, control)
+        run_openai_batch(writer, load_model, Path(inputs.inputs[0]), model, outputs, control, others)
+        return
     validate_choice("task", task.task, tuple(TASKS))
     output_file = _check_outputs(outputs, writer)
     template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)

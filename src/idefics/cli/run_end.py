@@ -6,14 +6,13 @@ import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
     from idefics.batch.ledger import Ledger
     from idefics.batch.records import OutputRecord
-    from idefics.batch.run import BatchRun
     from idefics.batch.run_counts import RunCounts
     from idefics.batch.run_settings import RunSettings
     from idefics.batch.text_writer import TextWriter
@@ -26,9 +25,29 @@ def command_line(*more: str) -> str:
     return shlex.join(["idefics", *sys.argv[1:], *(flag for flag in more if flag not in sys.argv)])
 
 
-def report_end(writer: OutputWriter, batch_run: BatchRun, left_out: str, texts: TextWriter) -> None:
-    """Prints what the run has done, what failed, and how to go on."""
-    counts = batch_run.counts
+class StoppableRun(Protocol):
+    """A batch run.
+
+    Attributes:
+        counts: what it has done so far.
+        is_stopping: whether it ends after the rows in hand; may be set at any time.
+    """
+
+    counts: RunCounts
+    is_stopping: bool
+
+
+def report_end(
+    writer: OutputWriter, batch_run: StoppableRun, left_out: str = "", texts: TextWriter | None = None
+) -> None:
+    """Prints what the run has done, what failed, and how to go on.
+
+    Args:
+        batch_run: the run.
+        left_out: what of the input it has not taken.
+        texts: has written the answers next to pictures, if the run did so.
+    """
+    counts, num_failed_texts = batch_run.counts, texts.num_failed if texts else 0
     parts = [f"{counts.num_written:,} written"]
     if counts.num_reused:
         parts[0] += f" ({counts.num_reused:,} of them known from equal pictures)"
@@ -37,22 +56,22 @@ def report_end(writer: OutputWriter, batch_run: BatchRun, left_out: str, texts: 
         (counts.num_left_alone, "left alone, as they have a text"),
         (counts.num_failed, "failed"),
         (counts.num_failed_before, "failed before"),
-        (texts.num_without_file, "texts not written, as the picture has no file of its own"),
-        (texts.num_failed, "texts not written"),
+        (texts.num_without_file if texts else 0, "texts not written, as the picture has no file of its own"),
+        (num_failed_texts, "texts not written"),
     ):
         if number:
             parts.append(f"{number:,} {what}")
     if left_out:
         writer.print_status(f"skipped: {left_out}")
     writer.print_status(", ".join(parts))
-    first_error = counts.first_error or texts.first_error
+    first_error = counts.first_error or (texts.first_error if texts else "")
     if first_error:
         writer.print_status(f"first error: {first_error}")
     if counts.num_failed or counts.num_failed_before:
         writer.print_status(f"to try them again: {command_line('--retry-failed')}")
     if batch_run.is_stopping:
         writer.print_status(f"stopped before the end; to go on: {command_line()}")
-    if counts.num_failed or counts.num_failed_before or texts.num_failed:
+    if counts.num_failed or counts.num_failed_before or num_failed_texts:
         writer.exit_code = FAILED_ROWS
     elif batch_run.is_stopping:
         writer.exit_code = INTERRUPTED

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from idefics.cli.command import download_progress_callback
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
-from idefics.cli.run_end import command_line
+from idefics.cli.run_end import StoppableRun, command_line
 
 if TYPE_CHECKING:
     from idefics import Shot
     from idefics.batch.prompt_template import PromptTemplate
-    from idefics.batch.run import BatchRun
     from idefics.batch.run_settings import RunSettings
 
 # Flags of the model that change answers, and so belong to the key of each row.
@@ -72,7 +71,7 @@ def find_run_settings(
 
 
 @contextmanager
-def stop_on_signals(batch_run: BatchRun, writer: OutputWriter) -> Iterator[None]:
+def stop_on_signals(batch_run: StoppableRun, writer: OutputWriter) -> Iterator[None]:
     """Context in which Ctrl-C and SIGTERM end the run after the rows in hand, and a second one ends it at once."""
 
     def stop(number: int, _: FrameType | None) -> None:

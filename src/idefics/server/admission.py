@@ -164,7 +164,12 @@ class AdmissionControl:
                 slot.cancel()
 
     def _limit_error(self, kind: str, used: int) -> APIError:
-        """The error 429 for an exceeded limit, by its kind and the amount in use; its Retry-After is the average duration of a request."""
+        """The error 429 for an exceeded limit; its Retry-After is the average duration of a request.
+
+        Args:
+            kind: the kind of the limit.
+            used: the amount in use.
+        """
         retry_after = min(max(math.ceil(self._average_duration), 1), MAX_RETRY_AFTER)
         return too_many_requests_error(
             f"the server is busy with {used:,} {kind}, and its limit is {self.limits[kind]:,}: "

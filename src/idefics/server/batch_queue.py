@@ -109,7 +109,7 @@ class BatchQueue:
                     return
 
     async def _advance(self, batch: StoredBatch) -> None:
-        """Does what is left of a batch. Raises OutputError if a file cannot be read or written; nothing is lost then."""
+        """Does what is left of a batch. Raises OutputError if a file cannot be used; nothing is lost then."""
         input_file = self._folder.files.by_id.get(batch.input_file_id)
         if input_file is None or not (path := self._folder.content_path(input_file)).exists():
             message = "the input file is missing: upload it again, and make another batch"

@@ -16,10 +16,12 @@ OPENAI_BATCH_KEYS = {"custom_id", "method", "url", "body"}  # of each line of a 
 
 
 def is_openai_batch(path: str | Path) -> bool:
-    """Whether a JSON Lines file is a batch input file of OpenAI's API, by its first line that is not blank.
+    """Whether a file is a batch input file of OpenAI's API, by its suffix and its first line that is not blank.
 
     False if it cannot be read.
     """
+    if Path(path).suffix.lower() != ".jsonl":
+        return False
     reader = JsonLinesReader(Path(path))
     try:
         first = next(reader.records(), "")

@@ -1,0 +1,218 @@
+"""`idefics run` with a batch file of OpenAI's API: the server's code answers its lines, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idefics.cli.command import LoadModel
+from idefics.cli.flags import ModelFlags
+from idefics.cli.output import OutputWriter
+from idefics.cli.run_end import report_end
+from idefics.cli.run_flags import RunControlFlags, RunOutputFlags
+from idefics.cli.run_progress import RunProgress
+from idefics.cli.run_setup import find_run_settings, stop_on_signals
+from idefics.errors import BadPrompt, BadSetting, MissingExtra
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from idefics import Idefics
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.ledger_export import LedgerExport
+    from idefics.batch.openai_batch import BatchFileCheck, BatchFileLimits, BatchLine
+    from idefics.batch.run_counts import RunCounts
+    from idefics.server.batch_lines import LineOutcome
+    from idefics.server.settings import Settings
+
+USED_FLAGS = ("inputs", "out", "ledger", "overwrite", "retry_failed", "limit", "max_errors")
+NUM_SHOWN_LINE_ERRORS = 5
+LINES_PER_ROW = (
+    2  # lines in hand for each row of the engine's batch: while some are computed, others are prepared
+)
+
+
+def run_openai_batch(
+    writer: OutputWriter,
+    load_model: LoadModel,
+    path: Path,
+    model: ModelFlags,
+    outputs: RunOutputFlags,
+    control: RunControlFlags,
+    other_flags: Sequence[Any],
+) -> None:
+    """Answers the lines of a batch file, and writes them as OpenAI's batch output.
+
+    Args:
+        writer: prints messages.
+        load_model: loads the model.
+        path: the batch file.
+        model: which model answers.
+        outputs: has the output file.
+        control: says where the ledger is, and which lines are taken.
+        other_flags: all groups of flags but the model's, of which only `USED_FLAGS` may be given.
+
+    Raises:
+        BadSetting: a flag has no effect on batch files, or the output file has a wrong suffix.
+        BadPrompt: a line of the file is no request of a batch.
+        MissingExtra: the server's extra is not installed.
+        OutputError: a file cannot be read or written.
+    """
+    try:
+        from idefics.server.batch_lines import batch_file_limits
+    except ModuleNotFoundError:
+        raise MissingExtra("answering a batch file of OpenAI's API", "serve") from None
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.ledger_export import LedgerExport
+    from idefics.batch.openai_batch import OPENAI_BATCH_TASK, OpenAIBatchExporter, check_batch_file
+    from idefics.batch.output_file import OutputFile, check_writable
+
+    _refuse_unused_flags(path, other_flags)
+    out = outputs.out
+    if out is None or out.suffix.lower() != ".jsonl":
+        what = "nothing says where the answers go" if out is None else f"{out} does not end in .jsonl"
+        raise BadSetting(f"{what}: give --out answers.jsonl for the answers to the batch file {path}")
+    control.selection()  # checks the numbers
+    settings = _server_settings(model)
+    limits = batch_file_limits(settings)
+    check = check_batch_file(path, limits)
+    _refuse_invalid_lines(path, check)
+    if note := check_writable(out):
+        writer.print_note(note)
+    run_settings = find_run_settings(OPENAI_BATCH_TASK, None, {}, [], model, writer)
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(control.ledger or out.with_name(f"{out.name}.ledger")))
+        run_number = control.prepare_ledger(ledger, run_settings)
+        file = OutputFile(out, OpenAIBatchExporter())
+        export = LedgerExport(ledger, file, overwrite=control.overwrite)
+        vlm = stack.enter_context(closing(load_model(model)))
+        progress = stack.enter_context(RunProgress(writer))
+        batch_run = OpenAIBatchRun(
+            vlm, settings, path, limits, ledger, run_number, export, control, progress.show
+        )
+        batch_run.count_expected(check.num_lines)
+        with stop_on_signals(batch_run, writer):
+            batch_run.run()
+        progress.stop()
+        report_end(writer, batch_run)
+
+
+class OpenAIBatchRun:
+    """One run over a batch file.
+
+    Args:
+        vlm, settings: the model and the settings of the server whose code answers.
+        path, limits: the file.
+        ledger, run: keeps the answers.
+        export: the output file.
+        control: how many lines are taken, and how many may fail.
+        on_progress: called with the counts after each line.
+
+    Attributes:
+        counts: what the run has done so far.
+        is_stopping: set it to True to end the run after the lines in hand.
+    """
+
+    def __init__(
+        self,
+        vlm: Idefics,
+        settings: Settings,
+        path: Path,
+        limits: BatchFileLimits,
+        ledger: Ledger,
+        run: int,
+        export: LedgerExport,
+        control: RunControlFlags,
+        on_progress: Callable[[RunCounts], None],
+    ) -> None:
+        from idefics.batch.run_counts import RunCounts
+
+        self._vlm, self._settings, self._path, self._limits = vlm, settings, path, limits
+        self._ledger, self._run, self._export = ledger, run, export
+        self._control, self._on_progress = control, on_progress
+        self.counts, self.is_stopping = RunCounts(), False
+
+    def count_expected(self, num_lines: int) -> None:
+        """Counts the lines that the run takes of `num_lines`, and those that are answered already."""
+        limit = self._control.limit
+        self.counts.num_expected = num_lines if limit is None else min(num_lines, limit)
+        for run, num_answered, num_failed in self._ledger.count_rows():
+            if run == self._run:
+                self.counts.num_done_before, self.counts.num_failed_before = num_answered, num_failed
+
+    def run(self) -> None:
+        """Answers all lines that have no answer yet, and writes the output file."""
+        try:
+            asyncio.run(self._answer_lines())
+        finally:
+            self._export.export()
+
+    async def _answer_lines(self) -> None:
+        from idefics.server.app import create_app
+        from idefics.server.batch_lines import BatchLineRunner, LineSlots
+
+        app = create_app(self._vlm, self._settings)
+        max_lines = LINES_PER_ROW * self._vlm.engine.config.batch_rows
+        slots = LineSlots(app.state.service.admission, max_lines)
+        await BatchLineRunner(
+            *(app, slots, self._ledger, self._run, self._path, self._limits),
+            on_outcome=self._count,
+            should_stop=lambda: self.is_stopping,
+            max_lines=self._control.limit,
+        ).run()
+
+    def _count(self, line: BatchLine, outcome: LineOutcome) -> None:
+        """Counts a line that was answered."""
+        counts, max_errors = self.counts, self._control.max_errors
+        counts.num_tokens += outcome.tokens
+        if outcome.is_error:
+            counts.num_failed += 1
+            counts.first_error = counts.first_error or f"{line.custom_id}: {outcome.message}"
+            self.is_stopping = self.is_stopping or (
+                max_errors is not None and counts.num_failed >= max_errors
+            )
+        else:
+            counts.num_written += 1
+        self._export.export_regularly()
+        self._on_progress(counts)
+
+
+def _server_settings(model: ModelFlags) -> Settings:
+    """The settings of the server whose code answers: what is limited there is limited by the lines in hand."""
+    from idefics.server.settings import Settings
+
+    return Settings(
+        model=model.model,
+        remote_images="public" if model.remote_images == "any" else model.remote_images,
+        requests_at_once=100_000,
+        tokens_at_once=1_000_000_000,
+        pictures_at_once=100_000,
+        megabytes_at_once=1_000_000,
+    )
+
+
+def _refuse_unused_flags(path: Path, groups: Sequence[Any]) -> None:
+    """Raises BadSetting if a flag is given that has no effect on a batch file."""
+    for group in groups:
+        for one in fields(group):
+            if one.name not in USED_FLAGS and getattr(group, one.name) != one.default:
+                flag = one.metadata.get("names") or f"--{one.name.replace('_', '-')}"
+                raise BadSetting(
+                    f"{path} is a batch file of OpenAI's API, each line of which says what to do: leave out {flag}"
+                )
+
+
+def _refuse_invalid_lines(path: Path, check: BatchFileCheck) -> None:
+    """Raises BadPrompt if lines of the file are no requests of a batch; it names the first of them."""
+    if not check.errors:
+        return
+    shown = [
+        error.message if error.line is None else f"line {error.line}: {error.message}"
+        for error in check.errors[:NUM_SHOWN_LINE_ERRORS]
+    ]
+    more = "; and more" if len(check.errors) > len(shown) else ""
+    raise BadPrompt(f"{path} cannot be answered: {'; '.join(shown)}{more}")
