@@ -40,6 +40,7 @@ def test_a_page_is_written_down_as_doctags(vlm):
     assert answer.usage == vlm.ask(PAGE, "Convert this page to docling.", max_new_tokens=99).usage
     assert [one.text for one in vlm.read([PAGE, PAGE])] == [PAGE_TEXT] * 2
     assert "".join(vlm.read(PAGE, stream=True)) == PAGE_TEXT
+    assert [done.result.text for done in vlm.map([PAGE, PAGE], "read")] == [PAGE_TEXT] * 2
 
 
 def test_another_instruction_takes_its_place(vlm):
@@ -62,6 +63,7 @@ def test_other_checkpoints_are_refused_in_one_line():
         for call in (
             lambda: demo.read(PAGE),
             lambda: demo.read([PAGE, "missing.png"], on_error="return"),
+            lambda: demo.map([PAGE], "read"),
             lambda: demo.task_prompt(TASKS["read"], Picture(PAGE), "Convert", ImageDetail()),
         ):
             with pytest.raises(BadRequest, match=f"^{re.escape(REFUSAL)}$"):

@@ -207,7 +207,7 @@ def _pages_of_ledger(
         answer = None if found is None else ledger.find_answer(found.key)
         if answer is None:
             continue
-        if "error" in answer:
+        if "error_type" in answer:
             error = answer["error"]
             writer.report_error(error if row.name in error else f"{row.name}: {error}")
             continue
