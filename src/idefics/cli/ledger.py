@@ -62,11 +62,11 @@ def _show(writer: OutputWriter, opened: Any, all_errors: bool) -> None:
             continue
         print(one_line(f"run {run}: {settings['task']} {settings['prompt']!r}".removesuffix(" ''")))
         options = "".join(f"; {name} {value}" for name, value in settings["options"].items())
-        print(one_line(f"  model {settings['model']} ({settings['revision']}){options}"))
+        print(f"  model {one_line(settings['model'])} ({settings['revision']}){one_line(options)}")
         print(f"  {answered:,} answered, {failed:,} failed")
     errors = ((row, answer) for row, answer in opened.rows_after(0) if "error_type" in answer)
     for row, answer in errors if all_errors else islice(errors, MAX_SHOWN_ERRORS):
         if writer.as_json:
             writer.write_json_line({"run": row.run, "path": row.path, **answer})
         else:
-            print(one_line(f"  failed: {row.path}: {answer['error_type']}: {answer['error']}"))
+            print("  failed:", one_line(f"{row.path}: {answer['error_type']}: {answer['error']}"))

@@ -170,7 +170,7 @@ def _ledger_path(inputs: RunInputFlags, outputs: RunOutputFlags, control: RunCon
 
 def _open_source(inputs: RunInputFlags, model: ModelFlags) -> RowSource:
     """The rows of the input. Raises BadPicture or BadSetting if an input cannot be read at all."""
-    from idefics.batch.sources.inputs import ListFile, open_source
+    from idefics.batch.sources.inputs import list_source, open_source
     from idefics.batch.sources.settings import SourceSettings
     from idefics.processing.fetch import Fetcher
 
@@ -184,5 +184,5 @@ def _open_source(inputs: RunInputFlags, model: ModelFlags) -> RowSource:
         recursive=inputs.recursive,
         fetcher=Fetcher(policy=model.remote_images),
     )
-    lists = [] if inputs.list_file is None else [ListFile(inputs.list_file)]
+    lists = [] if inputs.list_file is None else [list_source(str(inputs.list_file))]
     return open_source([*inputs.inputs, *lists], settings)
