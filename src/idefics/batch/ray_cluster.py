@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def import_ray(what: str) -> ModuleType:
-    """Imports Ray. Its usage statistics are off unless RAY_USAGE_STATS_ENABLED says otherwise; its log, errors only.
+    """Imports Ray, with its usage statistics off unless RAY_USAGE_STATS_ENABLED says otherwise.
 
     Args:
         what: what needs it, as the beginning of a sentence.
@@ -29,8 +29,6 @@ def import_ray(what: str) -> ModuleType:
         MissingExtra: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not log.isEnabledFor(logging.DEBUG):
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
         with warnings.catch_warnings(action="ignore"):
             import ray
