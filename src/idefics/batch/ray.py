@@ -94,7 +94,8 @@ class Answer:
             if name is not None and name not in batch:
                 raise BadSetting(f"the data set has no column {name!r}; it has {', '.join(batch)}")
         prompts = batch[self._prompt_column] if self._prompt_column else None
-        answers, row_by_index = [], {}
+        answers: list[dict[str, Any]] = []
+        row_by_index: dict[int, dict[str, Any]] = {}
         for index, cell in enumerate(batch[self._image_column]):
             try:
                 row_by_index[index] = {"image": _picture_source(cell)}

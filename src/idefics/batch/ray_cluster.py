@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -59,6 +60,8 @@ def connect(ray: ModuleType, address: str) -> bool:
     settings: dict[str, Any] = {} if address != LOCAL else {"include_dashboard": False}
     is_main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    if not debug:  # Ray prints what happens to workers and nodes; `log_to_driver` does not hold for that
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         with warnings.catch_warnings(action="ignore"):
             ray.init(
@@ -98,7 +101,7 @@ def _check_address(address: str) -> None:
         ) from None
 
 
-def last_line(error: BaseException) -> str:
-    """The last line of an error's message: Ray's messages are many lines, and end with the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def last_line(message: object) -> str:
+    """The last line of a message: Ray's are many lines, and end with the cause."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return re.sub(r"^idefics\.errors\.\w+: ", "", lines[-1]) if lines else type(message).__name__

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from idefics.cli.command import LoadModel, command
+from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.flags import ModelFlags, flag, flag_group, model_flag, remote_images_flag
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
@@ -63,6 +64,9 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
     config_file = given.pop("config", None)
     settings = read_settings(given, config_file)
     settings.api_keys  # noqa: B018  # reads their file before the model is loaded
+    if settings.ray is not None:
+        _serve_on_ray(writer, settings)
+        return
     with bind_socket(settings.host, settings.port) as listener:
         exit_on_sigterm()
         try:
@@ -72,16 +76,7 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
             raise MissingExtra("the server", "serve") from None
         # Requests, and why a slower decode step runs.
         _configure_logging("%(asctime)s %(message)s", "idefics.server", "idefics.engine")
-        # The settings that are also flags of other commands.
-        vlm = load_model(
-            ModelFlags(
-                **{
-                    one.name: getattr(settings, one.name)
-                    for one in fields(ModelFlags)
-                    if one.name in SETTING_TYPES
-                }
-            )
-        )
+        vlm = load_model(_model_flags(settings))
         app = create_app(vlm, settings)
         if settings.ui:
             _mount_page(app, vlm, settings, socket_url(listener))
@@ -90,6 +85,25 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
             f"{settings.served_model_name} is served at {socket_url(listener)}; Ctrl-C stops it"
         )
         run_server(app, listener)
+
+
+def _serve_on_ray(writer: OutputWriter, settings: Settings) -> None:
+    """Serves with replicas on a Ray cluster until SIGTERM or Ctrl-C."""
+    try:
+        from idefics.server.ray_serve import serve_on_ray
+    except ModuleNotFoundError:
+        raise MissingExtra("the server", "serve") from None
+    exit_on_sigterm()
+    with serve_on_ray(settings, load_keywords(_model_flags(settings))) as url:
+        writer.print_status(f"{settings.served_model_name} is served at {url}; Ctrl-C stops it")
+        threading.Event().wait()
+
+
+def _model_flags(settings: Settings) -> ModelFlags:
+    """The settings that are also flags of other commands."""
+    return ModelFlags(
+        **{one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES}
+    )
 
 
 @flag_group

@@ -121,6 +121,17 @@ class Settings:
     drain: float = _setting(
         "Limits", 30.0, "Seconds for requests to finish after SIGTERM or Ctrl-C.", 0, 86_400
     )
+    ray: str | None = _setting(
+        "Ray",
+        None,
+        "Serve with replicas on a Ray cluster: auto (the cluster that this machine is a node of), HOST:PORT of its "
+        "head node, or local (this machine). The limits hold for each replica.",
+    )
+    replicas: int | None = _setting(
+        "Ray", None, "Number of replicas; unset: as many as there are GPUs, else nodes.", 1, 10_000
+    )
+    num_gpus: float | None = _setting("Ray", None, "GPUs of each replica, such as 1 or 0.5.", 0, 1024)
+    num_cpus: float | None = _setting("Ray", None, "CPUs of each replica.", 0, 1024)
     batches: Path | None = _setting(  # noqa: RUF009
         "Batches",
         None,
