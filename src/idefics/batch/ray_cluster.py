@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import warnings
-from types import ModuleType
 from typing import Any
 
 from idefics.errors import BadSetting, IdeficsError, MissingExtra
@@ -20,7 +19,7 @@ LOCAL, RUNNING = "local", "auto"  # addresses that are words
 log = logging.getLogger(__name__)
 
 
-def import_ray(what: str) -> ModuleType:
+def import_ray(what: str) -> Any:
     """Imports Ray, with its usage statistics off unless RAY_USAGE_STATS_ENABLED says otherwise.
 
     Args:
@@ -38,7 +37,7 @@ def import_ray(what: str) -> ModuleType:
     return ray
 
 
-def connect(ray: ModuleType, address: str) -> bool:
+def connect(ray: Any, address: str) -> bool:
     """Connects to a cluster, unless this process is connected to one.
 
     Args:

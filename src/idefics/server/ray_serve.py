@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import ModuleType
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -78,7 +77,7 @@ def _check_settings(settings: Settings) -> None:
         )
 
 
-def _start(ray: ModuleType, serve: ModuleType, settings: Settings, load_keywords: dict[str, Any]) -> str:
+def _start(ray: Any, serve: Any, settings: Settings, load_keywords: dict[str, Any]) -> str:
     """Starts the proxy and the replicas, and waits until they are ready. Returns the URL."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     options = RayOptions(
@@ -120,7 +119,7 @@ def _start(ray: ModuleType, serve: ModuleType, settings: Settings, load_keywords
     return url
 
 
-def _drain(serve: ModuleType, seconds: float) -> None:
+def _drain(serve: Any, seconds: float) -> None:
     """Stops taking requests, and lets those that were admitted finish."""
     for _ in range(math.ceil(seconds / DELETE_SECONDS) + 1):
         with suppress(TimeoutError):
