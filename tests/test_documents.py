@@ -222,8 +222,8 @@ class DocumentServers:
         if "8000" not in text:
             return text
         if document not in self.ports:  # the test of the command that starts the server was not selected
-            serving = (command for command in COMMANDS if command.document == document)
-            self.start(next(command for command in serving if command.line.startswith("idefics serve")))
+            commands = [command for command in COMMANDS if command.document == document]
+            self.start([command for command in commands if command.line.startswith("idefics serve")][-1])
         return text.replace("8000", self.ports[document])
 
 

@@ -145,6 +145,20 @@ def test_a_cancelled_batch_keeps_its_answers(vlm, tmp_path, slow_engine):
         assert client.files.delete(batch.input_file_id).deleted
 
 
+def test_a_batch_that_waits_for_others_is_cancelled_at_once(vlm, tmp_path, slow_engine, monkeypatch):
+    monkeypatch.setattr(batch_queue, "MAX_RUNNING_BATCHES", 1)
+    with run_client(vlm, tmp_path) as (client, _):
+        running = wait_for_answers(client, begin(client, LINES), 1)
+        waiting, last = begin(client, LINES), begin(client, LINES[:2])
+        cancelled = client.batches.cancel(waiting.id)
+        assert (cancelled.status, cancelled.output_file_id) == ("cancelled", None)
+        assert client.batches.retrieve(last.id).status == "validating"
+        client.batches.cancel(running.id)
+        assert wait_for(client, last).request_counts.completed == 2
+    with run_client(vlm, tmp_path) as (client, _):
+        assert client.batches.retrieve(waiting.id).status == "cancelled"
+
+
 def test_a_batch_expires(vlm, tmp_path, slow_engine, monkeypatch):
     monkeypatch.setattr(batches, "COMPLETION_SECONDS", 1)
     lines = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from idefics.cli.command import LoadModel
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.run_end import report_end
-from idefics.cli.run_flags import RunControlFlags, RunOutputFlags
+from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.run_setup import find_run_settings, stop_on_signals
 from idefics.errors import BadPrompt, BadSetting, MissingExtra
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from idefics.batch.ledger import Ledger
     from idefics.batch.ledger_export import LedgerExport
     from idefics.batch.openai_batch import BatchFileCheck, BatchFileLimits, BatchLine
+    from idefics.batch.output_file import OutputFile
     from idefics.batch.run_counts import RunCounts
     from idefics.server.batch_lines import LineOutcome
     from idefics.server.settings import Settings
@@ -36,25 +37,28 @@ LINES_PER_ROW = (
 )
 
 
-def run_openai_batch(
+def run_if_openai_batch(
     writer: OutputWriter,
     load_model: LoadModel,
-    path: Path,
+    inputs: RunInputFlags,
     model: ModelFlags,
     outputs: RunOutputFlags,
     control: RunControlFlags,
     other_flags: Sequence[Any],
-) -> None:
-    """Answers the lines of a batch file, and writes them as OpenAI's batch output.
+) -> bool:
+    """Answers the lines of the input, and writes them as OpenAI's batch output, if the input is a batch file.
 
     Args:
         writer: prints messages.
         load_model: loads the model.
-        path: the batch file.
+        inputs: the input; of these flags and those of the outputs, only `USED_FLAGS` may be given.
         model: which model answers.
         outputs: has the output file.
         control: says where the ledger is, and which lines are taken.
-        other_flags: all groups of flags but the model's, of which only `USED_FLAGS` may be given.
+        other_flags: further groups of flags, of which none may be given.
+
+    Returns:
+        Whether the input is a batch file.
 
     Raises:
         BadSetting: a flag has no effect on batch files, or the output file has a wrong suffix.
@@ -62,17 +66,18 @@ def run_openai_batch(
         MissingExtra: the server's extra is not installed.
         OutputError: a file cannot be read or written.
     """
+    from idefics.batch.openai_batch import OpenAIBatchExporter, check_batch_file
+    from idefics.batch.output_file import OutputFile, check_writable
+    from idefics.batch.sources.jsonl_table import is_openai_batch
+
+    if len(inputs.inputs) != 1 or not is_openai_batch(inputs.inputs[0]):
+        return False
     try:
         from idefics.server.batch_lines import batch_file_limits
     except ModuleNotFoundError:
         raise MissingExtra("answering a batch file of OpenAI's API", "serve") from None
-    from idefics.batch.ledger import Ledger
-    from idefics.batch.ledger_export import LedgerExport
-    from idefics.batch.openai_batch import OPENAI_BATCH_TASK, OpenAIBatchExporter, check_batch_file
-    from idefics.batch.output_file import OutputFile, check_writable
-
-    _refuse_unused_flags(path, other_flags)
-    out = outputs.out
+    path, out = Path(inputs.inputs[0]), outputs.out
+    _refuse_unused_flags(path, (inputs, outputs, control, *other_flags))
     if out is None or out.suffix.lower() != ".jsonl":
         what = "nothing says where the answers go" if out is None else f"{out} does not end in .jsonl"
         raise BadSetting(f"{what}: give --out answers.jsonl for the answers to the batch file {path}")
@@ -83,18 +88,51 @@ def run_openai_batch(
     _refuse_invalid_lines(path, check)
     if note := check_writable(out):
         writer.print_note(note)
+    batch_file = _BatchFile(path, limits, check.num_lines)
+    _run(writer, load_model, batch_file, model, settings, OutputFile(out, OpenAIBatchExporter()), control)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchFile:
+    """A batch file that was found valid.
+
+    Attributes:
+        path: where it is.
+        limits: with which it was checked.
+        num_lines: its requests.
+    """
+
+    path: Path
+    limits: BatchFileLimits
+    num_lines: int
+
+
+def _run(
+    writer: OutputWriter,
+    load_model: LoadModel,
+    batch_file: _BatchFile,
+    model: ModelFlags,
+    settings: Settings,
+    file: OutputFile,
+    control: RunControlFlags,
+) -> None:
+    """Answers the lines of a batch file that the ledger has no answers to."""
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.ledger_export import LedgerExport
+    from idefics.batch.openai_batch import OPENAI_BATCH_TASK
+
     run_settings = find_run_settings(OPENAI_BATCH_TASK, None, {}, [], model, writer)
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(control.ledger or out.with_name(f"{out.name}.ledger")))
+        ledger_path = control.ledger or file.path.with_name(f"{file.path.name}.ledger")
+        ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, run_settings)
-        file = OutputFile(out, OpenAIBatchExporter())
         export = LedgerExport(ledger, file, overwrite=control.overwrite)
         vlm = stack.enter_context(closing(load_model(model)))
         progress = stack.enter_context(RunProgress(writer))
         batch_run = OpenAIBatchRun(
-            vlm, settings, path, limits, ledger, run_number, export, control, progress.show
+            vlm, settings, batch_file, ledger, run_number, export, control, progress.show
         )
-        batch_run.count_expected(check.num_lines)
         with stop_on_signals(batch_run, writer):
             batch_run.run()
         progress.stop()
@@ -106,7 +144,7 @@ class OpenAIBatchRun:
 
     Args:
         vlm, settings: the model and the settings of the server whose code answers.
-        path, limits: the file.
+        batch_file: the file.
         ledger, run: keeps the answers.
         export: the output file.
         control: how many lines are taken, and how many may fail.
@@ -121,8 +159,7 @@ class OpenAIBatchRun:
         self,
         vlm: Idefics,
         settings: Settings,
-        path: Path,
-        limits: BatchFileLimits,
+        batch_file: _BatchFile,
         ledger: Ledger,
         run: int,
         export: LedgerExport,
@@ -131,18 +168,15 @@ class OpenAIBatchRun:
     ) -> None:
         from idefics.batch.run_counts import RunCounts
 
-        self._vlm, self._settings, self._path, self._limits = vlm, settings, path, limits
+        self._vlm, self._settings, self._batch_file = vlm, settings, batch_file
         self._ledger, self._run, self._export = ledger, run, export
         self._control, self._on_progress = control, on_progress
-        self.counts, self.is_stopping = RunCounts(), False
-
-    def count_expected(self, num_lines: int) -> None:
-        """Counts the lines that the run takes of `num_lines`, and those that are answered already."""
-        limit = self._control.limit
-        self.counts.num_expected = num_lines if limit is None else min(num_lines, limit)
-        for run, num_answered, num_failed in self._ledger.count_rows():
-            if run == self._run:
+        limit, num_lines = control.limit, batch_file.num_lines
+        self.counts = RunCounts(num_expected=num_lines if limit is None else min(num_lines, limit))
+        for number, num_answered, num_failed in ledger.count_rows():
+            if number == run:
                 self.counts.num_done_before, self.counts.num_failed_before = num_answered, num_failed
+        self.is_stopping = False
 
     def run(self) -> None:
         """Answers all lines that have no answer yet, and writes the output file."""
@@ -159,7 +193,7 @@ class OpenAIBatchRun:
         max_lines = LINES_PER_ROW * self._vlm.engine.config.batch_rows
         slots = LineSlots(app.state.service.admission, max_lines)
         await BatchLineRunner(
-            *(app, slots, self._ledger, self._run, self._path, self._limits),
+            *(app, slots, self._ledger, self._run, self._batch_file.path, self._batch_file.limits),
             on_outcome=self._count,
             should_stop=lambda: self.is_stopping,
             max_lines=self._control.limit,

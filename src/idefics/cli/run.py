@@ -22,9 +22,12 @@ from idefics.tasks import TASKS, classify
 from idefics.validation import validate_choice
 
 if TYPE_CHECKING:
+    from idefics import Shot
+    from idefics.batch.answerers import Answerer
     from idefics.batch.output_file import OutputFile
     from idefics.batch.prompt_template import PromptTemplate
     from idefics.batch.rows import RowSource
+    from idefics.batch.run_settings import RunSettings
 
 
 @command(
@@ -51,26 +54,22 @@ def run(
 ) -> None:
     """Run a task over any number of pictures; stop it and go on at any time.
 
-    An INPUT is a picture, a folder, a pattern, an address, a zip or tar archive, a table (.jsonl, .csv, .parquet), a
-    PDF, a data set of the Hugging Face hub (hf:owner/name), or a batch file of OpenAI's API. --task is caption, ask,
-    classify or another task.
+    An INPUT is a picture, folder, pattern, address, archive (zip, tar), table (.jsonl, .csv, .parquet), PDF, data set
+    of the Hugging Face hub (hf:owner/name) or batch file of OpenAI's API. --task is caption, ask, classify or others.
 
     Every answer is kept in a ledger next to the output file. The same command goes on where it was stopped, killed or
     interrupted: nothing is lost, and no picture is computed twice. Another prompt, option or model is another answer.
     A picture that cannot be read is a row with an error; --retry-failed tries such rows again. The exit code is 1 if
     rows failed.
     """
-    from idefics.batch.answerers import LocalAnswerer
     from idefics.batch.ledger import Ledger
     from idefics.batch.ledger_export import LedgerExport
     from idefics.batch.run import BatchRun
-    from idefics.batch.sources.jsonl_table import is_openai_batch
     from idefics.batch.text_writer import TextWriter
-    from idefics.cli.openai_run import run_openai_batch
+    from idefics.cli.openai_run import run_if_openai_batch
 
-    if len(inputs.inputs) == 1 and is_openai_batch(inputs.inputs[0]):
-        others = (inputs, task, labels, shots, sampling, ray, outputs, control)
-        run_openai_batch(writer, load_model, Path(inputs.inputs[0]), model, outputs, control, others)
+    others = (task, labels, shots, sampling, ray)
+    if run_if_openai_batch(writer, load_model, inputs, model, outputs, control, others):
         return
     validate_choice("task", task.task, tuple(TASKS))
     output_file = _check_outputs(outputs, writer)
@@ -82,10 +81,7 @@ def run(
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
         export = LedgerExport(ledger, output_file, overwrite=control.overwrite) if output_file else None
-        options |= control.timeout_option()
-        answerer = ray.create_answerer(settings, model, shot_list, options) or LocalAnswerer(
-            lambda: load_model(model).with_shots(shot_list), task.task, options
-        )
+        answerer = _create_answerer(load_model, settings, model, shot_list, options, control, ray)
         stack.enter_context(closing(answerer))
         texts = TextWriter(ledger, settings, outputs.text_settings)
         progress = stack.enter_context(RunProgress(writer))
@@ -102,6 +98,24 @@ def run(
         report_end(writer, batch_run, source.describe_skipped(), texts)
         if outputs.report is not None:
             write_run_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
+
+
+def _create_answerer(
+    load_model: LoadModel,
+    settings: RunSettings,
+    model: ModelFlags,
+    shots: list[Shot],
+    options: dict[str, Any],
+    control: RunControlFlags,
+    ray: RayFlags,
+) -> Answerer:
+    """What answers the rows: a Ray cluster, if the flags name one, else a model in this process."""
+    from idefics.batch.answerers import LocalAnswerer
+
+    options = options | control.timeout_option()
+    return ray.create_answerer(settings, model, shots, options) or LocalAnswerer(
+        lambda: load_model(model).with_shots(shots), settings.task, options
+    )
 
 
 def _check_outputs(outputs: RunOutputFlags, writer: OutputWriter) -> OutputFile | None:

@@ -60,6 +60,7 @@ class BatchQueue:
         self._slots = LineSlots(service.admission, max_lines)
         self._turns = asyncio.Semaphore(MAX_RUNNING_BATCHES)
         self._task_by_id: dict[str, asyncio.Task[None]] = {}
+        self._waiting_ids: set[str] = set()  # of batches that wait for others to end
         self._closing = asyncio.Event()
 
     @property
@@ -79,6 +80,15 @@ class BatchQueue:
         self._task_by_id[batch.id] = task
         task.add_done_callback(lambda _: self._task_by_id.pop(batch.id))
 
+    async def cancel(self, batch: StoredBatch) -> None:
+        """Ends a batch once its lines in hand are answered; at once if it has not begun."""
+        batch.set_status("cancelling")
+        if batch.id in self._waiting_ids and not batch.total:
+            self._waiting_ids.remove(batch.id)
+            self._task_by_id[batch.id].cancel()
+            batch.set_status("cancelled")
+        await self._folder.batches.save(batch)
+
     async def close(self) -> None:
         """Ends all tasks; lines in hand have the time of `--drain`. The batches go on when the server is started."""
         self._closing.set()
@@ -95,7 +105,9 @@ class BatchQueue:
 
     async def _carry_out(self, batch: StoredBatch) -> None:
         """Carries out a batch to its end, unless the server shuts down. Where the disk is full, tries again later."""
+        self._waiting_ids.add(batch.id)
         async with self._turns:
+            self._waiting_ids.discard(batch.id)
             while not self._is_closing:
                 try:
                     await self._advance(batch)

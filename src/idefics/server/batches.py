@@ -169,12 +169,13 @@ async def get_batch(batch_id: str, folder: BatchFolderDep, owner: OwnerDep) -> B
 
 
 @router.post("/v1/batches/{batch_id}/cancel", responses=document_responses(BatchObject))
-async def cancel_batch(batch_id: str, folder: BatchFolderDep, owner: OwnerDep) -> BatchObject:
+async def cancel_batch(
+    batch_id: str, folder: BatchFolderDep, queue: BatchQueueDep, owner: OwnerDep
+) -> BatchObject:
     """Ends a batch: requests in hand are answered, and no further ones."""
     batch = _find_batch(folder, batch_id, owner)
     if batch.status in ("validating", "in_progress"):
-        batch.set_status("cancelling")
-        await folder.batches.save(batch)
+        await queue.cancel(batch)
     elif batch.status not in ("cancelling", "cancelled"):
         raise APIError(400, f"batch {batch.id} is {batch.status}, and cannot be cancelled any more")
     return _batch_object(batch)
