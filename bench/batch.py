@@ -1,4 +1,4 @@
-"""Batch runs: rows a second beside transformers, work done again after a kill, memory, and a Ray cluster.
+"""Batch runs: rows a second next to transformers, work done again after a kill, memory, and a Ray cluster.
 
 `python bench/batch.py [--case captions|classify|resume|memory|ray] [--model smolvlm-256m]`
 captions   photographs from files, as released (17 tiles) and in one tile, 32 tokens each, by `map`; transformers in

@@ -379,9 +379,12 @@ SHARED_BASES = {"Protocol", "NamedTuple", "TypedDict", "Enum", "Exception", "Gen
 
 
 def test_no_two_classes_share_a_name():
-    """One of them may implement the other's protocol, and several may implement one."""
+    """One of them may implement the other's protocol, and several may implement one.
+
+    `batch.ray.Answer` is left out: people name it together with its module, in `map_batches`.
+    """
     found = {}
-    for path in MODULES:
+    for path in set(MODULES) - {PACKAGE / "batch" / "ray.py"}:
         for node in parse_file(path).body:
             if isinstance(node, ast.ClassDef):
                 bases = {re.split(r"[.\[]", ast.unparse(base))[-1] for base in node.bases} - SHARED_BASES

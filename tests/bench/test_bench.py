@@ -131,7 +131,9 @@ def test_unsplit_pictures_are_one_frame(tiny_release):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command_line", ["batch", "generate", "reuse", "serve", "serve --case long-prompts", "start"])
+@pytest.mark.parametrize(
+    "command_line", ["batch", "generate", "reuse", "serve", "serve --case long-prompts", "start"]
+)
 def test_a_quick_run_works(command_line):
     script, *flags = command_line.split()
     done = subprocess.run(

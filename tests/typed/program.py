@@ -24,6 +24,8 @@ from idefics import (
     Idefics,
     IdeficsError,
     ImageDetail,
+    MapResult,
+    MapResults,
     Message,
     MissingExtra,
     ModelClosed,
@@ -142,6 +144,16 @@ def rankings(vlm: Idefics, picture: Path) -> None:
     assert_type(vlm.classify([picture], ["cat", "dog"], calibrated=True), list[Ranking])
 
 
+def rows(vlm: Idefics, picture: Path) -> None:
+    with vlm.map([picture, {"image": picture, "prompt": "What is this?"}], "ask", prompt="Why?") as results:
+        assert_type(results, MapResults)
+        for done in results:
+            assert_type(done, MapResult)
+            assert_type(done.result, Answer | Ranking | IdeficsError)
+    for done in vlm.map([picture], "classify", labels=["cat", "dog"], ordered=False, on_error="return"):
+        assert_type(done.index, int)
+
+
 def streams(vlm: Idefics, picture: Path) -> None:
     with vlm.caption(picture, stream=True, max_new_tokens=3) as stream:
         assert_type(stream, Stream)
@@ -186,7 +198,7 @@ def main(picture: Path, shots: Path) -> None:
     assert idefics.__version__
     with load("demo", device="cpu", threads=1) as vlm:
         assert_type(vlm, Idefics)
-        for part in (answers, logprobs, conversations, rankings, streams):
+        for part in (answers, logprobs, conversations, rankings, rows, streams):
             part(vlm, picture)
         given = read_shots(shots)
         assert_type(given, list[Shot])
