@@ -1,12 +1,14 @@
 """A Ray cluster of three nodes on this machine, on addresses of its own, as nodes have in life."""
 
 import os
+import secrets
 import warnings
 
 import pytest
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
+# Ray listens on all addresses; without this it would also write a token into the home folder.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 # Not 127.0.0.1, which Ray replaces by an address that other machines reach.
 HEAD, *OTHERS = ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")

@@ -52,6 +52,7 @@ def start_run(three_nodes, photos, tmp_path):
     for one in processes:
         one.kill()
         one.wait()
+        one.stderr.close()
 
 
 def wait_for_rows(log, number):

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import warnings
+from importlib import import_module
 from typing import Any
 
 from idefics.errors import BadSetting, IdeficsError, MissingExtra
@@ -19,11 +20,12 @@ LOCAL, RUNNING = "local", "auto"  # addresses that are words
 log = logging.getLogger(__name__)
 
 
-def import_ray(what: str) -> Any:
+def import_ray(what: str, module: str = "ray") -> Any:
     """Imports Ray, with its usage statistics off unless RAY_USAGE_STATS_ENABLED says otherwise.
 
     Args:
         what: what needs it, as the beginning of a sentence.
+        module: Ray, or a module of it.
 
     Raises:
         MissingExtra: it is not installed.
@@ -31,10 +33,9 @@ def import_ray(what: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         with warnings.catch_warnings(action="ignore"):
-            import ray
+            return import_module(module)
     except ModuleNotFoundError:
         raise MissingExtra(what, "ray") from None
-    return ray
 
 
 def connect(ray: Any, address: str) -> bool:

@@ -33,7 +33,7 @@ class RayOptions:
 
     def __post_init__(self) -> None:
         if self.num_engines is not None and self.num_engines < 1:
-            raise BadSetting(f"num_engines is {self.num_engines}: give at least 1")
+            raise BadSetting(f"the number of engines is {self.num_engines}: give at least 1")
         for name, number in (("num_gpus", self.num_gpus), ("num_cpus", self.num_cpus)):
             if number is not None and not 0 <= number < math.inf:
                 raise BadSetting(f"{name} is {number}: give 0 or more")

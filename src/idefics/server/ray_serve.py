@@ -44,9 +44,8 @@ def serve_on_ray(settings: Settings, load_keywords: dict[str, Any]) -> Iterator[
         IdeficsError: there is no cluster, or the replicas do not start.
     """
     _check_settings(settings)
-    ray = import_ray("a server on a Ray cluster")
-    from ray import serve
-
+    what = "a server on a Ray cluster"
+    ray, serve = import_ray(what), import_ray(what, "ray.serve")
     assert settings.ray is not None
     is_connected_here = connect(ray, settings.ray)
     try:
@@ -67,10 +66,11 @@ def serve_on_ray(settings: Settings, load_keywords: dict[str, Any]) -> Iterator[
 
 def _check_settings(settings: Settings) -> None:
     """Raises BadSetting for what cannot be served with Ray."""
-    if settings.ui:
-        raise BadSetting(
-            "--ui and --ray are both given: the page keeps its state in one process; leave one out"
-        )
+    for flag, is_given in (("--ui", settings.ui), ("--batches", settings.batches is not None)):
+        if is_given:
+            raise BadSetting(
+                f"{flag} keeps its state in one process, and --ray serves with several: leave one out"
+            )
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") != "0":
         raise BadSetting(
             "RAY_SERVE_ENABLE_HA_PROXY is set, with which Ray Serve listens on all addresses of this machine: unset it"
