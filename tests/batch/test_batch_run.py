@@ -230,8 +230,9 @@ def test_the_output_is_cut_back_to_what_the_ledger_has_exported(source, tmp_path
         run_batch(source, tmp_path / "other", out=out)
 
 
-def test_memory_is_flat(tmp_path):
-    """Of twenty thousand rows only some are alive at any time."""
+@pytest.mark.parametrize("num_rows", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_memory_is_flat(tmp_path, num_rows):
+    """Of many rows only some are alive at any time."""
     alive, most = 0, 0
 
     class Data(bytes):
@@ -248,7 +249,7 @@ def test_memory_is_flat(tmp_path):
         nonlocal most
         from idefics.batch.rows import Media
 
-        for number in range(20_000):
+        for number in range(num_rows):
             most = max(most, alive)
             media = Media(path=f"u{number}", read=lambda number=number: Data(b"%d" % number))
             yield BatchRow(name=f"u{number}", media=media)
@@ -256,7 +257,7 @@ def test_memory_is_flat(tmp_path):
     run = run_batch(
         FakeSource(rows), tmp_path / "ledger", out=tmp_path / "out.csv", answerer=FakeAnswerer(16)
     )
-    assert run.counts.num_written == 20_000
+    assert run.counts.num_written == num_rows
     assert most < 64
 
 
