@@ -329,6 +329,14 @@ def test_one_server_at_a_time_uses_a_folder(vlm, tmp_path):
     create_app(vlm, settings).state.batch_folder.close()
 
 
+def test_the_folder_is_for_the_servers_user_alone(vlm, tmp_path):
+    create_app(vlm, Settings(model="demo", batches=tmp_path / "new")).state.batch_folder.close()
+    (tmp_path / "old").mkdir(0o755)
+    create_app(vlm, Settings(model="demo", batches=tmp_path / "old")).state.batch_folder.close()
+    for path in (tmp_path / "new", tmp_path / "old" / "files", tmp_path / "old" / "batches"):
+        assert path.stat().st_mode & 0o777 == 0o700
+
+
 def test_an_unusable_folder_is_refused(vlm, tmp_path):
     file = tmp_path / "file"
     file.write_text("x")

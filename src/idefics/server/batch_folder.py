@@ -118,7 +118,7 @@ class ObjectStore(Generic[S]):
 
     def __init__(self, folder: Path, load: Callable[..., S]) -> None:
         self.folder, self._lock = folder, asyncio.Lock()
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(0o700, exist_ok=True)
         objects = [load(**json.loads(file.read_bytes())) for file in folder.glob("*.json")]
         self.by_id: dict[str, S] = {one.id: one for one in sorted(objects, key=lambda one: one.created_ns)}
 
