@@ -44,6 +44,10 @@ def test_each_line_is_answered_as_a_live_request(client):
     assert batch.expires_at == batch.created_at + 24 * 3600
     assert (batch.error_file_id, batch.errors) == (None, None)
     answers = read_lines(client, batch.output_file_id)
+    usages = [line["response"]["body"]["usage"] for line in answers.values()]
+    assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages)
+    assert batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in usages) > 0
+    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
     for i, body in enumerate(bodies):
         line = answers[f"line-{i}"]
         assert line["error"] is None
@@ -67,6 +71,7 @@ def test_other_endpoints(client, endpoint, body):
         assert answer["choices"][0]["text"] == live.choices[0].text
     else:
         assert answer["output"][0]["content"][0]["text"] == live.output_text
+        assert batch.usage.output_tokens == live.usage.output_tokens
 
 
 def test_a_refused_line_has_the_error_of_a_live_request_in_its_body(client):

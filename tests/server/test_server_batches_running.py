@@ -232,7 +232,8 @@ def test_files_and_batches_belong_to_a_key(vlm, tmp_path):
 def test_sizes_are_limited(vlm, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_FILE_BYTES", 3 << 20)
     monkeypatch.setattr(middleware, "MAX_UPLOAD_BYTES", 4 << 20)
-    with run_client(vlm, tmp_path, body_megabytes=1, megabytes_at_once=1) as (client, _):
+    with run_client(vlm, tmp_path, body_megabytes=1, megabytes_at_once=1) as (client, service):
+        service.admission.usage["bytes"] += 1 << 19  # as another request would
         long = batch_line("long", chat_request([user_message(text_part("a" * (3 << 19)))]))
         file = client.files.create(file=("a.jsonl", to_jsonl([batch_line("a"), long])), purpose="batch")
         assert file.bytes > 3 << 19, "files are not held in memory, and may be larger than bodies"

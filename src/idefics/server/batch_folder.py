@@ -73,6 +73,7 @@ class StoredBatch:
         output_lifetime: seconds that its output files are kept.
         errors: why it failed: the attributes of `LineError`.
         total, completed, failed: numbers of lines: all, those answered with status 200, and those with an error.
+        usage: tokens of the answers: "input_tokens", of which "cached_tokens", and "output_tokens"; empty before.
         output_file_id, error_file_id: the files with the answers and with the errors, once they are written.
     """
 
@@ -91,6 +92,7 @@ class StoredBatch:
     total: int = 0
     completed: int = 0
     failed: int = 0
+    usage: dict[str, int] = field(default_factory=dict)
     output_file_id: str | None = None
     error_file_id: str | None = None
 

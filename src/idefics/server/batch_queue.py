@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastapi import FastAPI
 
@@ -169,8 +171,10 @@ class BatchQueue:
             await self._set_status(batch, "finalizing")
         ledger_path = self._folder.ledger_path(batch)
         if batch.completed:
-            write = partial(_write_answers, ledger_path)
+            usage = Counter[str]()
+            write = partial(_write_answers, ledger_path, usage)
             batch.output_file_id = await self._add_file(batch, "output", write)
+            batch.usage = dict(usage)
         if batch.failed or num_unanswered:
             write = partial(_write_errors, ledger_path, path, self._limits, final_status)
             batch.error_file_id = await self._add_file(batch, "error", write)
@@ -205,12 +209,21 @@ class BatchQueue:
         await self._folder.batches.save(batch)
 
 
-def _write_answers(ledger_path: Path, file: BinaryIO) -> None:
-    """Writes the lines of a ledger that were answered with status 200."""
+def _write_answers(ledger_path: Path, usage: Counter[str], file: BinaryIO) -> None:
+    """Writes the lines of a ledger that were answered with status 200, and adds their tokens to `usage`."""
     with Ledger(ledger_path, read_only=True) as ledger:
         for _, answer in ledger.rows_after(0):
             if "error_type" not in answer:
                 file.write(f"{answer['text']}\n".encode())
+                _add_usage(usage, json.loads(answer["text"])["response"]["body"]["usage"])
+
+
+def _add_usage(total: Counter[str], usage: dict[str, Any]) -> None:
+    """Adds the usage of an answer, whose fields have other names in `/v1/responses` than in the other routes."""
+    read, written = ("input", "output") if "input_tokens" in usage else ("prompt", "completion")
+    total["input_tokens"] += usage[f"{read}_tokens"]
+    total["cached_tokens"] += usage[f"{read}_tokens_details"]["cached_tokens"]
+    total["output_tokens"] += usage[f"{written}_tokens"]
 
 
 def _write_errors(

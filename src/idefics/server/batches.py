@@ -25,7 +25,8 @@ from idefics.server.files import (
 )
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel
-from idefics.server.response_fields import ResponseFields
+from idefics.server.response_builder import OutputTokensDetails
+from idefics.server.response_fields import PromptTokensDetails, ResponseFields
 from idefics.server.routing import document_responses
 
 COMPLETION_SECONDS = 24 * 3600  # of the `completion_window` "24h"
@@ -77,6 +78,16 @@ class BatchRequestCounts(ResponseFields):
     failed: int
 
 
+class BatchUsage(ResponseFields):
+    """Tokens of all answers."""
+
+    input_tokens: int
+    input_tokens_details: PromptTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
 class BatchObject(ResponseFields):
     """A batch: its status, and the files with its answers and errors."""
 
@@ -99,6 +110,7 @@ class BatchObject(ResponseFields):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: BatchRequestCounts
+    usage: BatchUsage | None
     metadata: dict[str, str] | None
 
 
@@ -212,5 +224,17 @@ def _batch_object(batch: StoredBatch) -> BatchObject:
         "cancelling_at": times.get("cancelling"),
         "cancelled_at": times.get("cancelled"),
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "usage": _batch_usage(batch.usage) if batch.usage else None,
         "metadata": batch.metadata,
+    }
+
+
+def _batch_usage(usage: dict[str, int]) -> BatchUsage:
+    """The usage of a batch, with OpenAI's fields."""
+    return {
+        "input_tokens": usage["input_tokens"],
+        "input_tokens_details": {"cached_tokens": usage["cached_tokens"]},
+        "output_tokens": usage["output_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage["input_tokens"] + usage["output_tokens"],
     }
