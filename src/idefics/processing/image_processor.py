@@ -132,7 +132,8 @@ def _decode_path(path: Path, name: str, decode_file: Callable[[BinaryIO, str], O
 
 def describe_bytes(data: bytes) -> str:
     """The name that error messages give to a picture whose file is given as bytes: its size."""
-    return f"a picture of {len(data)} bytes" if data else "the picture"
+    plural = "" if len(data) == 1 else "s"
+    return f"a picture of {len(data):,} byte{plural}" if data else "the picture"
 
 
 def _warn_trusted_caller(note: str, fetcher: Fetcher) -> None:
