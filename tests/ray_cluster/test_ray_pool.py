@@ -60,6 +60,15 @@ class DyingWhileLoading(RayEngine):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class DyingOnOneNode(FakeEngine):
+    def load(self):
+        import ray
+
+        if ray.util.get_node_ip_address() == "127.0.0.3":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load()
+
+
 @pytest.fixture
 def make_pool(three_nodes, monkeypatch):
     from ray import cloudpickle
@@ -188,9 +197,15 @@ def test_another_checkpoint_on_a_node_ends_the_run(make_pool):
 
 
 def test_engines_that_die_while_they_load_end_the_run(make_pool):
-    with pytest.raises(IdeficsError, match="died 3 times while they loaded the model") as caught:
+    with pytest.raises(IdeficsError, match="an engine died 3 times while it loaded the model") as caught:
         answer_all(make_pool(DyingWhileLoading), make_items(3))
     assert "\n" not in str(caught.value)
+
+
+def test_one_node_on_which_engines_cannot_load_does_not_end_the_run(make_pool):
+    answers = answer_all(make_pool(DyingOnOneNode), make_items(400, "x"))
+    assert len(answers) == 400
+    assert all("text" in one for one in answers.values())
 
 
 def test_an_engine_that_no_node_has_room_for_is_refused(make_pool):

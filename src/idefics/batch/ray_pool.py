@@ -19,7 +19,9 @@ from idefics.errors import IdeficsError
 BLOCKS_PER_ENGINE = 2  # one is answered while the next one is prepared
 MAX_BLOCK_DEATHS = 3  # engines that die with a block, before its rows are answered one by one
 MAX_ROW_DEATHS = 2  # engines that die with one row, before it is an error
-MAX_LOAD_DEATHS = 3  # engines that die one after the other while they load the model, before the run ends
+MAX_LOAD_DEATHS = (
+    3  # engines that die one after the other while they load the model, before no other one is tried
+)
 POLL_SECONDS = 1.0
 SLOW_START_SECONDS = 60.0
 
@@ -49,12 +51,14 @@ class _EngineState:
         loading: the reference to the result of `load`; None once the model is loaded.
         blocks: the blocks in hand, by the references to their answers.
         batch_rows: rows of a block.
+        num_load_deaths: how many engines in its place died before while they loaded the model.
     """
 
     actor: Any
     loading: Any
     blocks: dict[Any, _Block] = field(default_factory=dict)
     batch_rows: int = 0
+    num_load_deaths: int = 0
 
 
 class RayAnswerer:
@@ -82,7 +86,6 @@ class RayAnswerer:
         self._suspects: deque[_Block] = deque()
         self._items: Iterator[WorkItem] = iter(())
         self._has_items = True
-        self._num_load_deaths = 0
 
     def answer(self, items: Iterator[WorkItem]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """See `Answerer.answer`.
@@ -140,10 +143,10 @@ class RayAnswerer:
         )(RayEngine)
         self._engines = [self._start_engine() for _ in range(options.num_engines)]
 
-    def _start_engine(self) -> _EngineState:
+    def _start_engine(self, num_load_deaths: int = 0) -> _EngineState:
         """Starts an engine, which loads the model."""
         actor = self._actor_class.remote(self._spec)
-        return _EngineState(actor, actor.load.remote())
+        return _EngineState(actor, actor.load.remote(), num_load_deaths=num_load_deaths)
 
     def _hand_out_blocks(self) -> None:
         """Gives blocks to engines that have room for one, the emptiest first."""
@@ -198,22 +201,23 @@ class RayAnswerer:
             yield from self._replace(engine, error)
             return
         if ref is engine.loading:
-            engine.loading, engine.batch_rows, self._num_load_deaths = None, result, 0
+            engine.loading, engine.batch_rows = None, result
         else:
             del engine.blocks[ref]
             yield from result
 
     def _replace(self, engine: _EngineState, error: BaseException) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """Starts another engine in the place of one that died; yields the errors of rows that it should not get."""
-        if engine.loading:
-            self._num_load_deaths += 1
-            if self._num_load_deaths == MAX_LOAD_DEATHS:
-                raise IdeficsError(
-                    f"engines on the Ray cluster died {MAX_LOAD_DEATHS} times while they loaded the model: is there "
-                    f"memory for {len(self._engines)} of them, and idefics on each node? The last: {last_line(error)}"
-                )
         self._ray.kill(engine.actor)
-        self._engines[self._engines.index(engine)] = self._start_engine()
+        num_load_deaths = engine.num_load_deaths + 1 if engine.loading else 0
+        if num_load_deaths < MAX_LOAD_DEATHS:
+            self._engines[self._engines.index(engine)] = self._start_engine(num_load_deaths)
+        else:
+            self._engines.remove(engine)
+            message = f"an engine died {num_load_deaths} times while it loaded the model ({last_line(error)})"
+            if not self._engines:
+                raise IdeficsError(f"{message}: is there memory for it, and idefics on each node?")
+            log.warning("%s: going on with %d engines", message, len(self._engines))
         for block in engine.blocks.values():
             block.num_deaths += 1
             block.is_suspect = True

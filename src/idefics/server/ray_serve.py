@@ -19,6 +19,7 @@ from idefics.server.settings import Settings
 from idefics.server.sockets import bind_socket, socket_url
 
 APP_NAME, DEPLOYMENT_NAME = "idefics", "model"
+HEAD_NODE_RESOURCE = "node:__internal_head__"  # Ray gives it to that node alone
 # Requests of a replica beyond its own limit, which it refuses with an error in OpenAI's format; Ray Serve would refuse
 # them in plain text.
 NUM_REFUSED_AT_ONCE = 256
@@ -49,6 +50,7 @@ def serve_on_ray(settings: Settings, load_keywords: dict[str, Any]) -> Iterator[
     assert settings.ray is not None
     is_connected_here = connect(ray, settings.ray)
     try:
+        _check_node(ray)
         if others := ", ".join(serve.status().applications):
             raise BadSetting(f"Ray Serve serves {others} on this cluster: end it with `serve shutdown`")
         try:
@@ -77,6 +79,16 @@ def _check_settings(settings: Settings) -> None:
         )
 
 
+def _check_node(ray: Any) -> None:
+    """Raises BadSetting unless this process is on the head node, where the proxy is."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(one for one in ray.nodes() if one["NodeID"] == here)
+    if HEAD_NODE_RESOURCE not in node["Resources"]:
+        raise BadSetting(
+            "this machine is not the head node of the Ray cluster: run `idefics serve --ray` there"
+        )
+
+
 def _start(ray: Any, serve: Any, settings: Settings, load_keywords: dict[str, Any]) -> str:
     """Starts the proxy and the replicas, and waits until they are ready. Returns the URL."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -98,7 +110,9 @@ def _start(ray: Any, serve: Any, settings: Settings, load_keywords: dict[str, An
         """The app of a replica."""
         import idefics
         from idefics.server.app import create_app
+        from idefics.server.uvicorn_server import keep_freed_memory
 
+        keep_freed_memory()
         return _without_request_id(create_app(idefics.load(**load_keywords), settings))
 
     deployment = serve.deployment(
