@@ -1,7 +1,7 @@
 """The program `idefics`: parses the command line, runs the command and turns every error into one line.
 
-Exit codes: 0, success; 1, the answers could not be written; 2, something was refused, such as a picture or a flag;
-130, interrupted.
+Exit codes: 0, success; 1, the answers could not be written, or `idefics check` found something off; 2, something was
+refused, such as a picture or a flag; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import typer
 
 from idefics import __version__
 from idefics.cli.chat import chat
+from idefics.cli.check import check
 from idefics.cli.command import ModelLoader, add_command, load
 from idefics.cli.demo import demo
 from idefics.cli.generate import generate
@@ -60,6 +61,7 @@ COMMANDS = (
     models,
     info,
     quantize,
+    check,
     demo,
 )
 

@@ -1,0 +1,1 @@
+"""`idefics check`: whether this installation answers with these weights as it should."""

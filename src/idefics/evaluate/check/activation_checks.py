@@ -1,0 +1,178 @@
+"""Checks of trained weights by what they compute: a matrix in the wrong place leaves the pattern of its siblings.
+
+Two patterns hold in every layer of a trained model, and in none of an untrained one:
+
+- The inputs of a gated MLP's activation are negative in the mean, those that it is multiplied with are not: the
+  activation is a gate that is shut most of the time. Where gate and up are exchanged, it is the other way round.
+- A square projection is aligned with its inputs: its outputs are larger than those of its transpose.
+
+Where the siblings of a weight show no pattern, nothing can be told without a record.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.drawn_pictures import fixed_prompts, trained_prompts
+from idefics.evaluate.check.subject import CheckSubject
+from idefics.nn.decoder import GatedMLP
+
+MIN_SIBLINGS = 3  # layers of one kind, the suspected one not counted
+MIN_POSITIVE_SHARE = 0.9
+GATE_PATTERN, ALIGNMENT_PATTERN = 0.08, 0.1
+NO_PATTERN = "the weights show no pattern, as before training: only a record can tell"
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(slots=True)
+class ActivationScores:
+    """Scores of modules, by kind of module (its name with "n" for the first number) and by name.
+
+    Attributes:
+        gates: of gated MLPs, the mean input of "up" minus that of "gate", in standard deviations of each.
+        alignments: of square projections, the logarithm of the size of their outputs over that of their transpose.
+    """
+
+    gates: Scores = field(default_factory=lambda: defaultdict(dict))
+    alignments: Scores = field(default_factory=lambda: defaultdict(dict))
+
+
+@torch.inference_mode()
+def measure_activations(subject: CheckSubject) -> ActivationScores:
+    """Computes the fixed prompts once, and looks at the inputs and outputs of all linear layers."""
+    sums: dict[str, Tensor] = {}
+    linears = {
+        name: layer
+        for name, layer in subject.network.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.is_floating_point() and "lm_head" not in name
+    }
+    hooks = [layer.register_forward_hook(_sum_hook(sums, name)) for name, layer in linears.items()]
+    try:
+        for prompt in (*trained_prompts(subject), *fixed_prompts(subject).values()):
+            subject.vlm.logits(prompt)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    scores = ActivationScores()
+    for name, module in subject.network.named_modules():
+        gate, up = sums.get(f"{name}.gate_proj"), sums.get(f"{name}.up_proj")
+        if isinstance(module, GatedMLP) and gate is not None and up is not None:
+            scores.gates[_kind_of(name)][name] = _standardized_mean(up) - _standardized_mean(gate)
+        if name in linears and name in sums and module.weight.shape[0] == module.weight.shape[1]:
+            direct, transposed = float(sums[name][2]), float(sums[name][3])
+            if direct and transposed:
+                scores.alignments[_kind_of(name)][name] = math.log(direct / transposed) / 2
+    return scores
+
+
+def _sum_hook(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """A forward hook that adds up, over all outputs y without bias: count, y, y squared, and (W' x) squared."""
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, nn.Linear)
+        weight, x = layer.weight, inputs[0].float()
+        y = output.float() if layer.bias is None else output.float() - layer.bias.float()
+        is_square = weight.shape[0] == weight.shape[1]
+        transposed = (x @ weight.float()).square().sum() if is_square else y.new_zeros(())
+        found = torch.stack((y.new_tensor(float(y.numel())), y.sum(), y.square().sum(), transposed))
+        sums[name] = sums.get(name, 0.0) + found.double().cpu()
+
+    return add
+
+
+def _standardized_mean(sums: Tensor) -> float:
+    """The mean in standard deviations, of count, sum and sum of squares."""
+    count, total, squares = sums[:3].tolist()
+    mean = total / count
+    return float(mean / math.sqrt(max(squares / count - mean * mean, 1e-30)))
+
+
+def _kind_of(name: str) -> str:
+    """The name of a module with "n" for its first number."""
+    return re.sub(r"\.\d+\.", ".n.", name, count=1)
+
+
+def find_broken_patterns(scores: Scores, pattern: float) -> tuple[int, list[str]]:
+    """The modules that do not follow the pattern of their siblings.
+
+    A module follows a pattern where its siblings score at least `pattern` in the median and nearly all above 0. It
+    breaks it with a score as far below 0 as half of that median is above: an exchanged module has its own score with
+    the other sign.
+
+    Args:
+        scores: by kind and by name.
+        pattern: the least median of a pattern.
+
+    Returns:
+        How many modules follow a pattern or break one, and the names of those that break one.
+    """
+    num_judged, broken = 0, []
+    for layers in scores.values():
+        for name, score in layers.items():
+            siblings = [other for sibling, other in layers.items() if sibling != name]
+            if len(siblings) < MIN_SIBLINGS or median(siblings) < pattern:
+                continue
+            if sum(other > 0 for other in siblings) < MIN_POSITIVE_SHARE * len(siblings):
+                continue
+            num_judged += 1
+            if score <= -median(siblings) / 2:
+                broken.append(name)
+    return num_judged, broken
+
+
+def check_gate_up(subject: CheckSubject) -> CheckOutcome:
+    """Looks for gated MLPs whose gate and up projections are exchanged."""
+    scores = subject.activation_scores.gates
+    if not scores:
+        return skipped("the weights are quantised: check the original")
+    num_judged, broken = find_broken_patterns(scores, GATE_PATTERN)
+    if not num_judged:
+        return skipped(NO_PATTERN)
+    typical = median(score for layers in scores.values() for score in layers.values())
+    return judge(
+        f"{num_judged} MLPs, typically {typical:+.2f}",
+        "above half of the siblings' median below 0",
+        [f"{name}: gate_proj and up_proj seem to be exchanged" for name in broken],
+    )
+
+
+def check_orientation(subject: CheckSubject) -> CheckOutcome:
+    """Looks for square projections that are transposed."""
+    scores = subject.activation_scores.alignments
+    num_judged, broken = find_broken_patterns(scores, ALIGNMENT_PATTERN)
+    if not num_judged:
+        return skipped(NO_PATTERN if scores else "no square projection in floating point")
+    num_modules = sum(map(len, scores.values()))
+    return judge(
+        f"{num_judged} of {num_modules} square projections can be judged",
+        "above half of the siblings' median below 0",
+        [f"{name} seems to be transposed" for name in broken],
+    )
+
+
+ACTIVATION_CHECKS = (
+    ModelCheck(
+        name="gate and up",
+        shows="no MLP has its gate and its up projection exchanged (trained weights)",
+        tolerance=f"standard deviations; judged where the siblings' median is at least {GATE_PATTERN:g}. Measured on "
+        "the demo checkpoints, where all are above 0.08; not on released ones",
+        run=check_gate_up,
+    ),
+    ModelCheck(
+        name="orientation",
+        shows="no output projection is transposed (trained weights; others show no pattern)",
+        tolerance=f"logarithm of a ratio; judged where the siblings' median is at least {ALIGNMENT_PATTERN:g}. "
+        "Measured on the demo checkpoints; not on released ones",
+        run=check_orientation,
+    ),
+)

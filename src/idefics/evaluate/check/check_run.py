@@ -1,0 +1,101 @@
+"""Runs all checks of a checkpoint, one after another: files first, then the loaded model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from idefics.catalog import find_entry
+from idefics.errors import IdeficsError
+from idefics.evaluate.check.activation_checks import ACTIVATION_CHECKS
+from idefics.evaluate.check.checks import CheckOutcome, CheckResult, ModelCheck, judge, skipped
+from idefics.evaluate.check.engine_checks import ENGINE_CHECKS
+from idefics.evaluate.check.kernel_checks import KERNEL_CHECKS
+from idefics.evaluate.check.known_answers import known_answer_checks
+from idefics.evaluate.check.logits_record import RECORDS_FOLDER, LogitsRecord
+from idefics.evaluate.check.picture_checks import PICTURE_CHECKS
+from idefics.evaluate.check.quantization_checks import QUANTIZATION_CHECKS
+from idefics.evaluate.check.record_checks import RECORD_CHECKS
+from idefics.evaluate.check.released_checks import RELEASED_CHECKS
+from idefics.evaluate.check.subject import CheckSubject
+from idefics.evaluate.check.text_checks import TEXT_CHECKS
+from idefics.evaluate.check.trained_checks import TRAINED_CHECKS
+from idefics.evaluate.check.weight_checks import WEIGHT_CHECKS
+from idefics.generation.load_settings import LoadSettings
+
+FILE_CHECKS = (*WEIGHT_CHECKS, *RELEASED_CHECKS, *TEXT_CHECKS, *PICTURE_CHECKS, *RECORD_CHECKS[:2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings:
+    """What is checked.
+
+    Attributes:
+        quick: leave out what loads the model a second time or quantises every layer.
+        fetch: fetch the pictures of known answers from the internet.
+        against: the record to compare with; None: the packaged one of a demo checkpoint.
+    """
+
+    quick: bool = False
+    fetch: bool = False
+    against: Path | None = None
+
+
+def make_subject(model: str, settings: LoadSettings, checked: CheckSettings) -> CheckSubject:
+    """The subject of a run, with its record.
+
+    Raises:
+        BadSetting: the record cannot be read.
+    """
+    path = checked.against
+    if path is None and (entry := find_entry(model)) is not None and entry.package_folder:
+        path = RECORDS_FOLDER / f"{entry.name}.json"
+    record = None if path is None else LogitsRecord.read(path)
+    return CheckSubject(model, settings, record, checked.fetch)
+
+
+def list_checks(subject: CheckSubject, *, quick: bool) -> list[ModelCheck]:
+    """All checks of a checkpoint, in the order in which they run: those of files, then those of the loaded model."""
+    checks = (
+        *FILE_CHECKS,
+        *ENGINE_CHECKS[:-1],
+        *KERNEL_CHECKS,
+        *ACTIVATION_CHECKS,
+        *RECORD_CHECKS[2:],
+        *TRAINED_CHECKS,
+        *known_answer_checks(subject),
+        *ENGINE_CHECKS[-1:],
+        *QUANTIZATION_CHECKS,
+    )
+    return [check for check in checks if check.is_quick or not quick]
+
+
+def run_checks(subject: CheckSubject, *, quick: bool) -> Iterator[CheckResult]:
+    """Runs the checks and yields each result as soon as it is there.
+
+    A check that fails with an error of this package is off. Once the model cannot be loaded, what needs it is skipped.
+
+    Raises:
+        ModelError: there is no such checkpoint, or its small files cannot be read.
+    """
+    _ = subject.checkpoint
+    load_error = ""
+    for check in list_checks(subject, quick=quick):
+        start = time.perf_counter()
+        if load_error and check not in FILE_CHECKS:
+            outcome = skipped(load_error)
+        else:
+            outcome = _run_check(check, subject)
+            if outcome.status == "off" and check not in FILE_CHECKS and "vlm" not in subject.__dict__:
+                load_error = "the model cannot be loaded"
+        yield CheckResult(check, outcome, time.perf_counter() - start)
+
+
+def _run_check(check: ModelCheck, subject: CheckSubject) -> CheckOutcome:
+    """The outcome of one check; an error of this package is what is wrong."""
+    try:
+        return check.run(subject)
+    except IdeficsError as error:
+        return judge("an error", "none", [str(error)])

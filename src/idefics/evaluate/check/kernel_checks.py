@@ -1,0 +1,125 @@
+"""Checks of each compiled kernel that this machine has, on a weight of the model or small inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.drawn_pictures import draw_landscape
+from idefics.evaluate.check.subject import CheckSubject
+from idefics.native import library
+from idefics.nn.attention_backends import eager_attention
+from idefics.nn.native_attention import (
+    bfloat16_attention,
+    can_use_bfloat16_attention,
+    can_use_native_attention,
+    native_attention,
+)
+from idefics.nn.native_linear import NativeWeight, can_use_native_weight, float32_linear, native_linear
+from idefics.processing.resize import get_native_resizer, resize, resize_with_pillow
+from idefics.quant.int8_matmul import w8a8_matmul
+from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul
+
+NUM_ROWS, MAX_OUTPUTS = 24, 512
+FLOAT32_LIMIT, ROUNDED_LIMIT = 1e-5, 0.02
+FRAME_SIZE = (112, 80)
+
+KernelError = tuple[str, float, float]  # name, relative error, limit
+
+
+@torch.inference_mode()
+def check_kernels(subject: CheckSubject) -> CheckOutcome:
+    """Runs every kernel of this processor once, and compares with plain operations in float32."""
+    if library.load_library() is None:
+        return skipped(f"no compiled kernels: {library.missing_reason()}")
+    if subject.vlm.engine.model.dtype != torch.float32:
+        return skipped("the model computes on a GPU, without these kernels")
+    errors = [*_product_errors(_largest_weight(subject.network)), *_attention_errors(), *_resize_errors()]
+    wrong = [f"{name}: relative error {error:.2g}" for name, error, limit in errors if not error <= limit]
+    measured = ", ".join(f"{name} {error:.1g}" for name, error, _ in errors)
+    return judge(
+        measured,
+        f"{FLOAT32_LIMIT:g} in float32, {ROUNDED_LIMIT:g} with rounded inputs, resizing exact",
+        wrong,
+    )
+
+
+def _largest_weight(network: nn.Module) -> Tensor:
+    """The first rows of the largest matrix of the decoder, in float32."""
+    layers = [
+        layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and "layers." in name
+    ]
+    layer = max(layers, key=lambda layer: layer.in_features * layer.out_features)
+    weight = layer.dequantize(torch.float32) if isinstance(layer, (Int8Linear, Int4Linear)) else layer.weight
+    return weight[:MAX_OUTPUTS].detach().float().cpu().contiguous()
+
+
+def _product_errors(weight: Tensor) -> Iterator[KernelError]:
+    """Products of a weight stored in each format that a kernel of this processor multiplies."""
+    x = torch.randn(NUM_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    half = weight.bfloat16()
+    if can_use_native_weight(half):
+        yield _error("bfloat16 products", native_linear(x, NativeWeight(half), None), x @ half.float().T)
+    if library.best_instruction_set("float32 products") is not None:
+        few = x[:4]
+        yield (
+            "float32 products",
+            _relative(float32_linear(few, half, None), few @ half.float().T),
+            FLOAT32_LIMIT,
+        )
+    int8, int4 = Int8Linear.from_linear(layer, weight), Int4Linear.from_linear(layer, weight)
+    yield _error(
+        "int8 products", w8a8_matmul(x, int8.levels, int8.scale, None), x @ int8.dequantize(x.dtype).T
+    )
+    yield _error(
+        "int4 products",
+        int4_bfloat16_matmul(x, int4.levels, int4.scale, None),
+        x @ int4.dequantize(x.dtype).T,
+    )
+
+
+def _attention_errors() -> Iterator[KernelError]:
+    """Attention in float32 and in bfloat16, with grouped heads."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, heads, NUM_ROWS, 64, generator=generator) for heads in (4, 2, 2))
+    if can_use_native_attention(q, k, v):
+        yield "attention", _relative(native_attention(q, k, v), eager_attention(q, k, v)), FLOAT32_LIMIT
+    if can_use_bfloat16_attention(q, k, v):
+        expected = eager_attention(q, k, v, causal=True)
+        yield _error("bfloat16 attention", bfloat16_attention(q, k, v, causal=True), expected)
+
+
+def _resize_errors() -> Iterator[KernelError]:
+    """Resizing, which is equal to Pillow's bit by bit."""
+    if get_native_resizer() is not None:
+        pixels = draw_landscape(301, 207)
+        found, expected = (
+            function(pixels, FRAME_SIZE, "lanczos") for function in (resize, resize_with_pillow)
+        )
+        yield "resizing", float(np.abs(found.astype(int) - expected).max()), 0.0
+
+
+def _error(name: str, found: Tensor, expected: Tensor) -> KernelError:
+    """The error of a kernel that rounds its inputs."""
+    return name, _relative(found, expected), ROUNDED_LIMIT
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, divided by that of the expected values."""
+    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+KERNEL_CHECKS = (
+    ModelCheck(
+        name="kernels",
+        shows="each compiled kernel of this processor computes what torch and Pillow compute, on small inputs",
+        tolerance=f"relative: {FLOAT32_LIMIT:g} in float32; {ROUNDED_LIMIT:g} where inputs are rounded to bfloat16 "
+        "(2 to the power -9 each) or int8 (1/254 of the largest); 0 for resizing",
+        run=check_kernels,
+    ),
+)

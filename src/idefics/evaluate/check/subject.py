@@ -1,0 +1,144 @@
+"""`CheckSubject`: the checkpoint that is checked, and what several checks read of it, loaded when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from idefics import models, weights
+from idefics.catalog import CATALOG, CatalogEntry, find_entry
+from idefics.generation.load_settings import LoadSettings
+from idefics.generation.loading import create_processor, load_model
+from idefics.lazy import cached_property
+from idefics.nn.upcast import UpcastLinear
+from idefics.processing.fetch import Fetcher
+from idefics.quant.quantized_linear import QuantizedLinear
+from idefics.tasks.idefics_model import Idefics
+
+if TYPE_CHECKING:
+    from idefics.evaluate.check.activation_checks import ActivationScores
+    from idefics.evaluate.check.logits_record import LogitsRecord
+    from idefics.evaluate.check.weight_statistics import WeightStatistics
+    from idefics.models import Checkpoint
+    from idefics.processing.processor import Processor
+
+
+@dataclass(eq=False)
+class CheckSubject:
+    """A checkpoint that is checked.
+
+    Attributes:
+        model: a short name, a folder or a hub id.
+        settings: how it is loaded.
+        expected: the record that it is compared with; None: none.
+        fetch: whether pictures of known answers may be fetched.
+    """
+
+    model: str
+    settings: LoadSettings
+    expected: LogitsRecord | None = None
+    fetch: bool = False
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the checkpoint, which is downloaded if necessary."""
+        return weights.find_checkpoint(
+            self.model,
+            revision=self.settings.revision,
+            offline=self.settings.offline,
+            progress=self.settings.progress,
+        )
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The configuration of the checkpoint."""
+        return models.read_checkpoint(self.folder)
+
+    @cached_property
+    def module_on_meta_device(self) -> nn.Module:
+        """The module of the checkpoint, without memory."""
+        return models.build_on_meta_device(self.checkpoint)
+
+    @cached_property
+    def processor(self) -> Processor:
+        """The processor, without the model."""
+        return create_processor(self.checkpoint, Fetcher())
+
+    @cached_property
+    def entry(self) -> CatalogEntry | None:
+        """The catalog's entry: by name or hub id; None for any other checkpoint."""
+        by_hub_id = {entry.hub_id: entry for entry in CATALOG if entry.hub_id}
+        return find_entry(self.model) or by_hub_id.get(self.model)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters; tied ones once."""
+        return sum(weight.numel() for weight in self.module_on_meta_device.parameters())
+
+    @cached_property
+    def weight_reading(self) -> tuple[dict[str, WeightStatistics], list[str]]:
+        """The result of `read_weight_statistics`."""
+        from idefics.evaluate.check.weight_statistics import read_weight_statistics
+
+        return read_weight_statistics(self.folder, self.checkpoint.family.key_rules)
+
+    @property
+    def statistics(self) -> dict[str, WeightStatistics]:
+        """Statistics of the tensors, by the model's names."""
+        return self.weight_reading[0]
+
+    @cached_property
+    def vlm(self) -> Idefics:
+        """The loaded model."""
+        return Idefics(load_model(self.folder, self._local_settings()))
+
+    @property
+    def network(self) -> nn.Module:
+        """The module of the loaded model."""
+        network: nn.Module = self.vlm.engine.model  # type: ignore[assignment]
+        return network
+
+    @cached_property
+    def activation_scores(self) -> ActivationScores:
+        """The result of `measure_activations`."""
+        from idefics.evaluate.check.activation_checks import measure_activations
+
+        return measure_activations(self)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights are quantised, in the files or while they are loaded."""
+        return self.checkpoint.quantization is not None or self.settings.quantize is not None
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether more than the stored weights has 16 bits or fewer: activations, inputs of products or cached keys."""
+        return self.vlm.engine.model.dtype != torch.float32 or any(
+            isinstance(layer, QuantizedLinear)
+            or (isinstance(layer, UpcastLinear) and layer.multiplies_bfloat16)
+            for layer in self.network.modules()
+        )
+
+    @contextmanager
+    def second_model(self, **changes: object) -> Iterator[Idefics]:
+        """The checkpoint loaded a second time with other settings; closed at the end of the context."""
+        vlm = Idefics(load_model(self.folder, replace(self._local_settings(), **changes)))  # type: ignore[arg-type]
+        try:
+            yield vlm
+        finally:
+            vlm.close()
+
+    def close(self) -> None:
+        """Frees the model, if it was loaded."""
+        if "vlm" in self.__dict__:
+            self.vlm.close()
+
+    def _local_settings(self) -> LoadSettings:
+        """The settings for the folder, which has no revision; encoded pictures are computed, not read from files."""
+        return replace(self.settings, revision=None, offline=None, progress=None, feature_cache=False)
