@@ -314,6 +314,42 @@ def test_a_full_disk_delays_a_batch_and_loses_nothing(vlm, tmp_path, slow_engine
     assert slow_engine["submitted"] <= len(LINES) + 2 * 4
 
 
+def test_a_batch_goes_on_where_its_output_could_not_be_written(vlm, tmp_path, slow_engine, monkeypatch):
+    write = batch_queue._write_answers
+
+    def full(ledger_path, usage, file):
+        write(ledger_path, usage, file)
+        raise OutputError("disk full")
+
+    monkeypatch.setattr(batch_queue, "_write_answers", full)
+    with run_client(vlm, tmp_path) as (client, _):
+        batch = wait_for(client, begin(client, LINES), "finalizing")
+        time.sleep(0.1)
+    monkeypatch.setattr(batch_queue, "_write_answers", write)
+    with run_client(vlm, tmp_path) as (client, _):
+        batch = wait_for(client, batch)
+        assert batch.request_counts.completed == len(LINES)
+        assert read_lines(client, batch.output_file_id).keys() == IDS
+        assert len(client.files.list().data) == 2
+    assert slow_engine["submitted"] == len(LINES)
+
+
+def test_output_files_have_their_own_time(vlm, tmp_path):
+    with run_client(vlm, tmp_path) as (client, _):
+        expiry = {"anchor": "created_at", "seconds": 7200}
+        batch = begin(
+            client, [batch_line("a"), batch_line("b", chat_request(n=99))], output_expires_after=expiry
+        )
+        batch = wait_for(client, batch)
+        for id, name in ((batch.output_file_id, "output"), (batch.error_file_id, "error")):
+            file = client.files.retrieve(id)
+            assert file.expires_at == file.created_at + 7200
+            assert (file.filename, file.purpose) == (f"{batch.id}_{name}.jsonl", "batch_output")
+            assert file.bytes == len(client.files.content(id).read())
+        with pytest.raises(openai.BadRequestError, match="has the answers of a batch"):
+            client.batches.create(input_file_id=batch.output_file_id, endpoint=CHAT, completion_window="24h")
+
+
 def test_a_missing_input_fails_the_batch(vlm, tmp_path, slow_engine):
     with run_client(vlm, tmp_path) as (client, _):
         batch = wait_for_answers(client, begin(client, LINES), 1)
@@ -336,6 +372,12 @@ def test_the_folder_is_for_the_servers_user_alone(vlm, tmp_path):
     create_app(vlm, Settings(model="demo", batches=tmp_path / "old")).state.batch_folder.close()
     for path in (tmp_path / "new", tmp_path / "old" / "files", tmp_path / "old" / "batches"):
         assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_network_file_system_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_folder, "network_file_system", lambda path: "nfs4")
+    with pytest.raises(BadSetting, match="network file system, nfs4"):
+        batch_folder.BatchFolder(tmp_path)
 
 
 def test_an_unusable_folder_is_refused(vlm, tmp_path):

@@ -112,6 +112,7 @@ def run_refused_flags(*flags):
         (["--api-key-file", "nowhere.txt"], "nowhere.txt: the file of keys cannot be read"),
         (["--config", "nowhere.toml"], "nowhere.toml: no such file"),
         (["--drain", "-1"], "from 0 to 86400"),
+        (["--batches", __file__], "cannot hold batches"),
         (["--host", "203.0.113.1", "--insecure", "--port", "0"], "cannot listen on 203.0.113.1, port 0: "),
     ],
 )

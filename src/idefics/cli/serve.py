@@ -12,6 +12,7 @@ from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.flags import ModelFlags, flag, flag_group, model_flag, remote_images_flag
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
+from idefics.server.batch_folder import BatchFolder
 from idefics.server.settings import ENVIRONMENT_PREFIX, Settings, read_settings
 from idefics.server.sockets import bind_socket, exit_on_sigterm, socket_url, start_listening
 
@@ -64,6 +65,8 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
     config_file = given.pop("config", None)
     settings = read_settings(given, config_file)
     settings.api_keys  # noqa: B018  # reads their file before the model is loaded
+    if settings.batches is not None:
+        BatchFolder(settings.batches).close()  # tries the folder
     if settings.ray is not None:
         _serve_on_ray(writer, settings)
         return

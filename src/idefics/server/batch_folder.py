@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
+from idefics.batch.file_systems import network_file_system
 from idefics.batch.output_file import check_writable, replace_file
 from idefics.errors import BadSetting, OutputError
 
@@ -163,6 +164,8 @@ class BatchFolder:
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
             check_writable(path / LOCK_NAME)
+            if kind := network_file_system(path / LOCK_NAME):
+                raise OutputError(f"it is on a network file system, {kind}, and ledgers need a local disk")
             self._lock_file = _lock(path / LOCK_NAME)
             self.files = ObjectStore(path / "files", StoredFile)
             self.batches = ObjectStore(path / "batches", StoredBatch)

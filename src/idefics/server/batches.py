@@ -128,7 +128,7 @@ async def _get_queue(request: Request) -> BatchQueue:
 BatchQueueDep = Annotated[BatchQueue, Depends(_get_queue)]
 
 
-@router.post("/v1/batches", responses=document_responses(BatchObject))
+@router.post("/v1/batches", responses=document_responses(BatchObject) | NOT_FOUND_DOCS)
 async def create_batch(
     request: BatchRequest, folder: BatchFolderDep, queue: BatchQueueDep, owner: OwnerDep
 ) -> BatchObject:
@@ -180,7 +180,7 @@ async def get_batch(batch_id: str, folder: BatchFolderDep, owner: OwnerDep) -> B
     return _batch_object(_find_batch(folder, batch_id, owner))
 
 
-@router.post("/v1/batches/{batch_id}/cancel", responses=document_responses(BatchObject))
+@router.post("/v1/batches/{batch_id}/cancel", responses=document_responses(BatchObject) | NOT_FOUND_DOCS)
 async def cancel_batch(
     batch_id: str, folder: BatchFolderDep, queue: BatchQueueDep, owner: OwnerDep
 ) -> BatchObject:

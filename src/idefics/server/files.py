@@ -97,6 +97,7 @@ INVALID_DOCS: ResponseDocs = {
     400: {"model": ErrorBody, "description": "Invalid request; the message says why."}
 }
 NOT_FOUND_DOCS: ResponseDocs = {404: {"model": ErrorBody, "description": "There is no such object."}}
+NO_ROOM_DOCS: ResponseDocs = {507: {"model": ErrorBody, "description": "No room on the server's disk."}}
 CONTENT_DOCS: ResponseDocs = {
     200: {
         "description": "The content of the file: a JSON object per line.",
@@ -129,7 +130,7 @@ FORM_DOCS = {
 }
 
 
-@router.post(UPLOAD_PATH, responses=document_responses(FileObject), openapi_extra=FORM_DOCS)
+@router.post(UPLOAD_PATH, responses=document_responses(FileObject) | NO_ROOM_DOCS, openapi_extra=FORM_DOCS)
 async def create_file(request: Request, folder: BatchFolderDep, owner: OwnerDep) -> FileObject:
     """Stores a file with the requests of a batch, a JSON object per line."""
     if len(folder.files.list(owner)) >= MAX_FILES:
