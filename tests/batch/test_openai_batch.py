@@ -171,6 +171,11 @@ def test_flags_without_effect_are_refused(run_lines, capsys, flags, words):
     assert words in capsys.readouterr().err
 
 
+def test_a_batch_file_is_the_only_input(folder, capsys):
+    assert run(["run", "photo.png", "lines.jsonl", "--out", "out.jsonl"], None) == 2
+    assert "lines.jsonl is a batch file of OpenAI's API: give it as the only input" in capsys.readouterr().err
+
+
 def test_the_output_needs_a_name_of_its_form(run_lines, capsys):
     assert run_lines(out="out.csv")[0] == 2
     assert "out.csv does not end in .jsonl" in capsys.readouterr().err

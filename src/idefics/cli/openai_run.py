@@ -70,13 +70,16 @@ def run_if_openai_batch(
     from idefics.batch.output_file import OutputFile, check_writable
     from idefics.batch.sources.jsonl_table import is_openai_batch
 
-    if len(inputs.inputs) != 1 or not is_openai_batch(inputs.inputs[0]):
+    batch_files = [one for one in inputs.inputs if is_openai_batch(one)]
+    if not batch_files:
         return False
+    if len(inputs.inputs) > 1:
+        raise BadSetting(f"{batch_files[0]} is a batch file of OpenAI's API: give it as the only input")
     try:
         from idefics.server.batch_lines import batch_file_limits
     except ModuleNotFoundError:
         raise MissingExtra("answering a batch file of OpenAI's API", "serve") from None
-    path, out = Path(inputs.inputs[0]), outputs.out
+    path, out = Path(batch_files[0]), outputs.out
     _refuse_unused_flags(path, (inputs, outputs, control, *other_flags))
     if out is None or out.suffix.lower() != ".jsonl":
         what = "nothing says where the answers go" if out is None else f"{out} does not end in .jsonl"
