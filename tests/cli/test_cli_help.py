@@ -7,6 +7,7 @@ import sys
 from shutil import copyfile
 
 import pytest
+from PIL import Image
 
 import idefics as package
 from idefics.cli import main as cli
@@ -19,6 +20,7 @@ COMMANDS = [
     "generate",
     "run",
     "ledger",
+    "eval",
     "serve",
     "ui",
     "models",
@@ -90,15 +92,34 @@ def test_help_of_a_command_fits_and_is_aligned(capsys, monkeypatch, command):
     assert len({start - flags.rfind("\n", 0, start) for start in starts}) == 1, "one column for all sections"
 
 
+def prepare_evaluation(folder):
+    """Five pictures with right answers in `answers.csv`, and two reports about them."""
+    lines = ["image,question,answer"]
+    for number in range(5):
+        Image.new("RGB", (32, 32), (40 * number, 90, 10)).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,What is it?,a thing")
+    (folder / "answers.csv").write_text("\n".join(lines))
+    for name in ("before.json", "after.json"):
+        assert (
+            cli.run(["eval", "folder", "--data", str(folder / "answers.csv"), "--out", str(folder / name)])
+            == 0
+        )
+
+
 def run_in_earnest(words, folder, capsys, monkeypatch):
     """Runs a command with the demo model; `ledger` after the run that makes one."""
     monkeypatch.setenv("IDEFICS_MODEL", "demo")
     (folder / "goods.csv").write_text("image,item,sku\na.png,hat,s1\n")
+    if words[0] == "eval":
+        prepare_evaluation(folder)
     if words[0] == "ledger":
         assert cli.run(["run", "photos/", "--out", "captions.jsonl"]) == 0
     capsys.readouterr()
     assert cli.run(words) == 0
     printed = capsys.readouterr()
+    if words[0] == "eval":
+        assert "95 % interval" in printed.out or "easy-vqa" in printed.out
+        return
     assert "1 answered" in printed.out or "1 written" in printed.err or "is written" in printed.err
 
 
@@ -117,7 +138,7 @@ def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin
     assert words[0] == "idefics"
     if words[1:] == ["demo"]:
         return
-    if words[1] in ("run", "ledger"):
+    if words[1] in ("run", "ledger", "eval"):
         run_in_earnest(words[1:], photo_folder, capsys, monkeypatch)
         return
     if words[1] in ("quantize", "check"):  # in earnest: with the model that is here

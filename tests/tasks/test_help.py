@@ -52,7 +52,7 @@ def test_defaults_are_those_that_hold():
 
 
 @pytest.mark.parametrize(
-    "name", [*CALLS, "classify", "score", "load", "submit", "prompt", "cost", "with_shots"]
+    "name", [*CALLS, "classify", "score", "load", "submit", "prompt", "cost", "embed", "with_shots"]
 )
 def test_every_own_argument_is_documented(name):
     text = inspect.getdoc(getattr(Idefics, name))

@@ -146,6 +146,7 @@ def public_calls(vlm):
         "score": (vlm.score, {"items": items, "continuations": [" a", " b"]}),
         "prompt": (vlm.prompt, {"items": items}),
         "cost": (vlm.cost, {"picture": PIXELS}),
+        "embed": (vlm.embed, {"picture": PIXELS}),
         "with_shots": (vlm.with_shots, {"shots": []}),
         "submit": (vlm.submit, {"prompt": prompt}),
         "logits": (vlm.logits, {"prompt": prompt}),
@@ -164,7 +165,7 @@ def public_calls(vlm):
 
 
 NAMES = [
-    "caption", "ask", "complete", "write", "classify", "generate", "chat", "score", "prompt", "cost",
+    "caption", "ask", "complete", "write", "classify", "generate", "chat", "score", "prompt", "cost", "embed",
     "with_shots", "submit", "logits", "Picture", "Video", "Message", "Shot", "ImageDetail", "Sampling", "EngineConfig",
     "QuantizationConfig", "load", "read_shots", "fetching",
 ]  # fmt: skip

@@ -22,11 +22,13 @@ class WorkItem:
         key: identifies its answer.
         media: the bytes of its picture or video.
         prompt: the question or text; None: the task's default.
+        more_media: the bytes of further pictures that the prompt refers to.
     """
 
     key: bytes
     media: bytes
     prompt: str | None
+    more_media: tuple[bytes, ...] = ()
 
 
 class Answerer(Protocol):

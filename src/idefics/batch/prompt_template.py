@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol
 
-from idefics.batch.rows import BatchRow
+from idefics.batch.rows import BatchRow, Media
 from idefics.errors import BadPrompt, BadSetting
 
 NAME, FOLDER, CAPTION = "name", "folder", "caption"
@@ -23,6 +23,23 @@ SYNTAX_BY_CHARACTER = {
     ":": "a format",
 }
 MAX_NAMED_COLUMNS = 20  # that an error message lists
+
+
+class PromptRenderer(Protocol):
+    """Makes the prompts of rows: a `PromptTemplate`, or what an evaluation has in its place."""
+
+    @property
+    def needs_caption(self) -> bool:
+        """Whether `render` reads the text of the picture's sidecar."""
+        ...
+
+    def render(self, row: BatchRow, caption: str | None) -> str:
+        """The prompt of one row; see `PromptTemplate.render`."""
+        ...
+
+    def further_media(self, row: BatchRow, prompt: str | None) -> Sequence[Media]:
+        """The pictures that the prompt of a row refers to after the row's own; the prompt identifies their content."""
+        ...
 
 
 class PromptTemplate:
@@ -69,6 +86,10 @@ class PromptTemplate:
             return values[match["field"]] if _is_field(match) else match[0][0]
 
         return BRACES.sub(fill, self.text)
+
+    def further_media(self, row: BatchRow, prompt: str | None) -> Sequence[Media]:
+        """None: a row has one picture."""
+        return ()
 
 
 def _is_field(match: re.Match[str]) -> bool:

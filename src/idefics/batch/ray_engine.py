@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from idefics.batch.answerers import WorkItem, answer_fields
+from idefics.batch.answerers import Answerer, LocalAnswerer, WorkItem
 from idefics.batch.run_settings import fingerprint_checkpoint
 from idefics.errors import BadPicture, BadSetting, ModelError
 from idefics.messages import Shot
+
+if TYPE_CHECKING:
+    from idefics import Idefics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,15 @@ class EngineSpec:
         """
         return replace(self, shots=[_with_picture_bytes(shot) for shot in self.shots])
 
+    def create_answerer(self, vlm: Idefics) -> Answerer:
+        """What answers the rows on a node.
+
+        Args:
+            vlm: the loaded model, without shots.
+        """
+        with_shots = vlm.with_shots(self.shots)
+        return LocalAnswerer(lambda: with_shots, self.task, self.options)
+
 
 class RayEngine:
     """A Ray actor: a model that answers blocks of rows, two at a time."""
@@ -120,14 +132,12 @@ class RayEngine:
                 f"{folder} on a node of the Ray cluster is another checkpoint than the one on this machine: name a "
                 "commit with --revision, or a folder that all nodes share"
             )
-        self._vlm = vlm.with_shots(self._spec.shots)
+        self._answerer = self._spec.create_answerer(vlm)
         return vlm.engine.config.batch_rows
 
     def answer(self, items: Sequence[WorkItem]) -> list[tuple[bytes, dict[str, Any]]]:
         """The key and the fields of the answer of each item; see `Answerer.answer`."""
-        rows = ({"image": one.media, "prompt": one.prompt, "key": one.key} for one in items)
-        results = self._vlm.map(rows, self._spec.task, ordered=False, on_error="return", **self._spec.options)
-        return [(done.row["key"], answer_fields(done.result, self._vlm)) for done in results]
+        return list(self._answerer.answer(iter(items)))
 
 
 def _with_picture_bytes(shot: Shot) -> Shot:

@@ -12,7 +12,7 @@ from typing import Any
 from idefics.batch.answerers import Answerer, WorkItem, error_fields
 from idefics.batch.ledger import Ledger, LedgerRow
 from idefics.batch.ledger_export import LedgerExport
-from idefics.batch.prompt_template import PromptTemplate
+from idefics.batch.prompt_template import PromptRenderer
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.rows import BatchRow, RowSource
 from idefics.batch.run_counts import RunCounts
@@ -34,6 +34,7 @@ class _RowInHand:
         prompt: its prompt, filled in; None: the task's default.
         status: of the file that holds its picture, before it was read; None if it has no file.
         data: the bytes of its picture, once it was read.
+        more_data: the bytes of further pictures that its prompt refers to.
         content: the hash of these bytes, or what stands for it where they cannot be had.
         error: why the picture could not be read.
         thumbnail: of the picture, where the run makes thumbnails and it could be decoded.
@@ -43,6 +44,7 @@ class _RowInHand:
     prompt: str | None
     status: os.stat_result | None
     data: bytes = b""
+    more_data: tuple[bytes, ...] = ()
     content: bytes = b""
     error: IdeficsError | None = None
     thumbnail: bytes | None = None
@@ -73,7 +75,7 @@ class BatchRun:
         self,
         source: RowSource,
         settings: RunSettings,
-        template: PromptTemplate | None,
+        template: PromptRenderer | None,
         answerer: Answerer,
         ledger: Ledger,
         texts: TextWriter,
@@ -130,18 +132,22 @@ class BatchRun:
                     continue
                 key = self._compute_key(in_hand.content, prompt)
                 self._waiting_by_key.setdefault(key, []).append(in_hand)
-                data, in_hand.data = in_hand.data, b""
+                item = WorkItem(key, in_hand.data, prompt, in_hand.more_data)
+                in_hand.data, in_hand.more_data = b"", ()
                 if len(self._waiting_by_key[key]) == 1:
-                    yield WorkItem(key, data, prompt)
+                    yield item
                 if self.is_stopping:
                     return
 
     def _read(self, in_hand: _RowInHand) -> _RowInHand:
-        """Reads the picture of a row, and computes its content hash; runs in a thread."""
+        """Reads the pictures of a row, and computes the content hash of its own; runs in a thread."""
         media = in_hand.row.media
         assert media is not None
         try:
             in_hand.data = media.read()
+            if self._template is not None:
+                more = self._template.further_media(in_hand.row, in_hand.prompt)
+                in_hand.more_data = tuple(one.read() for one in more)
         except IdeficsError as error:
             in_hand.error = error
             return in_hand

@@ -26,6 +26,7 @@ from idefics.cli.chat import chat
 from idefics.cli.check import check
 from idefics.cli.command import ModelLoader, add_command, load
 from idefics.cli.demo import demo
+from idefics.cli.eval import eval as eval_command
 from idefics.cli.generate import generate
 from idefics.cli.help_format import CommandGroup
 from idefics.cli.info import info
@@ -56,6 +57,7 @@ COMMANDS = (
     generate,
     run_command,
     ledger,
+    eval_command,
     serve,
     ui,
     models,

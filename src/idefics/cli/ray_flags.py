@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     from idefics import Shot
+    from idefics.batch.ray_engine import EngineSpec
     from idefics.batch.ray_pool import RayAnswerer
     from idefics.batch.run_settings import RunSettings
 
@@ -46,7 +47,21 @@ class RayFlags:
             BadSetting: a flag belongs to `--ray`, which is not given, or its value is not allowed.
             MissingExtra: Ray is not installed.
         """
-        from idefics.batch.ray_engine import EngineSpec, RayOptions
+        from idefics.batch.ray_engine import EngineSpec
+
+        return self.create_answerer_of(
+            lambda: EngineSpec(
+                load_keywords=load_keywords(model),
+                fingerprint=settings.fingerprint,
+                shots=shots,
+                task=settings.task,
+                options=options,
+            )
+        )
+
+    def create_answerer_of(self, create_spec: Callable[[], EngineSpec]) -> RayAnswerer | None:
+        """As `create_answerer`, for engines that load and compute what a spec says."""
+        from idefics.batch.ray_engine import RayOptions
         from idefics.batch.ray_pool import RayAnswerer
 
         if self.ray is None:
@@ -56,14 +71,7 @@ class RayFlags:
                         f"--{name.replace('_', '-')} is for runs on a Ray cluster: give --ray too"
                     )
             return None
-        spec = EngineSpec(
-            load_keywords=load_keywords(model),
-            fingerprint=settings.fingerprint,
-            shots=shots,
-            task=settings.task,
-            options=options,
-        )
         cluster = RayOptions(
             address=self.ray, num_engines=self.ray_engines, num_gpus=self.num_gpus, num_cpus=self.num_cpus
         )
-        return RayAnswerer(cluster, spec)
+        return RayAnswerer(cluster, create_spec())

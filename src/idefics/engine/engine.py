@@ -18,7 +18,7 @@ from torch import Tensor
 
 from idefics.config import EngineConfig
 from idefics.engine.decode import DecodeStep, choose_decode_step
-from idefics.engine.encoder_cache import EncoderCache, first_float_parameter
+from idefics.engine.encoder_cache import EncoderCache, first_float_parameter, mean_features
 from idefics.engine.engine_thread import EngineThread
 from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.handle import RequestHandle
@@ -34,7 +34,7 @@ from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scheduler_output import RequestOutputs, SchedulerOutput
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
-from idefics.prompt import Prompt
+from idefics.prompt import PreprocessedImage, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,7 @@ FORKED_GPU_MESSAGE = (
 
 @cache
 def _register_one_thread_fork_hook() -> None:
-    """Makes torch compute with one thread in forked processes, where it would wait for OpenMP's threads forever.
-
-    torch's data loaders do the same.
-    """
+    """Makes torch compute with one thread in forked processes, which lack OpenMP's threads, as its data loaders do."""
     if sys.platform != "win32":
         os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
@@ -178,6 +175,11 @@ class Engine:
         validate_prompt(prompt, self.model.layout, num_new_tokens=0)
         with self._compute_lock:
             return self.model.logits(ReferenceModel(self.model, prompt).hidden_states()).float()
+
+    def embed(self, image: PreprocessedImage) -> Tensor:
+        """(D',) float32 on the CPU: the mean of a picture's features; see `mean_features`."""
+        with self._compute_lock:
+            return mean_features(self.model, image, self.config.encode_frames)
 
     def clear_caches(self) -> None:
         """Empties the prefix and encoder caches in memory, except for pictures that running requests need."""

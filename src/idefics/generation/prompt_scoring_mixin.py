@@ -89,6 +89,29 @@ class PromptScoringMixin:
         """
         return self.loaded_model.engine.logits(require_prompt(prompt))
 
+    @reject_unknown_arguments
+    def embed(
+        self, picture: Picture | PictureSource, *, detail: Detail = "low", max_tiles: int | None = None
+    ) -> Tensor:
+        """Computes one vector for a picture: the mean of its features, as the language model reads them.
+
+        Pictures with a high cosine similarity look alike to the model. The vectors of different checkpoints cannot be
+        compared.
+
+        Args:
+            picture: in any form that `Picture` takes.
+            detail: into how many tiles the picture is split: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: at most this many frames; None: as many as the checkpoint makes.
+
+        Returns:
+            (D,) float32 on the CPU, D being the width of the checkpoint's features.
+
+        Raises:
+            BadPicture: the picture cannot be opened.
+        """
+        prompt = self.prompt([Picture.of(picture)], detail=detail, max_tiles=max_tiles)
+        return self.loaded_model.engine.embed(prompt.pictures[0])
+
     @overload
     def score(
         self,

@@ -1,0 +1,215 @@
+"""`idefics eval`: a suite of published or of the user's own data, with its metrics and their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics.cli.command import LoadModel, command, load_keywords
+from idefics.cli.eval_flags import EvalFlags, EvalOutputFlags
+from idefics.cli.flags import ModelFlags
+from idefics.cli.output import OutputWriter
+from idefics.cli.ray_flags import RayFlags
+from idefics.cli.run_end import command_line, report_end
+from idefics.cli.run_flags import RunControlFlags
+from idefics.cli.run_progress import RunProgress
+from idefics.cli.run_setup import find_run_settings, stop_on_signals
+from idefics.errors import BadSetting
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+    from idefics.batch.answerers import Answerer
+    from idefics.batch.ledger import Ledger
+    from idefics.evaluate.evaluation import Evaluation
+    from idefics.evaluate.evaluation_settings import EvaluationSettings
+
+
+@command(
+    "idefics eval --list",
+    "idefics eval easy-vqa --model demo --limit 60 --out easy.json",
+    "idefics eval folder --data answers.csv --out report.json --report report.html",
+    "idefics eval folder --data answers.csv --shots 4 --selection rices --out shots.json",
+    "idefics eval --compare before.json after.json",
+    usage="SUITE",
+    has_json=False,
+)
+def eval(
+    writer: OutputWriter,
+    load_model: LoadModel,
+    evaluation: EvalFlags,
+    model: ModelFlags,
+    control: RunControlFlags,
+    ray: RayFlags,
+    outputs: EvalOutputFlags,
+) -> None:
+    """Score a model on a data set, published or your own, with 95 % intervals.
+
+    SUITE is one of `idefics eval --list`; "folder" is a table of your own: a CSV with the columns image, question and
+    answer is enough. The report has every row with its answer and score, and stands next to published figures.
+
+    Every answer is kept in a ledger next to the report: the same command goes on where it was stopped or killed. A row
+    that failed counts as wrong, and is named; --retry-failed tries such rows again.
+    """
+    if evaluation.list:
+        _print_suites()
+        return
+    if outputs.compare:
+        _print_comparison(evaluation.arguments)
+        return
+    if len(evaluation.arguments) != 1:
+        raise BadSetting("give the name of one suite, such as easy-vqa; `idefics eval --list` names them")
+    _run(writer, load_model, evaluation, model, control, ray, outputs)
+
+
+def _print_suites() -> None:
+    """Prints one line for each suite."""
+    from idefics.evaluate.scoring import METRICS
+    from idefics.evaluate.suites import SUITES
+
+    for suite in SUITES.values():
+        print(f"{suite.name:<14} {METRICS[suite.metric].title:<32} {suite.help}")
+
+
+def _print_comparison(paths: list[str]) -> None:
+    """Prints how the second of two reports differs from the first."""
+    from idefics.evaluate.report_comparison import comparison_lines
+
+    if len(paths) != 2:
+        raise BadSetting("give two reports to compare: `idefics eval --compare a.json b.json`")
+    for line in comparison_lines(*map(Path, paths)):
+        print(line)
+
+
+def _run(
+    writer: OutputWriter,
+    load_model: LoadModel,
+    flags: EvalFlags,
+    model: ModelFlags,
+    control: RunControlFlags,
+    ray: RayFlags,
+    outputs: EvalOutputFlags,
+) -> None:
+    """Runs a suite, and writes the reports."""
+    from idefics import weights
+    from idefics.batch.ledger import Ledger
+    from idefics.batch.output_file import check_writable
+    from idefics.batch.run import BatchRun
+    from idefics.batch.text_settings import TextSettings
+    from idefics.batch.text_writer import TextWriter
+    from idefics.evaluate.evaluation import Evaluation
+    from idefics.evaluate.evaluation_settings import read_checkpoint_facts
+
+    settings, selection = _settings(flags), control.selection()
+    if outputs.out is None:
+        raise BadSetting("nothing says where the report goes: give --out report.json")
+    for path in (outputs.out, outputs.report):
+        if path is not None and (note := check_writable(path)):
+            writer.print_note(note)
+
+    @cache
+    def load() -> Idefics:
+        return load_model(model)
+
+    run_settings = find_run_settings("eval", None, {}, [], model, writer)
+    folder = weights.find_checkpoint(model.model, revision=model.revision, offline=True)
+    evaluation = Evaluation(settings, read_checkpoint_facts(folder, run_settings), load)
+    run_settings = evaluation.run_settings
+    with ExitStack() as stack:
+        ledger_path = control.ledger or outputs.out.with_name(f"{outputs.out.name}.ledger")
+        ledger = stack.enter_context(Ledger(ledger_path))
+        run_number = control.prepare_ledger(ledger, run_settings)
+        answerer = _create_answerer(load, evaluation, model, ray)
+        stack.enter_context(closing(answerer))
+        texts = TextWriter(ledger, run_settings, TextSettings())
+        progress = stack.enter_context(RunProgress(writer))
+        batch_run = BatchRun(
+            *(evaluation.source, run_settings, evaluation.prompts, answerer, ledger, texts, None, selection),
+            max_errors=control.max_errors,
+            makes_thumbnails=outputs.report is not None,
+            on_progress=progress.show,
+        )
+        started = datetime.now(UTC).astimezone()
+        with stop_on_signals(batch_run, writer):
+            batch_run.run()
+        progress.stop()
+        report_end(writer, batch_run)
+        _write_reports(outputs, evaluation, ledger, run_number, control, started, batch_run.counts.seconds)
+
+
+def _settings(flags: EvalFlags) -> EvaluationSettings:
+    """The flags as settings."""
+    from idefics.evaluate.evaluation_settings import EvaluationSettings
+
+    return EvaluationSettings(
+        suite=flags.arguments[0],
+        data=flags.data,
+        split=flags.split,
+        num_shots=flags.shots,
+        selection=flags.selection,
+        embeddings=flags.embeddings,
+        support=flags.support,
+        seed=flags.seed,
+        prompts=flags.prompts,
+        by=flags.by,
+        num_beams=flags.num_beams,
+        max_new_tokens=flags.max_new_tokens,
+        question=flags.question,
+        metric=flags.metric,
+    )
+
+
+def _create_answerer(
+    load: Callable[[], Idefics], evaluation: Evaluation, model: ModelFlags, ray: RayFlags
+) -> Answerer:
+    """What answers the rows: a Ray cluster, if the flags name one, else the model in this process."""
+    from idefics.evaluate.answerer import EvaluationAnswerer, EvaluationEngineSpec
+
+    settings, is_normalized = evaluation.run_settings, evaluation.suite.is_length_normalized
+    options = evaluation.generation_options
+    return ray.create_answerer_of(
+        lambda: EvaluationEngineSpec(
+            load_keywords=load_keywords(model),
+            fingerprint=settings.fingerprint,
+            shots=(),
+            task=settings.task,
+            options=options,
+            is_length_normalized=is_normalized,
+        )
+    ) or EvaluationAnswerer(load, options, is_length_normalized=is_normalized)
+
+
+def _write_reports(
+    outputs: EvalOutputFlags,
+    evaluation: Evaluation,
+    ledger: Ledger,
+    run_number: int,
+    control: RunControlFlags,
+    started: datetime,
+    seconds: float,
+) -> None:
+    """Scores the rows that have an answer or an error, prints the figures, and writes the reports."""
+    from idefics.evaluate.report import report_json, write_json_report
+    from idefics.evaluate.scoring import METRICS
+
+    found = list(evaluation.evaluated_rows(ledger, run_number, control.selection()))
+    if not found:
+        raise BadSetting("no row has an answer: there is nothing to score")
+    rows, answers = [row for row, _ in found], [answer for _, answer in found]
+    scores = METRICS[evaluation.suite.metric].compute(rows, evaluation.settings.seed)
+    report = report_json(
+        evaluation, rows, answers, scores, command=command_line(), started=started, seconds=seconds
+    )
+    assert outputs.out is not None
+    write_json_report(outputs.out, report)
+    for figure in scores.figures:
+        interval = figure.interval
+        print(
+            f"{figure.name}: {interval.value:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})"
+        )
+    print(f"{len(rows)} rows, {report['num_failed']} failed; {outputs.out} has all of them")
+    for note in scores.notes:
+        print(note)

@@ -1,0 +1,212 @@
+"""`Evaluation`: a suite, a checkpoint and settings as a batch run has them; and the rows with their answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from idefics.batch.ledger import Ledger
+from idefics.batch.row_selection import RowSelection
+from idefics.batch.run_settings import RunSettings
+from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings
+from idefics.evaluate.prompt_style import PromptStyle, choose_style
+from idefics.evaluate.prompts import SuitePrompts
+from idefics.evaluate.scoring import EvaluatedRow
+from idefics.evaluate.shots import (
+    MAX_EMBEDDED_ROWS,
+    MAX_SUPPORT_ROWS,
+    EmbeddingFile,
+    NearestShots,
+    RandomShots,
+    ShotSelector,
+    choose_support,
+)
+from idefics.evaluate.suite import EvaluationRow, Suite
+from idefics.evaluate.suite_data import SuiteData
+from idefics.evaluate.suites import SUITES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from idefics import Idefics
+
+
+class Evaluation:
+    """A suite for a checkpoint, ready for a `BatchRun`.
+
+    Args:
+        settings: what is evaluated, and how.
+        checkpoint: what is known of the model.
+        load_model: loads it; called only where its vision features choose the few-shot examples.
+
+    Attributes:
+        suite: the suite, with the labels and the metric that the data and the settings decide.
+        source: its rows.
+        prompts: makes their requests.
+
+    Raises:
+        BadSetting: there is no data, or a setting does not fit the suite or the checkpoint.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        checkpoint: CheckpointFacts,
+        load_model: Callable[[], Idefics],
+    ) -> None:
+        self.settings, self.checkpoint = settings, checkpoint
+        self._load_model = load_model
+        self._embedding_by_path: dict[str, NDArray[np.float32]] = {}
+        suite = SUITES[settings.suite]
+        self._data = SuiteData(suite, settings.data, settings.split or suite.split, settings.question)
+        self.source = self._data.rows()
+        suite = self._data.resolve_suite(self.source)
+        if settings.metric is not None:
+            suite = replace(suite, metric=settings.metric)
+        self.suite = suite
+        shots = self._create_shots() if settings.num_shots else None
+        self.prompts = SuitePrompts(suite, self.style, self.open_style, checkpoint.kind, shots, settings.seed)
+
+    @cached_property
+    def style(self) -> PromptStyle:
+        """The wording where labels are ranked, or the suite has only one."""
+        return self._choose_style(self.suite)
+
+    @cached_property
+    def open_style(self) -> PromptStyle:
+        """The wording for generated answers."""
+        if self.suite.answer != "rank":
+            return self.style
+        return self._choose_style(replace(self.suite, answer="text", prompts=self.suite.open_prompts))
+
+    def _choose_style(self, suite: Suite) -> PromptStyle:
+        return choose_style(
+            suite,
+            family=self.checkpoint.family,
+            kind=self.checkpoint.kind,
+            choice=self.settings.prompts,
+            has_shots=self.settings.num_shots > 0,
+        )
+
+    @property
+    def generation_options(self) -> dict[str, Any]:
+        """The options of generated answers."""
+        max_new_tokens = self.settings.max_new_tokens or self.suite.max_new_tokens
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+        if self.settings.num_beams > 1:
+            options["num_beams"] = self.settings.num_beams
+        if self.open_style.banned:
+            options["banned"] = list(self.open_style.banned)
+        return options
+
+    @property
+    def run_settings(self) -> RunSettings:
+        """The settings of the batch run: with the request of a row all that its answer depends on."""
+        base, suite = self.checkpoint.run_settings, self.suite
+        options = self.generation_options | {"length_normalized": suite.is_length_normalized}
+        return replace(base, task=f"eval {suite.name}", options=options | dict(base.options))
+
+    def describe_settings(self) -> dict[str, Any]:
+        """The settings for the report, with where the prompts come from."""
+        settings, is_ranked = self.settings, self.suite.answer == "rank"
+        described: dict[str, Any] = {
+            "prompts": self.style.source,
+            "answers": "labels ranked by the sum of their log-probabilities"
+            if is_ranked
+            else "generated text",
+            "shots": settings.num_shots,
+        }
+        if not is_ranked:
+            described |= {"num_beams": settings.num_beams} | self.generation_options
+            described["stop_words"] = list(self.open_style.stop_words)
+        if settings.num_shots:
+            described["selection"] = self._describe_selection()
+        return described | dict(self.checkpoint.run_settings.options)
+
+    def _describe_selection(self) -> str:
+        """How the few-shot examples were chosen, in words."""
+        settings = self.settings
+        if settings.selection == "random":
+            return f"random, drawn for each row, seed {settings.seed}"
+        by = (
+            f"the embeddings in {settings.embeddings}"
+            if settings.embeddings
+            else "this model's own vision features"
+        )
+        return f"rices: nearest pictures (cosine) by {by}, the nearest last; the authors used CLIP ViT-B/32"
+
+    def example_prompt(self) -> str:
+        """The whole prompt of the first row that has one, for people; "" if there is none."""
+        for row in self.source:
+            if not row.error:
+                return self.prompts.make_request(row).describe()
+        return ""
+
+    def evaluated_rows(
+        self, ledger: Ledger, run_number: int, selection: RowSelection
+    ) -> Iterator[tuple[EvaluatedRow, dict[str, Any]]]:
+        """Yields the rows that have an answer or an error in the ledger, with the fields of the answer."""
+        pattern = re.compile("|".join(self.open_style.stop_words)) if self.open_style.stop_words else None
+        for row in selection.select(self.source):
+            assert isinstance(row, EvaluationRow)
+            found = ledger.find_row(run_number, row.name)
+            answer = None if found is None else ledger.find_answer(found.key)
+            if answer is not None:
+                yield _evaluated(row, answer, pattern, row.labels or self.suite.labels), answer
+
+    def _create_shots(self) -> ShotSelector:
+        """What chooses the few-shot examples."""
+        settings = self.settings
+        is_embedded_here = settings.selection == "rices" and settings.embeddings is None
+        max_rows = MAX_EMBEDDED_ROWS if is_embedded_here else MAX_SUPPORT_ROWS
+        support_rows = choose_support(self._support(), settings.seed, settings.num_shots, max_rows)
+        if settings.selection == "random":
+            return RandomShots(support_rows, settings.num_shots, settings.seed)
+        embed = self._embed if settings.embeddings is None else EmbeddingFile(settings.embeddings).embed
+        return NearestShots(support_rows, settings.num_shots, embed)
+
+    def _embed(self, row: EvaluationRow) -> NDArray[np.float32]:
+        """The embedding of a row's picture by the model's own vision features."""
+        assert row.media is not None
+        path = row.media.path  # several rows may be about one picture
+        if path not in self._embedding_by_path:
+            self._embedding_by_path[path] = self._load_model().embed(row.media.read()).numpy()
+        return self._embedding_by_path[path]
+
+    def _support(self) -> Iterator[EvaluationRow]:
+        """The rows that examples may be taken from."""
+        location, suite = self.settings.support, self._data.suite
+        if location:
+            return iter(SuiteData(suite, location, suite.support_split, self.settings.question).rows())
+        if self._data.is_table:
+            return iter(self.source)
+        return iter(replace(self._data, split=suite.support_split).rows())
+
+
+def _evaluated(
+    row: EvaluationRow, answer: dict[str, Any], stop_pattern: re.Pattern[str] | None, labels: tuple[str, ...]
+) -> EvaluatedRow:
+    """A row with its answer, which is cut at the stop words unless it is a label."""
+    text, label_scores = answer.get("text") or "", tuple(answer.get("label_scores", ()))
+    if label_scores:
+        cut = labels[max(range(len(label_scores)), key=label_scores.__getitem__)]
+    else:
+        cut = text if stop_pattern is None else stop_pattern.split(text, maxsplit=1)[0]
+    return EvaluatedRow(
+        name=row.name,
+        id=row.id,
+        path=row.media.path if row.media is not None else row.name,
+        question=row.fields.get("question", ""),
+        answer=cut,
+        uncut_answer=cut if label_scores else text,
+        label_scores=label_scores,
+        references=row.references,
+        labels=labels,
+        relevance=row.relevance,
+        group=row.group,
+        error=answer.get("error", ""),
+    )

@@ -1,0 +1,22 @@
+"""How the folders of data sets are read: each layout yields `EvaluationRow`s of one split, lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from idefics.evaluate.suite import EvaluationRow
+
+Layout = Callable[[Path, str], Iterator[EvaluationRow]]  # folder, split -> rows
+
+# The module of each layout; its function has the layout's name.
+_MODULE_BY_LAYOUT = {
+    "easy_vqa": "idefics.evaluate.layouts.easy_vqa",
+}
+
+
+def find_layout(name: str) -> Layout:
+    """The function that reads a layout."""
+    return cast("Layout", getattr(import_module(_MODULE_BY_LAYOUT[name]), f"read_{name}"))

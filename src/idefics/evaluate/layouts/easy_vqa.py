@@ -1,0 +1,45 @@
+"""easy-VQA (github.com/vzhou842/easy-VQA, MIT): 64x64 drawings of one shape, with questions of one word's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from idefics.errors import BadSetting
+from idefics.evaluate.layouts.files import picture, read_json
+from idefics.evaluate.suite import EvaluationRow
+
+
+def read_easy_vqa(folder: Path, split: str) -> Iterator[EvaluationRow]:
+    """Reads `data/SPLIT/questions.json`, [question, answer, picture number] each, and `data/SPLIT/images/N.png`.
+
+    Args:
+        folder: of the package easy-vqa 1.0 or its repository, or the `data` folder in it.
+        split: "train" or "test".
+    """
+    data = next(
+        (one for one in (folder / "data", folder / "easy_vqa" / "data", folder) if one.is_dir()), folder
+    )
+    for number, (question, answer, image) in enumerate(read_json(data / split / "questions.json")):
+        yield EvaluationRow(
+            name=f"easy-vqa/{split}#{number}",
+            id=str(number),
+            media=picture(data / split / "images", f"{image}.png"),
+            fields={"question": question},
+            references=(answer,),
+        )
+
+
+def installed_easy_vqa() -> Path:
+    """The folder of the installed package; it is not imported.
+
+    Raises:
+        BadSetting: it is not installed.
+    """
+    spec = find_spec("easy_vqa")
+    if spec is None or spec.origin is None:
+        raise BadSetting(
+            "easy-vqa is not installed: `pip install --no-deps easy-vqa`, or give its folder with --data"
+        )
+    return Path(spec.origin).parent

@@ -1,0 +1,74 @@
+"""What layouts share: JSON and lines of their files, pictures in folders, and errors that name what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from idefics.batch.rows import Media
+from idefics.batch.sources.media import encodable, file_media
+from idefics.errors import BadSetting
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        BadSetting: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"{path} cannot be read as JSON: {error}") from None
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The content of each line of a JSONL file; blank lines are left out.
+
+    Raises:
+        BadSetting: it cannot be read, or a line is malformed.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        raise BadSetting(f"{path}, line {number} is not JSON") from None
+    except OSError as error:
+        raise BadSetting(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def find_file(folder: Path, *patterns: str) -> Path:
+    """The first file that fits one of the patterns, in the order of the patterns, then of the names.
+
+    Raises:
+        BadSetting: there is none.
+    """
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found[0]
+    raise BadSetting(
+        f"{folder} has no {' or '.join(patterns)}: docs/evaluation.md says how the folder is laid out"
+    )
+
+
+def picture(folder: Path, *names: str) -> Media:
+    """A picture in a folder: the first of the names that is there, else the first."""
+    paths = [folder / name for name in names]
+    path = next((one for one in paths if one.is_file()), paths[0])
+    return file_media(path, encodable(str(path)))
+
+
+def text_list(value: Any, key: str = "answer") -> tuple[str, ...]:
+    """The texts of a list: of texts, numbers, or dicts with a text under `key`; a single one is a list of one."""
+    if value is None:
+        return ()
+    if isinstance(value, (str, int, float, Mapping)):
+        value = [value]
+    items: Sequence[Any] = [one[key] if isinstance(one, Mapping) else one for one in value]
+    return tuple(str(one) for one in items if one is not None)

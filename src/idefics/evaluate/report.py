@@ -1,0 +1,141 @@
+"""The report of an evaluation as JSON: figures with intervals, all rows, and what is needed to do it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from idefics import __version__
+from idefics.batch.output_file import replace_file
+from idefics.evaluate.evaluation import Evaluation
+from idefics.evaluate.scoring import EvaluatedRow, Figure, Scores
+
+PACKAGES = ("torch", "numpy", "pillow", "tokenizers")
+
+
+def report_json(
+    evaluation: Evaluation,
+    rows: Sequence[EvaluatedRow],
+    answers: Sequence[dict[str, Any]],
+    scores: Scores,
+    *,
+    command: str,
+    started: datetime,
+    seconds: float,
+) -> dict[str, Any]:
+    """The report of an evaluation.
+
+    Args:
+        evaluation: the suite, the checkpoint and the settings.
+        rows, answers: the rows, and the fields of their answers in the ledger.
+        scores: of the rows.
+        command: the command line.
+        started: when the run began.
+        seconds: duration of the run.
+    """
+    suite, settings, model = evaluation.suite, evaluation.settings, evaluation.run_settings
+    return {
+        "suite": suite.name,
+        "metrics": [figure_json(one) for one in scores.figures],
+        "num_rows": len(rows),
+        "num_failed": sum(1 for row in rows if row.error),
+        "notes": list(scores.notes),
+        "model": model.model,
+        "revision": model.revision,
+        "fingerprint": model.fingerprint,
+        "data": {
+            "location": settings.data or "installed",
+            "split": settings.split or suite.split,
+            "sha256": hash_rows(rows),
+        },
+        "settings": evaluation.describe_settings(),
+        "example": evaluation.example_prompt(),
+        "seed": settings.seed,
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "tokens": sum(answer.get("tokens") or 0 for answer in answers),
+        "versions": {"idefics": __version__} | {name: _version(name) for name in PACKAGES},
+        "machine": describe_machine(),
+        "metric": suite.metric,
+        "rows": [row_json(row, scores, index) for index, row in enumerate(rows)],
+    }
+
+
+def figure_json(figure: Figure) -> dict[str, Any]:
+    """A figure as JSON."""
+    interval = figure.interval
+    value = {
+        "name": figure.name,
+        "value": round(interval.value, 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
+    }
+    return value | ({"note": figure.note} if figure.note else {})
+
+
+def row_json(row: EvaluatedRow, scores: Scores, index: int) -> dict[str, Any]:
+    """A row of the report as JSON; what is empty is left out."""
+    value: dict[str, Any] = {
+        "name": row.name,
+        "id": row.id,
+        "path": row.path,
+        "question": row.question,
+        "answer": row.answer,
+        "uncut_answer": row.uncut_answer if row.uncut_answer != row.answer else "",
+        "references": list(row.references),
+        "label_scores": [round(one, 6) for one in row.label_scores],
+        "numbers": list(scores.numbers[index]) if scores.numbers else [],
+        "error": row.error,
+    }
+    value = {
+        name: one
+        for name, one in value.items()
+        if one not in ("", []) or (name == "answer" and not row.error)
+    }
+    return value | {"score": round(scores.rows[index], 6)}
+
+
+def hash_rows(rows: Sequence[EvaluatedRow]) -> str:
+    """SHA-256 (hex) of the names, questions and right answers of the rows, which tells data sets apart."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.name, row.question, row.references, row.labels]).encode())
+    return digest.hexdigest()
+
+
+def describe_machine() -> str:
+    """The processor and the memory of this machine, in words."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    parts = [platform.system(), platform.machine(), f"{torch.get_num_threads()} threads", *gpus]
+    return ", ".join(parts)
+
+
+def write_json_report(path: Path, report: dict[str, Any]) -> None:
+    """Writes a report; an older file is replaced once the new one is complete.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def write(file: BinaryIO, text: str) -> None:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+    text = json.dumps(report, ensure_ascii=False, indent=1)
+    replace_file(path, partial(write, text=text + "\n"))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

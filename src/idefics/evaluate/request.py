@@ -1,0 +1,96 @@
+"""`EvaluationRequest`: all that is asked of a model about one row, as JSON text that the ledger keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+QUERY_PICTURE = ""  # the id of the picture of the row itself
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRef:
+    """A place in a prompt where a picture stands: "" is the row's own picture, else a row's name."""
+
+    id: str
+
+
+Part = str | PictureRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRequest:
+    """A prompt with places for pictures, and what is computed after it.
+
+    Attributes:
+        turns: (role, parts) of each turn of a conversation; or one with the role "raw": text and pictures as they are.
+        labels: the texts whose log-probabilities are summed; empty: a text is generated. In a raw prompt each follows
+            the prompt directly, and begins with a space if there should be one.
+        begins_with_bos: whether the authors' prompt begins with the token that begins a document.
+    """
+
+    turns: tuple[tuple[Literal["raw", "user", "assistant"], tuple[Part, ...]], ...]
+    labels: tuple[str, ...] = ()
+    begins_with_bos: bool = True
+
+    @property
+    def picture_ids(self) -> Iterator[str]:
+        """The ids of the pictures, in the order of their places."""
+        for _, parts in self.turns:
+            for part in parts:
+                if isinstance(part, PictureRef):
+                    yield part.id
+
+    @property
+    def further_picture_ids(self) -> list[str]:
+        """The ids of all pictures but the row's own, each once."""
+        return [id for id in dict.fromkeys(self.picture_ids) if id != QUERY_PICTURE]
+
+    def to_text(self) -> str:
+        """The request as canonical JSON: equal requests have equal texts."""
+        turns = [[role, [_part_to_json(part) for part in parts]] for role, parts in self.turns]
+        value: dict[str, Any] = {"turns": turns, "bos": self.begins_with_bos}
+        if self.labels:
+            value["labels"] = self.labels
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> EvaluationRequest:
+        """The request that `to_text` wrote."""
+        value = json.loads(text)
+        turns = tuple((role, tuple(map(_part_from_json, parts))) for role, parts in value["turns"])
+        return cls(turns=turns, labels=tuple(value.get("labels", ())), begins_with_bos=value["bos"])
+
+    def describe(self) -> str:
+        """The prompt for people: pictures are `<image>`, and the labels follow after a line."""
+        lines = []
+        for role, parts in self.turns:
+            text = "".join("<image>" if isinstance(part, PictureRef) else part for part in parts)
+            lines.append(text if role == "raw" else f"[{role}] {text}")
+        if self.labels:
+            listed = ", ".join(map(repr, self.labels[:10]))
+            lines.append(
+                f"labels: {listed}" + (f" and {len(self.labels) - 10} more" if self.labels[10:] else "")
+            )
+        return "\n".join(lines)
+
+
+def raw_turn(parts: Sequence[Part]) -> tuple[Literal["raw"], tuple[Part, ...]]:
+    """The one turn of a raw prompt; neighbouring texts are joined, so that no separator comes between them."""
+    joined: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        elif part != "":
+            joined.append(part)
+    return "raw", tuple(joined)
+
+
+def _part_to_json(part: Part) -> object:
+    return {"picture": part.id} if isinstance(part, PictureRef) else part
+
+
+def _part_from_json(value: Any) -> Part:
+    return value if isinstance(value, str) else PictureRef(value["picture"])

@@ -1,0 +1,259 @@
+"""Scores of the rows of an evaluation, and the figures of a suite with their 95 % intervals."""
+
+from __future__ import annotations
+
+import string
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from idefics.evaluate.bootstrap import FloatArray, Interval, RowStatistic, bootstrap_mean, bootstrap_statistic
+from idefics.evaluate.metrics import ranking
+from idefics.evaluate.metrics.accuracy import choice_accuracy, exact_match
+from idefics.evaluate.metrics.anls import anls
+from idefics.evaluate.metrics.mmmu import mmmu_choice_accuracy, mmmu_open_accuracy, mmmu_open_accuracy_m4
+from idefics.evaluate.metrics.vqa import official_vqa_accuracy, vqa_accuracy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedRow:
+    """A row of a suite with the model's answer.
+
+    Attributes:
+        name, id, path: of the row; see `BatchRow`.
+        question: what was asked; "" if the suite has no questions.
+        answer: the generated text, cut at the stop words, or the most likely label; "" for an error.
+        uncut_answer: the generated text as it was.
+        label_scores: the score of each label, in the order of `labels`; empty for generated text.
+        references, labels, relevance, group: see `EvaluationRow`.
+        error: why there is no answer; "" if there is one. Such a row counts as wrong.
+    """
+
+    name: str
+    id: str
+    path: str
+    question: str = ""
+    answer: str
+    uncut_answer: str = ""
+    label_scores: tuple[float, ...] = ()
+    references: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    relevance: tuple[float, ...] = ()
+    group: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of a report.
+
+    Attributes:
+        name: what it is, such as "VQA accuracy".
+        interval: the value with its 95 % interval, as published tables give it (0 to 100 for shares).
+        note: how it is computed, where that is not plain; "".
+    """
+
+    name: str
+    interval: Interval
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The result of a metric.
+
+    Attributes:
+        rows: the score of each row, from 0 to 1 unless the metric says otherwise.
+        figures: the figures of all rows together; the first is the one that is compared with published figures.
+        numbers: of each row, what the first figure is computed from if it is not the mean of `rows`; else empty.
+        notes: sentences about what limits the figures.
+    """
+
+    rows: tuple[float, ...]
+    figures: tuple[Figure, ...]
+    numbers: tuple[tuple[float, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Score = Callable[[str, Sequence[str]], float]  # answer, references -> 0 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of suites.
+
+    Attributes:
+        title: for lists.
+        compute: the scores of rows; the second argument seeds the bootstrap.
+        statistic: computes the first figure, from 0 to 1, from the rows' `numbers`; None: it is a mean.
+    """
+
+    title: str
+    compute: Callable[[Sequence[EvaluatedRow], int], Scores]
+    statistic: RowStatistic | None = None
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
+
+
+def _mean(name: str, scores: Sequence[float], seed: int, note: str = "") -> Figure:
+    return Figure(name, _percent(bootstrap_mean(scores, seed=seed)), note)
+
+
+def _score_texts(rows: Sequence[EvaluatedRow], score: Score) -> list[float]:
+    return [0.0 if row.error else score(row.answer, row.references) for row in rows]
+
+
+def _uncut_figure(name: str, rows: Sequence[EvaluatedRow], score: Score, seed: int) -> list[Figure]:
+    """The figure of answers that are not cut at the authors' stop words, if that cuts any."""
+    if not any(row.uncut_answer != row.answer for row in rows):
+        return []
+    scores = [0.0 if row.error else score(row.uncut_answer, row.references) for row in rows]
+    return [
+        _mean(
+            f"{name}, answers not cut",
+            scores,
+            seed,
+            "the authors cut answers at stop words; here they are whole",
+        )
+    ]
+
+
+def _vqa(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    scores = _score_texts(rows, vqa_accuracy)
+    note = "as the authors computed it: answers and references are always normalised"
+    figures = [_mean("VQA accuracy", scores, seed, note)]
+    if any(len(row.references) > 1 for row in rows):
+        official = _score_texts(rows, official_vqa_accuracy)
+        note = "normalised only where references differ"
+        figures.append(_mean("VQA accuracy, official script", official, seed, note))
+    figures += _uncut_figure("VQA accuracy", rows, vqa_accuracy, seed)
+    return Scores(tuple(scores), tuple(figures))
+
+
+def _exact_match(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    scores = _score_texts(rows, exact_match)
+    note = "case, repeated spaces and full stops at the end do not count"
+    return Scores(tuple(scores), (_mean("exact match", scores, seed, note),))
+
+
+def _anls(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    scores = _score_texts(rows, anls)
+    return Scores(tuple(scores), (_mean("ANLS", scores, seed), *_uncut_figure("ANLS", rows, anls, seed)))
+
+
+def _choices(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    """Accuracy of labels, and of multiple choice and open questions that were answered with text."""
+    scores, open_scores = [], []
+    for row in rows:
+        if row.error:
+            scores.append(0.0)
+        elif row.label_scores:
+            scores.append(choice_accuracy(row.label_scores, row.labels.index(row.references[0])))
+        elif row.labels:
+            options = dict(zip(string.ascii_uppercase, row.labels, strict=False))
+            scores.append(mmmu_choice_accuracy(row.answer, options, _letter(row)))
+        else:
+            scores.append(mmmu_open_accuracy_m4(row.answer, row.references))
+            open_scores.append(mmmu_open_accuracy(row.answer, row.references))
+    figures = [_mean("accuracy", scores, seed)]
+    if open_scores:
+        figures.append(
+            _mean(
+                "accuracy of open questions, official script", open_scores, seed, f"{len(open_scores)} rows"
+            )
+        )
+    return Scores(tuple(scores), tuple(figures))
+
+
+def _letter(row: EvaluatedRow) -> str:
+    """The letter of the right one of a row's choices; the labels may be letters themselves."""
+    return string.ascii_uppercase[row.labels.index(row.references[0])]
+
+
+def _hateful(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    """ROC-AUC of decisions, as the authors computed it, and of scores; the second label is the positive one."""
+    decisions, numbers, scores = [], [], []
+    for row in rows:
+        label = float(row.references[0] == row.labels[1])
+        difference = 0.0 if row.error else row.label_scores[1] - row.label_scores[0]
+        decision = 1.0 - label if row.error else float(difference > 0)  # a failed row is wrong
+        decisions.append((decision, label))
+        numbers.append((difference, label))
+        scores.append(float(decision == label))
+    hard = bootstrap_statistic(decisions, _roc_auc_of_decisions, seed=seed)
+    soft = bootstrap_statistic(numbers, _roc_auc, seed=seed)
+    figures = (
+        Figure(
+            "ROC-AUC of decisions",
+            _percent(hard),
+            "as the authors' code computes it, from the most likely label instead of its score",
+        ),
+        Figure("ROC-AUC", _percent(soft), "from log p(yes) - log p(no)"),
+        _mean("accuracy", scores, seed),
+    )
+    return Scores(tuple(scores), figures, tuple(decisions))
+
+
+def _roc_auc(rows: FloatArray) -> float:
+    return ranking.roc_auc(rows[:, 0], rows[:, 1])
+
+
+def _roc_auc_of_decisions(rows: FloatArray) -> float:
+    return ranking.roc_auc_of_decisions(rows[:, 0], rows[:, 1])
+
+
+def _ndcg(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    scores = [0.0 if row.error else ranking.ndcg(row.relevance, row.label_scores) for row in rows]
+    official = [
+        0.0 if row.error else ranking.ndcg_at_relevant(row.relevance, row.label_scores) for row in rows
+    ]
+    figures = (
+        _mean("NDCG", scores, seed, "as the authors computed it: over all candidates, without a cut"),
+        _mean("NDCG, official", official, seed, "cut at the number of relevant candidates"),
+    )
+    return Scores(tuple(scores), figures)
+
+
+def _winoground(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    """The three scores of Winoground, of pairs of rows: a row is a picture, its labels are the two captions."""
+    row_scores = [
+        0.0 if row.error else choice_accuracy(row.label_scores, row.labels.index(row.references[0]))
+        for row in rows
+    ]
+    groups: dict[str, list[EvaluatedRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.group].append(row)
+    pairs = [pair for pair in groups.values() if len(pair) == 2]
+    tables = [
+        None
+        if first.error or second.error
+        else [(first.label_scores[caption], second.label_scores[caption]) for caption in (0, 1)]
+        for first, second in pairs
+    ]
+    figures = []
+    note = "equal scores are wrong"
+    for compute, suffix in ((ranking.winoground, ""), (ranking.winoground_m4, ", the authors' code")):
+        results = [None if table is None else compute(table) for table in tables]
+        for kind in ("group", "text", "image"):
+            values = [
+                0.0 if one is None else {"group": one.group, "text": one.text, "image": one.image}[kind]
+                for one in results
+            ]
+            figures.append(_mean(f"{kind} score{suffix}", values or [0.0], seed, note))
+        note = "text and image have changed places in it, and equal scores are right"
+    lost = len(groups) - len(pairs)
+    notes = (f"{lost} examples with one picture only are left out",) if lost else ()
+    return Scores(tuple(row_scores), tuple(figures), notes=notes)
+
+
+METRICS: Mapping[str, Metric] = {
+    "vqa": Metric("VQA accuracy", _vqa),
+    "exact-match": Metric("exact match", _exact_match),
+    "anls": Metric("ANLS", _anls),
+    "accuracy": Metric("accuracy", _choices),
+    "roc-auc": Metric("ROC-AUC", _hateful, _roc_auc_of_decisions),
+    "ndcg": Metric("NDCG", _ndcg),
+    "winoground": Metric("text, image and group score", _winoground),
+}

@@ -1,0 +1,212 @@
+"""`idefics eval` with the demo models, on small tables and on easy-VQA."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from idefics.cli.main import run
+from idefics.demo import pictures
+
+# What the demo answers about its pictures; one right answer is left out.
+TABLE = """image,question,answer
+shapes.png,What color is the circle?,red
+shapes.png,What color is the star?,Green.
+tower.png,Is it day or night?,Day
+broken.png,Is it day or night?,night
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder, with the demo's pictures, a broken one and a table of right answers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IDEFICS_MODEL", "demo")
+    for path in pictures():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    (tmp_path / "answers.csv").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs `idefics eval` with some words: its exit code, and the lines on standard output and on standard error."""
+
+    def call(*words):
+        code = run(["eval", *map(str, words)])
+        printed = capsys.readouterr()
+        return code, printed.out.splitlines(), printed.err.splitlines()
+
+    return call
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_table_gives_a_score_an_interval_and_the_wrong_ones(folder, call):
+    code, out, _ = call("folder", "--data", "answers.csv", "--out", "r.json")
+    assert code == 1  # a row failed
+    assert out[0] == "exact match: 50.0 (95 % interval 0.0 to 100.0)"
+    assert out[1] == "4 rows, 1 failed; r.json has all of them"
+    report = read(folder / "r.json")
+    assert [row["score"] for row in report["rows"]] == [1, 1, 0, 0]
+    first, _, wrong, failed = report["rows"]
+    assert (first["answer"], first["references"], first["question"]) == (
+        "Red.",
+        ["red"],
+        "What color is the circle?",
+    )
+    assert (wrong["answer"], wrong["references"]) == ("Night.", ["Day"])
+    assert "is not a picture that can be read" in failed["error"]
+    assert failed["path"] == "broken.png"
+    assert "answer" not in failed
+    assert report["num_failed"] == 1
+    assert report["settings"]["prompts"] == "those of `idefics ask`"
+    assert report["example"] == "[user] <image>What color is the circle?"
+    assert report["versions"]["idefics"]
+
+
+def test_a_second_run_computes_nothing_and_a_new_option_everything(folder, call):
+    words = ("folder", "--data", "answers.csv", "--out", "r.json")
+    call(*words)
+    first = read(folder / "r.json")["rows"]
+    _, _, err = call(*words)
+    assert err[0] == "0 written, 3 done before, 1 failed before"
+    assert read(folder / "r.json")["rows"] == first
+    _, _, err = call(*words, "--max-new-tokens", "1")
+    assert err[0] == "3 written, 1 failed"
+    assert read(folder / "r.json")["settings"]["max_new_tokens"] == 1
+
+
+def test_new_right_answers_are_scored_without_the_model(folder, call):
+    words = ("folder", "--data", "answers.csv", "--out", "r.json")
+    call(*words)
+    (folder / "answers.csv").write_text(TABLE.replace("Day\n", "Night\n"))
+    _, out, err = call(*words)
+    assert err[0] == "0 written, 3 done before, 1 failed before"
+    assert out[0].startswith("exact match: 75.0 ")
+
+
+def test_labels_are_ranked(folder, call):
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("image", "label"), ("tower.png", "tower"), ("puppy.png", "puppy"), ("picnic.png", "door")]
+        )
+    code, out, _ = call("folder", "--data", "labels.csv", "--out", "r.json")
+    assert code == 0
+    report = read(folder / "r.json")
+    assert out[0].startswith("accuracy: 66.7 ")
+    assert [row["answer"] for row in report["rows"][:2]] == ["tower", "puppy"]
+    for row in report["rows"]:
+        labels = ["door", "puppy", "tower"]
+        assert row["answer"] == labels[row["label_scores"].index(max(row["label_scores"]))]
+    assert report["settings"]["answers"] == "labels ranked by the sum of their log-probabilities"
+    assert "labels: 'door', 'puppy', 'tower'" in report["example"]
+
+
+def test_the_scores_of_labels_are_those_of_the_model(folder, call, demo_model):
+    (folder / "labels.csv").write_text("image,label\ntower.png,tower\npuppy.png,puppy\n")
+    call("folder", "--data", "labels.csv", "--out", "r.json")
+    row = read(folder / "r.json")["rows"][0]
+    ranking = demo_model.classify(folder / "tower.png", ["puppy", "tower"])
+    expected = {one.label: one.logprob for one in ranking}
+    assert row["label_scores"] == pytest.approx([expected["puppy"], expected["tower"]], abs=1e-4)
+
+
+def test_several_answers_of_a_cell(folder, call):
+    (folder / "a.csv").write_text(
+        "image,question,answers\nshapes.png,What color is the circle?,red|red|red|crimson\n"
+    )
+    _, out, _ = call("folder", "--data", "a.csv", "--out", "r.json")
+    assert out[0].startswith("VQA accuracy: 75.0 ")  # (3 * 2 / 3 + 1 * 3 / 3) / 4
+
+
+@pytest.mark.parametrize("model", ["demo", "demo-idefics1"])
+def test_easy_vqa(folder, call, model):
+    pytest.importorskip("easy_vqa")
+    _, out, _ = call("easy-vqa", "--model", model, "--limit", 60, "--out", "r.json")
+    assert out[1].startswith("60 rows, 0 failed")
+    report = read(folder / "r.json")
+    assert report["rows"][0]["question"] == "what is the red shape?"
+    assert report["rows"][0]["references"] == ["triangle"]
+    mean = sum(row["score"] for row in report["rows"]) / 60
+    assert report["metrics"][0]["value"] == pytest.approx(100 * mean, abs=1e-3)
+    assert report["metrics"][0]["low"] < report["metrics"][0]["value"] < report["metrics"][0]["high"]
+
+
+def test_shots_are_the_same_for_a_row_whatever_the_limit(folder, call):
+    pytest.importorskip("easy_vqa")
+    words = ("easy-vqa", "--shots", 2, "--seed", 5)
+    call(*words, "--limit", 6, "--out", "a.json")
+    call(*words, "--limit", 3, "--out", "b.json")
+    first, second = read(folder / "a.json"), read(folder / "b.json")
+    assert first["rows"][:3] == second["rows"]
+    assert first["example"].count("<image>") == 3
+    assert "random, drawn for each row, seed 5" in first["settings"]["selection"]
+
+
+def test_it_goes_on_after_it_was_killed(folder, call):
+    pytest.importorskip("easy_vqa")
+    words = ["eval", "easy-vqa", "--limit", "3000", "--out", "r.json"]
+    process = subprocess.Popen([sys.executable, "-m", "idefics", *words], stderr=subprocess.DEVNULL)
+    ledger = folder / "r.json.ledger"
+    wal = folder / "r.json.ledger-wal"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (wal.exists() and wal.stat().st_size > 500_000):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert ledger.exists()
+    _, out, err = call("easy-vqa", "--limit", 40, "--out", "r.json")
+    done_before = int(err[0].split(" done before")[0].split()[-1])
+    assert done_before > 0
+    assert out[1].startswith("40 rows, 0 failed")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("folder", "--out", "r.json"), "no data given: name a table or a folder with --data for folder"),
+        (("nonsense", "--out", "r.json"), "suite is 'nonsense'; give easy-vqa"),
+        (("folder", "--data", "answers.csv"), "nothing says where the report goes: give --out report.json"),
+        ((), "give the name of one suite"),
+        (
+            ("folder", "--data", "answers.csv", "--shots", "40", "--out", "r.json"),
+            "shots is 40; give a whole number from 0 to 32",
+        ),
+        (("folder", "--data", "bare.csv", "--out", "r.json"), "has no column question"),
+        (("folder", "--data", "none.csv", "--out", "r.json"), "no column of right answers"),
+        (("vqa.csv", "--out", "r.json"), "vqa.csv"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_made(folder, call, words, message):
+    (folder / "bare.csv").write_text("image,answer\ntower.png,x\n")
+    (folder / "none.csv").write_text("image,title\ntower.png,x\n")
+    code, _, err = call(*words)
+    assert code == 2
+    assert message in err[-1], err
+    assert not (folder / "r.json").exists()
+    assert not (folder / "r.json.ledger").exists()
+
+
+def test_one_question_for_all_rows(folder, call):
+    (folder / "bare.csv").write_text("image,answer\ntower.png,Night\n")
+    _, out, _ = call("folder", "--data", "bare.csv", "--question", "Is it day or night?", "--out", "r.json")
+    assert out[0].startswith("exact match: 100.0 ")
+
+
+def test_the_list_has_all_suites(call):
+    from idefics.evaluate.suites import SUITES
+
+    code, out, _ = call("--list")
+    assert code == 0
+    assert [line.split()[0] for line in out] == list(SUITES)
