@@ -23,10 +23,14 @@ def photos(tmp_path):
     """Different pictures."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    random = np.random.default_rng(0)
-    for number in range(NUM_ROWS):
-        PIL.Image.fromarray(random.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / f"{number}.png")
+    make_photos(folder, range(NUM_ROWS))
     return folder
+
+
+def make_photos(folder, numbers):
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
 @pytest.fixture
@@ -79,6 +83,23 @@ def test_a_killed_driver_goes_on_and_repeats_only_the_rows_in_hand(start_run, ph
     assert len(set(begun)) == NUM_ROWS
     num_in_hand = NUM_ENGINES * 2 * BATCH_ROWS
     assert 0 < len(begun) - NUM_ROWS <= num_in_hand + MAX_UNCOMMITTED_WRITES
+
+
+@pytest.mark.slow
+def test_the_union_is_exact_after_30_kills_of_the_driver(start_run, photos, tmp_path):
+    make_photos(photos, range(NUM_ROWS, 600))
+    log, random = tmp_path / "log", np.random.default_rng(1)
+    for _ in range(30):
+        num_begun = len(log.read_text().split()) if log.exists() else 0
+        run = start_run()
+        wait_for_rows(log, num_begun + 1)
+        time.sleep(random.uniform(0, 0.5))
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    assert start_run().wait(120) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sorted(Path(row["path"]).name for row in rows) == sorted(path.name for path in photos.iterdir())
+    assert all(row["text"] for row in rows)
 
 
 def test_ctrl_c_finishes_the_rows_in_hand(start_run, tmp_path):
