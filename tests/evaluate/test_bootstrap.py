@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from idefics.errors import BadSetting
 from idefics.evaluate.bootstrap import bootstrap_mean, bootstrap_statistic
+from idefics.evaluate.metrics.cider import cider_d
 from idefics.evaluate.metrics.ranking import roc_auc
 
 
@@ -74,6 +75,15 @@ def test_resamples_without_a_value_do_not_count():
     assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
     undefined = bootstrap_statistic([(0.0, 1), (1.0, 1)], area)
     assert isnan(undefined.value) and isnan(undefined.low) and isnan(undefined.high)
+
+
+def test_the_weights_of_cider_d_stay_those_of_all_rows():
+    """A resample that repeats one picture has the mean of its score, not the 0 of a single picture."""
+    captions, references = ["a red dog runs", "a cat"], [["a red dog runs"], ["a blue cat sits"]]
+    scores = cider_d(captions, references)
+    interval = bootstrap_mean(scores)
+    assert scores[0] == pytest.approx(10.0) and 0.0 < scores[1] < 5.0
+    assert (interval.low, interval.high) == (min(scores), max(scores))
 
 
 @given(st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), min_size=1, max_size=20))
