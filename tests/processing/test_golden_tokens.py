@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from idefics.config import ImageProcessorConfig, PromptFormat
+from idefics.evaluate.check.known_answers import read_known_answers
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.tokenizer import TextPiece, Tokenizer
@@ -100,6 +101,18 @@ def test_the_recorded_prompt(processor):
     recorded = json.loads(RECORDED.read_text())["details"]["prefill"]
     assert list(prompt.ids) == [token["id"] for token in recorded]
     assert prompt.image_index == (-1, -1, -1, -1) + (0,) * (len(prompt.ids) - 4)
+
+
+def test_known_answers_have_the_recorded_prompt(processor, llama):
+    """Those of `idefics check` for this checkpoint: the prompt's ids where they were recorded, and the texts."""
+    answers = [
+        one for one in read_known_answers()[1] if one.checkpoint == "HuggingFaceM4/idefics-9b-instruct"
+    ]
+    assert [answer.prompt_ids is not None for answer in answers] == [True, False]
+    for answer in answers:
+        prompt = processor.encode_raw(answer.fill_items([np.zeros((4, 4, 3), np.uint8)] * 2))
+        assert answer.prompt_ids is None or list(prompt.ids) == answer.prompt_ids
+        assert llama.decode(answer.ids).strip() == answer.texts[0].strip()
 
 
 def test_the_trained_separator_of_turns(llama):

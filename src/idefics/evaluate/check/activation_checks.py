@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
-from idefics.evaluate.check.drawn_pictures import fixed_prompts, trained_prompts
+from idefics.evaluate.check.drawn_pictures import trained_prompts
 from idefics.evaluate.check.subject import CheckSubject
 from idefics.nn.decoder import GatedMLP
 
@@ -30,6 +30,7 @@ MIN_SIBLINGS = 3  # layers of one kind, the suspected one not counted
 MIN_POSITIVE_SHARE = 0.9
 GATE_PATTERN, ALIGNMENT_PATTERN = 0.08, 0.1
 NO_PATTERN = "the weights show no pattern, as before training: only a record can tell"
+QUANTIZED = "the weights are quantised: check the original"
 
 Scores = dict[str, dict[str, float]]
 
@@ -54,19 +55,19 @@ def measure_activations(subject: CheckSubject) -> ActivationScores:
     linears = {
         name: layer
         for name, layer in subject.network.named_modules()
-        if isinstance(layer, nn.Linear) and layer.weight.is_floating_point() and "lm_head" not in name
+        if isinstance(layer, nn.Linear) and "lm_head" not in name
     }
     hooks = [layer.register_forward_hook(_sum_hook(sums, name)) for name, layer in linears.items()]
     try:
-        for prompt in (*trained_prompts(subject), *fixed_prompts(subject).values()):
+        for prompt in (*trained_prompts(subject), *subject.fixed_prompts.values()):
             subject.vlm.logits(prompt)
     finally:
         for hook in hooks:
             hook.remove()
     scores = ActivationScores()
     for name, module in subject.network.named_modules():
-        gate, up = sums.get(f"{name}.gate_proj"), sums.get(f"{name}.up_proj")
-        if isinstance(module, GatedMLP) and gate is not None and up is not None:
+        if isinstance(module, GatedMLP):
+            gate, up = sums[f"{name}.gate_proj"], sums[f"{name}.up_proj"]
             scores.gates[_kind_of(name)][name] = _standardized_mean(up) - _standardized_mean(gate)
         if name in linears and name in sums and module.weight.shape[0] == module.weight.shape[1]:
             direct, transposed = float(sums[name][2]), float(sums[name][3])
@@ -85,7 +86,7 @@ def _sum_hook(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[
         is_square = weight.shape[0] == weight.shape[1]
         transposed = (x @ weight.float()).square().sum() if is_square else y.new_zeros(())
         found = torch.stack((y.new_tensor(float(y.numel())), y.sum(), y.square().sum(), transposed))
-        sums[name] = sums.get(name, 0.0) + found.double().cpu()
+        sums[name] = sums.get(name, 0.0) + found.cpu().double()
 
     return add
 
@@ -132,9 +133,9 @@ def find_broken_patterns(scores: Scores, pattern: float) -> tuple[int, list[str]
 
 def check_gate_up(subject: CheckSubject) -> CheckOutcome:
     """Looks for gated MLPs whose gate and up projections are exchanged."""
+    if subject.is_quantized:
+        return skipped(QUANTIZED)
     scores = subject.activation_scores.gates
-    if not scores:
-        return skipped("the weights are quantised: check the original")
     num_judged, broken = find_broken_patterns(scores, GATE_PATTERN)
     if not num_judged:
         return skipped(NO_PATTERN)
@@ -148,10 +149,12 @@ def check_gate_up(subject: CheckSubject) -> CheckOutcome:
 
 def check_orientation(subject: CheckSubject) -> CheckOutcome:
     """Looks for square projections that are transposed."""
+    if subject.is_quantized:
+        return skipped(QUANTIZED)
     scores = subject.activation_scores.alignments
     num_judged, broken = find_broken_patterns(scores, ALIGNMENT_PATTERN)
     if not num_judged:
-        return skipped(NO_PATTERN if scores else "no square projection in floating point")
+        return skipped(NO_PATTERN)
     num_modules = sum(map(len, scores.values()))
     return judge(
         f"{num_judged} of {num_modules} square projections can be judged",

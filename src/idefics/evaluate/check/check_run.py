@@ -57,7 +57,7 @@ def make_subject(model: str, settings: LoadSettings, checked: CheckSettings) -> 
 
 
 def list_checks(subject: CheckSubject, *, quick: bool) -> list[ModelCheck]:
-    """All checks of a checkpoint, in the order in which they run: those of files, then those of the loaded model."""
+    """All checks of a checkpoint: those of files, those of the loaded model, those that load it with other settings."""
     checks = (
         *FILE_CHECKS,
         *ENGINE_CHECKS[:-1],
@@ -66,8 +66,9 @@ def list_checks(subject: CheckSubject, *, quick: bool) -> list[ModelCheck]:
         *RECORD_CHECKS[2:],
         *TRAINED_CHECKS,
         *known_answer_checks(subject),
+        *QUANTIZATION_CHECKS[:1],
         *ENGINE_CHECKS[-1:],
-        *QUANTIZATION_CHECKS,
+        *QUANTIZATION_CHECKS[1:],
     )
     return [check for check in checks if check.is_quick or not quick]
 
@@ -88,7 +89,7 @@ def run_checks(subject: CheckSubject, *, quick: bool) -> Iterator[CheckResult]:
             outcome = skipped(load_error)
         else:
             outcome = _run_check(check, subject)
-            if outcome.status == "off" and check not in FILE_CHECKS and "vlm" not in subject.__dict__:
+            if outcome.status == "off" and check not in FILE_CHECKS and not subject.has_loaded:
                 load_error = "the model cannot be loaded"
         yield CheckResult(check, outcome, time.perf_counter() - start)
 

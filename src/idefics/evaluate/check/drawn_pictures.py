@@ -73,9 +73,3 @@ def trained_prompts(subject: CheckSubject) -> list[Prompt]:
     return [
         vlm.prompt(items, detail="low", max_tiles=1) for items in (conversations if is_chat else raw_prompts)
     ]
-
-
-def fixed_prompts(subject: CheckSubject) -> dict[str, Prompt]:
-    """The prompts of `fixed_items`, each picture in one tile: a fraction of a second each, also for 8B."""
-    vlm = subject.vlm
-    return {name: vlm.prompt(items, detail="low", max_tiles=1) for name, items in fixed_items().items()}

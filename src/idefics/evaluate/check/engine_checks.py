@@ -14,7 +14,6 @@ from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Request
 from idefics.errors import OutOfMemory
 from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
-from idefics.evaluate.check.drawn_pictures import fixed_prompts
 from idefics.evaluate.check.subject import CheckSubject
 from idefics.prompt import Prompt
 from idefics.tasks.idefics_model import Idefics
@@ -36,7 +35,7 @@ def logprob_limit(subject: CheckSubject) -> float:
 def check_cached(subject: CheckSubject) -> CheckOutcome:
     """Scores the end of each prompt over the cache of its beginning, and compares with one pass over the whole."""
     limit, largest, wrong = logprob_limit(subject), 0.0, []
-    for name, prompt in fixed_prompts(subject).items():
+    for name, prompt in subject.fixed_prompts.items():
         start = _cut_after_pictures(prompt)
         continuation = prompt.ids[len(start) :]
         subject.vlm.engine.clear_caches()
@@ -72,7 +71,7 @@ def token_logprobs(logits: Tensor, ids: Sequence[int]) -> Tensor:
 def check_decode(subject: CheckSubject) -> CheckOutcome:
     """Generates a few tokens one by one, and compares each with the uncached reference."""
     limit, largest, wrong = logprob_limit(subject), 0.0, []
-    for name, prompt in fixed_prompts(subject).items():
+    for name, prompt in subject.fixed_prompts.items():
         subject.vlm.engine.clear_caches()
         [answer] = _generate(subject.vlm, [prompt])
         difference, lead = compare_with_reference(subject.vlm, prompt, answer)
@@ -112,7 +111,7 @@ def _generate(vlm: Idefics, prompts: Iterable[Prompt]) -> list[RequestHandle]:
 def check_batch(subject: CheckSubject) -> CheckOutcome:
     """Answers the prompts together, and compares with the answers one by one."""
     limit, largest, wrong = logprob_limit(subject), 0.0, []
-    prompts = fixed_prompts(subject)
+    prompts = subject.fixed_prompts
     alone = []
     for prompt in prompts.values():
         subject.vlm.engine.clear_caches()
@@ -136,14 +135,12 @@ def check_reference_kernels(subject: CheckSubject) -> CheckOutcome:
     """Loads the model a second time with torch's plain operations, and compares the logits of all prompts."""
     if subject.settings.kernels == "reference":
         return skipped("the model is loaded with the reference kernels")
-    prompts = fixed_prompts(subject)
-    fast = {name: subject.vlm.logits(prompt) for name, prompt in prompts.items()}
+    prompts, fast, limit = subject.fixed_prompts, subject.fixed_logits, logprob_limit(subject)
     try:
         with subject.second_model(kernels="reference") as reference:
             plain = {name: reference.logits(prompt) for name, prompt in prompts.items()}
     except OutOfMemory as error:
-        return skipped(f"no memory for a second copy: {error}")
-    limit = logprob_limit(subject)
+        return skipped(f"no memory for it: {error}")
     difference, agreement = compare_logits(fast, plain, prompts)
     wrong = []
     if not difference <= limit:

@@ -21,12 +21,14 @@ from idefics.nn.native_attention import (
 )
 from idefics.nn.native_linear import NativeWeight, can_use_native_weight, float32_linear, native_linear
 from idefics.processing.resize import get_native_resizer, resize, resize_with_pillow
+from idefics.quant.fp8 import Float8Linear
 from idefics.quant.int8_matmul import w8a8_matmul
 from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul
 
 NUM_ROWS, MAX_OUTPUTS = 24, 512
 FLOAT32_LIMIT, ROUNDED_LIMIT = 1e-5, 0.02
 FRAME_SIZE = (112, 80)
+DEQUANTIZABLE = (Int8Linear, Int4Linear, Float8Linear)
 
 KernelError = tuple[str, float, float]  # name, relative error, limit
 
@@ -51,10 +53,13 @@ def check_kernels(subject: CheckSubject) -> CheckOutcome:
 def _largest_weight(network: nn.Module) -> Tensor:
     """The first rows of the largest matrix of the decoder, in float32."""
     layers = [
-        layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and "layers." in name
+        layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and "layers." in name
+        if isinstance(layer, DEQUANTIZABLE) or layer.weight.is_floating_point()
     ]
     layer = max(layers, key=lambda layer: layer.in_features * layer.out_features)
-    weight = layer.dequantize(torch.float32) if isinstance(layer, (Int8Linear, Int4Linear)) else layer.weight
+    weight = layer.dequantize(torch.float32) if isinstance(layer, DEQUANTIZABLE) else layer.weight
     return weight[:MAX_OUTPUTS].detach().float().cpu().contiguous()
 
 

@@ -16,7 +16,6 @@ import torch
 
 from idefics import __version__
 from idefics.errors import BadSetting, OutputError
-from idefics.evaluate.check.drawn_pictures import fixed_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,8 +83,8 @@ def make_record(subject: CheckSubject) -> LogitsRecord:
     """The record of a checkpoint, as it is now."""
     weights = {} if subject.checkpoint.quantization is not None else weight_digests(subject)
     prompts = {
-        name: _describe_prompt(prompt, subject.vlm.logits(prompt))
-        for name, prompt in fixed_prompts(subject).items()
+        name: _describe_prompt(prompt, subject.fixed_logits[name])
+        for name, prompt in subject.fixed_prompts.items()
     }
     return LogitsRecord(
         subject.model, __version__, describe_config(subject.checkpoint.config), weights, prompts

@@ -9,12 +9,12 @@ from idefics import quant
 from idefics.config import QuantizationConfig
 from idefics.errors import OutOfMemory
 from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, join_names, judge, skipped
-from idefics.evaluate.check.drawn_pictures import fixed_prompts
 from idefics.evaluate.check.engine_checks import compare_logits
 from idefics.evaluate.check.subject import CheckSubject
 from idefics.quant.linear import Int4Linear, Int8Linear
 
 ERROR_LIMITS = {8: 0.03, 4: 0.2}  # of the weights of a layer, relative
+LOST_LIMITS = {8: 0.3, 4: 0.6}  # share of weights that become 0, as next to one that is far above all others
 MIN_AGREEMENT = 0.8
 ALREADY_QUANTIZED = "the weights are quantised already: compare with a record of the original (--against)"
 
@@ -28,41 +28,43 @@ def check_layer_errors(subject: CheckSubject) -> CheckOutcome:
     if subject.is_quantized:
         return skipped(ALREADY_QUANTIZED)
     config = QuantizationConfig(kind="int4")
-    largest, wrong = {8: 0.0, 4: 0.0}, []
+    largest, wrong = dict.fromkeys(ERROR_LIMITS, (0.0, 0.0)), []
     for name in quant.quantizable_layer_names(subject.module_on_meta_device, config):
         layer = subject.network.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         bits = config.bits_of(name)
-        error = _quantization_error(layer, bits)
-        largest[bits] = max(largest[bits], error)
-        if not error <= ERROR_LIMITS[bits]:
-            wrong.append(f"{name}: int{bits} changes its weights by {error:.1%}")
+        error, lost = _quantization_error(layer, bits)
+        largest[bits] = max(largest[bits][0], error), max(largest[bits][1], lost)
+        if not (error <= ERROR_LIMITS[bits] and lost <= LOST_LIMITS[bits]):
+            wrong.append(
+                f"{name}: int{bits} changes its weights by {error:.1%}, and {lost:.0%} of them become 0"
+            )
     return judge(
-        ", ".join(f"int{bits} {error:.1%}" for bits, error in largest.items()),
-        ", ".join(f"int{bits} {limit:.0%}" for bits, limit in ERROR_LIMITS.items()),
+        ", ".join(f"int{bits} {error:.1%}, {lost:.0%} become 0" for bits, (error, lost) in largest.items()),
+        ", ".join(f"int{bits} {limit:.0%}, {LOST_LIMITS[bits]:.0%}" for bits, limit in ERROR_LIMITS.items()),
         wrong,
     )
 
 
-def _quantization_error(layer: nn.Linear, bits: int) -> float:
-    """The relative error (root mean square) of the weights of a layer that is quantised to so many bits."""
-    weight: Tensor = layer.weight.detach()
+def _quantization_error(layer: nn.Linear, bits: int) -> tuple[float, float]:
+    """The relative error (root mean square) of a layer that is quantised, and the share of weights that become 0."""
+    weight: Tensor = layer.weight.detach().float()
     kind = Int8Linear if bits == 8 else Int4Linear
-    difference = kind.from_linear(layer, weight).dequantize(torch.float32) - weight.float()
-    return float(difference.square().mean().sqrt() / weight.float().square().mean().sqrt().clamp(min=1e-30))
+    rounded = kind.from_linear(layer, layer.weight.detach()).dequantize(torch.float32)
+    error = (rounded - weight).square().mean().sqrt() / weight.square().mean().sqrt().clamp(min=1e-30)
+    return float(error), float(((rounded == 0) & (weight != 0)).float().mean())
 
 
 def check_int8_agreement(subject: CheckSubject) -> CheckOutcome:
     """Loads the model a second time in int8, and compares which tokens are the likeliest."""
     if subject.is_quantized:
         return skipped(ALREADY_QUANTIZED)
-    prompts = fixed_prompts(subject)
-    full = {name: subject.vlm.logits(prompt) for name, prompt in prompts.items()}
+    prompts, full = subject.fixed_prompts, subject.fixed_logits
     try:
         with subject.second_model(quantize="int8") as quantized:
             rounded = {name: quantized.logits(prompt) for name, prompt in prompts.items()}
     except OutOfMemory as error:
-        return skipped(f"no memory for a second copy: {error}")
+        return skipped(f"no memory for it: {error}")
     difference, agreement = compare_logits(full, rounded, prompts)
     wrong = [f"the likeliest next token is the same at {agreement:.0%} of the positions only"]
     return judge(
@@ -76,7 +78,9 @@ QUANTIZATION_CHECKS = (
     ModelCheck(
         name="quantised layers",
         shows="no layer has weights that int8 or int4 cannot hold, such as one number far above all others",
-        tolerance="of normally distributed weights int8 changes about 1 %, int4 about 10 %; twice to three times that",
+        tolerance="of normally distributed weights int8 changes about 1 % and makes about 1 % 0, int4 10 % and "
+        "12 %; in the demo checkpoints, whose weights are less even, int4 makes up to a third 0. "
+        "Not measured on released checkpoints",
         run=check_layer_errors,
         is_quick=False,
     ),

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
-from idefics.evaluate.check.drawn_pictures import fixed_prompts
 from idefics.evaluate.check.logits_record import describe_config, prompt_logprobs
 from idefics.evaluate.check.subject import CheckSubject
 
@@ -81,13 +80,13 @@ def check_recorded_logits(subject: CheckSubject) -> CheckOutcome:
     if subject.expected is None:
         return skipped(NO_RECORD)
     limit, largest, wrong = record_limit(subject), 0.0, []
-    for name, prompt in fixed_prompts(subject).items():
+    for name, prompt in subject.fixed_prompts.items():
         if (recorded := subject.expected.prompts.get(name)) is None:
             continue
         if list(prompt.ids) != recorded["ids"]:
             wrong.append(f"{name}: the prompt has other token ids than in the record")
             continue
-        logits = subject.vlm.logits(prompt)
+        logits = subject.fixed_logits[name]
         difference = mean_difference(prompt_logprobs(prompt, logits).tolist(), recorded["logprobs"])
         largest = max(largest, difference)
         if not difference <= limit:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from idefics import models, weights
 from idefics.catalog import CATALOG, CatalogEntry, find_entry
+from idefics.evaluate.check.drawn_pictures import fixed_items
 from idefics.generation.load_settings import LoadSettings
 from idefics.generation.loading import create_processor, load_model
 from idefics.lazy import cached_property
+from idefics.messages import ImageDetail
 from idefics.nn.upcast import UpcastLinear
 from idefics.processing.fetch import Fetcher
 from idefics.quant.quantized_linear import QuantizedLinear
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from idefics.evaluate.check.weight_statistics import WeightStatistics
     from idefics.models import Checkpoint
     from idefics.processing.processor import Processor
+    from idefics.prompt import Prompt
 
 
 @dataclass(eq=False)
@@ -38,12 +41,15 @@ class CheckSubject:
         settings: how it is loaded.
         expected: the record that it is compared with; None: none.
         fetch: whether pictures of known answers may be fetched.
+        has_loaded: whether the model was loaded.
     """
 
     model: str
     settings: LoadSettings
     expected: LogitsRecord | None = None
     fetch: bool = False
+    has_loaded: bool = field(default=False, init=False)
+    _vlm: Idefics | None = field(default=None, init=False)
 
     @cached_property
     def folder(self) -> Path:
@@ -76,7 +82,7 @@ class CheckSubject:
         by_hub_id = {entry.hub_id: entry for entry in CATALOG if entry.hub_id}
         return find_entry(self.model) or by_hub_id.get(self.model)
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """The number of parameters; tied ones once."""
         return sum(weight.numel() for weight in self.module_on_meta_device.parameters())
@@ -93,10 +99,33 @@ class CheckSubject:
         """Statistics of the tensors, by the model's names."""
         return self.weight_reading[0]
 
-    @cached_property
+    @property
     def vlm(self) -> Idefics:
-        """The loaded model."""
-        return Idefics(load_model(self.folder, self._local_settings()))
+        """The loaded model; loaded again if it was closed."""
+        if self._vlm is None:
+            self._vlm = Idefics(load_model(self.folder, self._local_settings()))
+            self.has_loaded = True
+        return self._vlm
+
+    @cached_property
+    def fixed_prompts(self) -> dict[str, Prompt]:
+        """The prompts that are computed in several ways, by name; each picture in one tile, to save time."""
+        processor = self.processor.with_image_detail(ImageDetail("low", 1))
+        return {name: processor.encode_raw(items) for name, items in fixed_items().items()}
+
+    @cached_property
+    def fixed_logits(self) -> dict[str, Tensor]:
+        """(N, V) float32 logits of the model for each of the fixed prompts, on the CPU."""
+        return {name: self.vlm.logits(prompt).cpu() for name, prompt in self.fixed_prompts.items()}
+
+    @cached_property
+    def rounds_inputs(self) -> bool:
+        """Whether more than the stored weights has 16 bits or fewer: activations, inputs of products or cached keys."""
+        return self.vlm.engine.model.dtype != torch.float32 or any(
+            isinstance(layer, QuantizedLinear)
+            or (isinstance(layer, UpcastLinear) and layer.multiplies_bfloat16)
+            for layer in self.network.modules()
+        )
 
     @property
     def network(self) -> nn.Module:
@@ -116,18 +145,13 @@ class CheckSubject:
         """Whether the weights are quantised, in the files or while they are loaded."""
         return self.checkpoint.quantization is not None or self.settings.quantize is not None
 
-    @property
-    def rounds_inputs(self) -> bool:
-        """Whether more than the stored weights has 16 bits or fewer: activations, inputs of products or cached keys."""
-        return self.vlm.engine.model.dtype != torch.float32 or any(
-            isinstance(layer, QuantizedLinear)
-            or (isinstance(layer, UpcastLinear) and layer.multiplies_bfloat16)
-            for layer in self.network.modules()
-        )
-
     @contextmanager
     def second_model(self, **changes: object) -> Iterator[Idefics]:
-        """The checkpoint loaded a second time with other settings; closed at the end of the context."""
+        """The checkpoint loaded with other settings; closed at the end of the context.
+
+        The model itself is closed before, so that there is never more than one copy in memory.
+        """
+        self.close()
         vlm = Idefics(load_model(self.folder, replace(self._local_settings(), **changes)))  # type: ignore[arg-type]
         try:
             yield vlm
@@ -135,9 +159,10 @@ class CheckSubject:
             vlm.close()
 
     def close(self) -> None:
-        """Frees the model, if it was loaded."""
-        if "vlm" in self.__dict__:
-            self.vlm.close()
+        """Frees the model, if it is loaded."""
+        if self._vlm is not None:
+            self._vlm.close()
+            self._vlm = None
 
     def _local_settings(self) -> LoadSettings:
         """The settings for the folder, which has no revision; encoded pictures are computed, not read from files."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from idefics import quant
+from idefics import models, quant
 from idefics.errors import format_bytes
 from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, join_names, judge, skipped
 from idefics.evaluate.check.subject import CheckSubject
@@ -28,11 +28,10 @@ LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 def check_tensors(subject: CheckSubject) -> CheckOutcome:
     """Compares names and shapes in the files with those of the model."""
     found, unread = subject.weight_reading
-    tensors = subject.module_on_meta_device.state_dict(keep_vars=True)
+    module = models.build_on_meta_device(subject.checkpoint)
     if subject.checkpoint.quantization is not None:
-        quant.replace_with_empty_quantized(subject.module_on_meta_device, subject.checkpoint.quantization)
-        tensors = subject.module_on_meta_device.state_dict(keep_vars=True)
-    wrong = list(_mismatches(found, tensors))
+        quant.replace_with_empty_quantized(module, subject.checkpoint.quantization)
+    wrong = list(_mismatches(found, module.state_dict(keep_vars=True)))
     wrong += [
         f"{one.name} is stored as {dtype}, which no model is loaded in"
         for one in found.values()
