@@ -196,12 +196,19 @@ def _write_reports(
     from idefics.evaluate.scoring import METRICS
 
     found = list(evaluation.evaluated_rows(ledger, run_number, control.selection()))
+    unscored = [row for row, _ in found if not row.references]
+    found = [(row, answer) for row, answer in found if row.references]
     if not found:
-        raise BadSetting("no row has an answer: there is nothing to score")
+        reason = f"; the first: {unscored[0].error}" if unscored else ""
+        raise BadSetting(f"no row has an answer and a right answer: there is nothing to score{reason}")
     rows, answers = [row for row, _ in found], [answer for _, answer in found]
     scores = METRICS[evaluation.suite.metric].compute(rows, evaluation.settings.seed)
     report = report_json(
-        evaluation, rows, answers, scores, command=command_line(), started=started, seconds=seconds
+        *(evaluation, rows, answers, scores),
+        unscored=unscored,
+        command=command_line(),
+        started=started,
+        seconds=seconds,
     )
     assert outputs.out is not None
     write_json_report(outputs.out, report)
@@ -210,6 +217,7 @@ def _write_reports(
         print(
             f"{figure.name}: {interval.value:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})"
         )
-    print(f"{len(rows)} rows, {report['num_failed']} failed; {outputs.out} has all of them")
+    without = f", {len(unscored)} more without a right answer" if unscored else ""
+    print(f"{len(rows)} rows, {report['num_failed']} failed{without}; {outputs.out} has all of them")
     for note in scores.notes:
         print(note)

@@ -149,7 +149,10 @@ class Evaluation:
     def evaluated_rows(
         self, ledger: Ledger, run_number: int, selection: RowSelection
     ) -> Iterator[tuple[EvaluatedRow, dict[str, Any]]]:
-        """Yields the rows that have an answer or an error in the ledger, with the fields of the answer."""
+        """Yields the rows that have an answer or an error in the ledger, with the fields of the answer.
+
+        A row without a right answer has no score: see `EvaluatedRow.references`.
+        """
         pattern = re.compile("|".join(self.open_style.stop_words)) if self.open_style.stop_words else None
         for row in selection.select(self.source):
             assert isinstance(row, EvaluationRow)

@@ -83,6 +83,10 @@ class SuitePrompts:
         """The request of a row; see `render`."""
         labels = row.labels or self.suite.labels
         is_ranked = self.suite.answer == "rank" and bool(labels)
+        if is_ranked and not set(row.references) & set(labels):
+            raise BadPrompt(
+                f"{row.name} has the right answer {row.references}, which is not one of its labels"
+            )
         style = self.style if is_ranked else self.open_style
         shots = self._shots.select(row) if self._shots is not None else ()
         extra = {"label_list": task_and_label_text(labels, self._kind)[1]} if labels else {}

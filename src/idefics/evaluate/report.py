@@ -26,6 +26,7 @@ def report_json(
     answers: Sequence[dict[str, Any]],
     scores: Scores,
     *,
+    unscored: Sequence[EvaluatedRow],
     command: str,
     started: datetime,
     seconds: float,
@@ -36,6 +37,7 @@ def report_json(
         evaluation: the suite, the checkpoint and the settings.
         rows, answers: the rows, and the fields of their answers in the ledger.
         scores: of the rows.
+        unscored: rows without a right answer.
         command: the command line.
         started: when the run began.
         seconds: duration of the run.
@@ -46,6 +48,7 @@ def report_json(
         "metrics": [figure_json(one) for one in scores.figures],
         "num_rows": len(rows),
         "num_failed": sum(1 for row in rows if row.error),
+        "num_unscored": len(unscored),
         "notes": list(scores.notes),
         "model": model.model,
         "revision": model.revision,
@@ -66,6 +69,7 @@ def report_json(
         "machine": describe_machine(),
         "metric": suite.metric,
         "rows": [row_json(row, scores, index) for index, row in enumerate(rows)],
+        "unscored": [{"name": row.name, "error": row.error} for row in unscored],
     }
 
 

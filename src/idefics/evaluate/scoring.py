@@ -25,7 +25,8 @@ class EvaluatedRow:
         answer: the generated text, cut at the stop words, or the most likely label; "" for an error.
         uncut_answer: the generated text as it was.
         label_scores: the score of each label, in the order of `labels`; empty for generated text.
-        references, labels, relevance, group: see `EvaluationRow`.
+        references: the right answers; empty: none is known, as of a malformed row, and the row is not scored.
+        labels, relevance, group: see `EvaluationRow`.
         error: why there is no answer; "" if there is one. Such a row counts as wrong.
     """
 

@@ -11,9 +11,18 @@ from idefics.evaluate.suite import EvaluationRow
 
 Layout = Callable[[Path, str], Iterator[EvaluationRow]]  # folder, split -> rows
 
-# The module of each layout; its function has the layout's name.
+# The module of each layout; its function is `read_` and the layout's name.
 _MODULE_BY_LAYOUT = {
-    "easy_vqa": "idefics.evaluate.layouts.easy_vqa",
+    layout: f"idefics.evaluate.layouts.{module}"
+    for module, layouts in {
+        "captions": "coco_captions nocaps flickr30k textcaps",
+        "questions": "vqa textvqa vizwiz docvqa",
+        "choices": "scienceqa mmmu mmstar mathvista",
+        "classes": "hateful_memes rendered_sst2 imagenet",
+        "dialogs": "visdial winoground",
+        "easy_vqa": "easy_vqa",
+    }.items()
+    for layout in layouts.split()
 }
 
 
