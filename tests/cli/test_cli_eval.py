@@ -121,6 +121,23 @@ def test_the_scores_of_labels_are_those_of_the_model(folder, call, demo_model):
     assert row["label_scores"] == pytest.approx([expected["puppy"], expected["tower"]], abs=1e-4)
 
 
+def test_captions_and_few_rows(folder, call):
+    (folder / "c.jsonl").write_text(
+        json.dumps({"image": "tower.png", "captions": ["A large tower in the middle.", "a tower at night"]})
+        + "\n"
+        + json.dumps({"image": "puppy.png", "captions": ["A puppy."]})
+        + "\n"
+    )
+    _, out, _ = call("folder", "--data", "c.jsonl", "--out", "r.json")
+    assert out[0].startswith("CIDEr-D: ")
+    assert "CIDEr-D of 2 pictures says little" in out[-1]
+    report = read(folder / "r.json")
+    assert report["rows"][0]["references"] == ["A large tower in the middle.", "a tower at night"]
+    assert report["metrics"][0]["value"] == pytest.approx(
+        100 * sum(row["score"] for row in report["rows"]) / 2
+    )
+
+
 def test_several_answers_of_a_cell(folder, call):
     (folder / "a.csv").write_text(
         "image,question,answers\nshapes.png,What color is the circle?,red|red|red|crimson\n"
@@ -176,7 +193,7 @@ def test_it_goes_on_after_it_was_killed(folder, call):
     ("words", "message"),
     [
         (("folder", "--out", "r.json"), "no data given: name a table or a folder with --data for folder"),
-        (("nonsense", "--out", "r.json"), "suite is 'nonsense'; give easy-vqa"),
+        (("nonsense", "--out", "r.json"), "suite is 'nonsense'; give coco, "),
         (("folder", "--data", "answers.csv"), "nothing says where the report goes: give --out report.json"),
         ((), "give the name of one suite"),
         (
@@ -185,7 +202,9 @@ def test_it_goes_on_after_it_was_killed(folder, call):
         ),
         (("folder", "--data", "bare.csv", "--out", "r.json"), "has no column question"),
         (("folder", "--data", "none.csv", "--out", "r.json"), "no column of right answers"),
-        (("vqa.csv", "--out", "r.json"), "vqa.csv"),
+        (("answers.csv", "--out", "r.json"), "suite is 'answers.csv'; give"),
+        (("coco", "--out", "r.json"), "no data given: name the folder of coco with --data"),
+        (("coco", "--data", ".", "--out", "r.json"), "captions_val2014.json"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_made(folder, call, words, message):

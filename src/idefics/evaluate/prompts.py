@@ -56,10 +56,15 @@ class SuitePrompts:
         """The request of a row as text.
 
         Raises:
-            BadPrompt: the row lacks a field that the prompt names.
+            BadPrompt: the row lacks a field that the prompt names, or its right answer is not one of its labels.
             BadPicture: shots are chosen by the picture, which cannot be read.
         """
         assert isinstance(row, EvaluationRow)
+        labels = row.labels or self.suite.labels
+        if self.suite.answer == "rank" and labels and not set(row.references) & set(labels):
+            raise BadPrompt(
+                f"{row.name} has the right answer {row.references}, which is not one of its labels"
+            )
         return self.make_request(row).to_text()
 
     def further_media(self, row: BatchRow, prompt: str | None) -> Sequence[Media]:
@@ -83,10 +88,6 @@ class SuitePrompts:
         """The request of a row; see `render`."""
         labels = row.labels or self.suite.labels
         is_ranked = self.suite.answer == "rank" and bool(labels)
-        if is_ranked and not set(row.references) & set(labels):
-            raise BadPrompt(
-                f"{row.name} has the right answer {row.references}, which is not one of its labels"
-            )
         style = self.style if is_ranked else self.open_style
         shots = self._shots.select(row) if self._shots is not None else ()
         extra = {"label_list": task_and_label_text(labels, self._kind)[1]} if labels else {}

@@ -11,8 +11,11 @@ from idefics.evaluate.bootstrap import FloatArray, Interval, RowStatistic, boots
 from idefics.evaluate.metrics import ranking
 from idefics.evaluate.metrics.accuracy import choice_accuracy, exact_match
 from idefics.evaluate.metrics.anls import anls
+from idefics.evaluate.metrics.cider import cider_d
 from idefics.evaluate.metrics.mmmu import mmmu_choice_accuracy, mmmu_open_accuracy, mmmu_open_accuracy_m4
 from idefics.evaluate.metrics.vqa import official_vqa_accuracy, vqa_accuracy
+
+MIN_CIDER_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,26 @@ def _anls(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
     return Scores(tuple(scores), (_mean("ANLS", scores, seed), *_uncut_figure("ANLS", rows, anls, seed)))
 
 
+def _cider(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    references = [row.references for row in rows]
+    scores = cider_d([row.answer for row in rows], references)
+    figures = [
+        _mean(
+            "CIDEr-D", scores, seed, "times 100, as published; the weights of n-grams are those of these rows"
+        )
+    ]
+    if any(row.uncut_answer != row.answer for row in rows):
+        uncut = cider_d([row.uncut_answer for row in rows], references)
+        figures.append(
+            _mean("CIDEr-D, captions not cut", uncut, seed, "the authors cut captions at stop words")
+        )
+    few = (
+        f"CIDEr-D of {len(rows)} pictures says little: its weights come from the pictures that are scored, and one "
+        "alone scores 0"
+    )
+    return Scores(tuple(scores), tuple(figures), notes=(few,) if len(rows) < MIN_CIDER_ROWS else ())
+
+
 def _choices(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
     """Accuracy of labels, and of multiple choice and open questions that were answered with text."""
     scores, open_scores = [], []
@@ -250,6 +273,7 @@ def _winoground(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
 
 
 METRICS: Mapping[str, Metric] = {
+    "cider": Metric("CIDEr-D", _cider),
     "vqa": Metric("VQA accuracy", _vqa),
     "exact-match": Metric("exact match", _exact_match),
     "anls": Metric("ANLS", _anls),

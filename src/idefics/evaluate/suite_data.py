@@ -81,13 +81,14 @@ class SuiteData:
         """The suite with what the columns of a table say: the kind of the answers, the labels and the metric.
 
         Raises:
-            BadSetting: the table has no rows, or lacks a column.
+            BadSetting: there are no rows, or the table lacks a column.
         """
-        if not self.is_table:
-            return self.suite
-        suite, first = self.suite, next((row for row in source if row.columns), None)
+        first = next((row for row in source if row.columns or not self.is_table), None)
         if first is None:
             raise BadSetting(f"{self.location} has no rows")
+        if not self.is_table:
+            return self.suite
+        suite = self.suite
         kind, has_questions = answer_kind(first), "question" in first.fields
         if suite.layout != "table":
             return suite

@@ -51,6 +51,7 @@ _SUITES = (
     Suite(
         name="imagenet", help="ImageNet-1k, 1,000 classes ranked", answer="rank", metric="accuracy",
         layout="imagenet", prompts="imagenet",
+        labels=tuple(sorted(set(imagenet_names().values()))),
     ),
     Suite(
         name="visdial", help="VisDial: 100 candidate answers ranked", answer="rank", metric="ndcg", layout="visdial",

@@ -40,8 +40,11 @@ def read_rendered_sst2(folder: Path, split: str) -> Iterator[EvaluationRow]:
     root = next(
         (one for one in (folder / split, folder / "rendered-sst2" / split) if one.is_dir()), folder / split
     )
-    for label in ("negative", "positive"):
-        for file in _picture_files(root / label):
+    files = {label: _picture_files(root / label) for label in ("negative", "positive")}
+    if not any(files.values()):
+        raise BadSetting(f"{root} has no pictures in negative/ and positive/")
+    for label, pictures in files.items():
+        for file in pictures:
             id = f"{label}/{file.name}"
             yield EvaluationRow(
                 name=f"rendered-sst2/{split}#{id}", id=id, media=picture(root, id), references=(label,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from idefics.errors import BadSetting
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file; the last few are kept, as an evaluation reads its data several times.
 
     Raises:
         BadSetting: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _read_json(path, path.stat().st_mtime_ns)
     except (OSError, ValueError) as error:
         raise BadSetting(f"{path} cannot be read as JSON: {error}") from None
+
+
+@lru_cache(maxsize=4)
+def _read_json(path: Path, _mtime_ns: int) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
