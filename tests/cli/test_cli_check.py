@@ -12,7 +12,7 @@ from idefics.evaluate.check import check_run
 
 
 def test_a_line_for_each_check(run_idefics):
-    done = run_idefics("check", "demo", "--quick")
+    done = run_idefics("check", "demo", "--device", "cpu", "--quick")
     assert (done.exit_code, done.stderr, done.load_flags) == (0, "", [])
     *lines, summary = done.stdout.splitlines()
     assert summary == f"{sum(line.startswith('ok ') for line in lines)} ok, 0 off, 4 skipped"
@@ -23,7 +23,8 @@ def test_a_line_for_each_check(run_idefics):
 
 def test_json(run_idefics):
     rows = [
-        json.loads(line) for line in run_idefics("check", "demo", "--quick", "--json").stdout.splitlines()
+        json.loads(line)
+        for line in run_idefics("check", "demo", "--device", "cpu", "--quick", "--json").stdout.splitlines()
     ]
     assert [row["check"] for row in rows][:3] == ["tensors", "finite numbers", "copies"]
     for row in rows:
@@ -34,7 +35,7 @@ def test_json(run_idefics):
 
 def test_a_spoilt_weight_is_off(run_idefics, tmp_path):
     folder = write_spoilt(DEMO_FOLDERS["demo"], tmp_path / "spoilt", "swap_gate")
-    done = run_idefics("check", str(folder), "--quick")
+    done = run_idefics("check", str(folder), "--device", "cpu", "--quick")
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
     [index] = [index for index, line in enumerate(lines) if line.startswith("OFF")]
@@ -47,13 +48,15 @@ def test_a_spoilt_weight_is_off(run_idefics, tmp_path):
 def test_a_record_is_written_and_compared(run_idefics, tmp_path):
     record, good = tmp_path / "record.json", tmp_path / "good"
     shutil.copytree(DEMO_FOLDERS["demo"], good)
-    done = run_idefics("check", str(good), "--quick", "--record", str(record))
+    done = run_idefics("check", str(good), "--device", "cpu", "--quick", "--record", str(record))
     assert (done.exit_code, done.stderr) == (0, f"{record} is written\n")
-    quantized = run_idefics("check", str(good), "--quick", "--quantize", "int8", "--against", str(record))
+    quantized = run_idefics(
+        "check", str(good), "--device", "cpu", "--quick", "--quantize", "int8", "--against", str(record)
+    )
     assert quantized.exit_code == 0
     assert "ok  recorded logits" in quantized.stdout
     spoilt = write_spoilt(good, tmp_path / "spoilt", "change_norm")
-    done = run_idefics("check", str(spoilt), "--quick", "--against", str(record))
+    done = run_idefics("check", str(spoilt), "--device", "cpu", "--quick", "--against", str(record))
     assert done.exit_code == 1
     assert "model.text_model.layers.1.input_layernorm.weight has a root mean square of" in done.stdout
 
@@ -61,7 +64,7 @@ def test_a_record_is_written_and_compared(run_idefics, tmp_path):
 def test_the_bug_report_names_no_path(run_idefics, tmp_path):
     report = tmp_path / "report.md"
     folder = write_spoilt(DEMO_FOLDERS["demo"], tmp_path / "spoilt", "zero_layer")
-    done = run_idefics("check", str(folder), "--quick", "--report", str(report))
+    done = run_idefics("check", str(folder), "--device", "cpu", "--quick", "--report", str(report))
     assert (done.exit_code, done.stderr) == (1, f"{report} is written\n")
     text = report.read_text()
     assert text.startswith(f"### idefics check spoilt\nidefics {__version__}, Python ")
@@ -82,7 +85,7 @@ def test_an_interrupted_run_says_what_was_done(run_idefics, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(check_run, "run_checks", interrupted)
-    done = run_idefics("check", "demo")
+    done = run_idefics("check", "demo", "--device", "cpu")
     assert (done.exit_code, done.stderr) == (130, "interrupted after 2 ok, 0 off, 0 skipped\n")
     assert len(done.stdout.splitlines()) == 2
 
