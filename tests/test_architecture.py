@@ -28,6 +28,7 @@ LEVELS = (
     ("processing", "quant", "placement"),
     ("models", "engine"),
     ("generation",),
+    ("explain",),
     ("tasks",),
     ("__init__",),
     ("batch",),
@@ -53,6 +54,8 @@ PUBLIC_NAMES = [
     "Delta",
     "EngineBusy",
     "EngineConfig",
+    "ExplainedWord",
+    "Explanation",
     "Idefics",
     "IdeficsError",
     "ImageDetail",
@@ -108,6 +111,8 @@ LIGHTWEIGHT_MODULES = (
     "__main__",
 )
 HEAVY_TASK_MODULES = (
+    "idefics.tasks.explanation_call",
+    "idefics.tasks.explanation_mixin",
     "idefics.tasks.idefics_model",
     "idefics.tasks.page_reading_mixin",
     "idefics.tasks.picture_arguments",

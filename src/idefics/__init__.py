@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         WeightsMismatch,
     )
+    from idefics.explain.explanation import ExplainedWord, Explanation
     from idefics.generation.streaming import Stream
     from idefics.messages import (
         Alternative,
@@ -77,6 +78,8 @@ __all__ = [
     "Delta",
     "EngineBusy",
     "EngineConfig",
+    "ExplainedWord",
+    "Explanation",
     "Idefics",
     "IdeficsError",
     "ImageDetail",
@@ -125,6 +128,7 @@ _MODULE_BY_NAME = {
             "PartialPictureWarning PromptTooLong RequestTimeout TextTooLong UnknownArgument "
             "UnsupportedModel WeightsMismatch"
         ),
+        "idefics.explain.explanation": "ExplainedWord Explanation",
         "idefics.generation.streaming": "Stream",
         "idefics.messages": (
             "Alternative Answer assistant Delta ImageDetail Message Picture RankedLabel Ranking Shot "

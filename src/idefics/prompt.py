@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ class PreprocessedImage:
         content_hash: SHA-256 (hex) of the upright pixels and of how they were preprocessed: equal hashes mean equal
             frames.
         note: what was not read of the picture's file, in one sentence; empty where all was.
+        base: the picture that this one was made of by changing a part. Frames that are the very arrays of the base, the
+            last one excepted, need not be encoded again while the base is cached.
     """
 
     frames: tuple[np.ndarray, ...]
@@ -26,6 +29,7 @@ class PreprocessedImage:
     columns: int
     content_hash: str
     note: str = ""
+    base: PreprocessedImage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,11 @@ class Prompt:
     def notes(self) -> tuple[str, ...]:
         """What was not read of the pictures' files, each sentence once."""
         return tuple(dict.fromkeys(picture.note for picture in self.pictures if picture.note))
+
+    def with_last_pictures(self, pictures: Sequence[PreprocessedImage]) -> Prompt:
+        """The same tokens with other pictures of the same tiles in the place of the last ones."""
+        kept = self.pictures[: len(self.pictures) - len(pictures)]
+        return replace(self, pictures=(*kept, *pictures))
 
     def text_prefix(self, end: int) -> Prompt:
         """The first `end` tokens as a prompt of their own; only for a prompt without pictures."""

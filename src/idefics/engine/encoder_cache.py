@@ -83,6 +83,10 @@ class CachedImage:
         """The features, then the keys and values of each layer."""
         return [*self.features, *chain.from_iterable(self.cross_kv)]
 
+    def is_complete_inline(self, num_frames: int) -> bool:
+        """Whether all of the picture's frames are encoded, and their features are still here: an inline-image model."""
+        return self.num_frames == num_frames and len(self.features) == 1 and not self.cross_kv
+
     @property
     def size_bytes(self) -> int:
         """The memory that the picture's tensors take, in bytes."""
@@ -111,9 +115,11 @@ class EncoderCache:
         self.size_bytes = self.num_encoded = 0
 
     def count_missing_frames(self, image: PreprocessedImage) -> int:
-        """How many frames of a picture are not encoded yet; first reads its file in `feature_cache` if there is one."""
-        cached = self.image_by_key.get(image.content_hash) or self._load_image(image)
-        return len(image.frames) - (cached.num_frames if cached is not None else 0)
+        """How many frames of a picture are not encoded yet; first reads its file in `feature_cache` if there is one.
+
+        Frames that the picture shares with its base do not count while the base is cached.
+        """
+        return len(self._missing_frame_indices(image))
 
     def features(self, image: PreprocessedImage) -> Tensor:
         """The features of an encoded picture in an inline-image model: (F*M, D) embeddings for its image tokens."""
@@ -133,22 +139,29 @@ class EncoderCache:
         if not encoder_inputs:
             return
         start_time = time.perf_counter()
-        frames = []
-        for image, count in encoder_inputs:
-            num_encoded_frames = len(image.frames) - self.count_missing_frames(image)
-            frames.append(image.frames[num_encoded_frames : num_encoded_frames + count])
-        all_frames = [frame for image_frames in frames for frame in image_frames]
+        indices = [self._missing_frame_indices(image)[:count] for image, count in encoder_inputs]
+        all_frames = [
+            image.frames[index]
+            for (image, _), missing in zip(encoder_inputs, indices, strict=True)
+            for index in missing
+        ]
         encoded = iter(encode_frames(self.model, all_frames, self.max_batch_frames))
-        for (image, _), image_frames in zip(encoder_inputs, frames, strict=True):
-            if not image_frames:
+        for (image, _), missing in zip(encoder_inputs, indices, strict=True):
+            if not missing:
                 continue
             previous = self.image_by_key.get(image.content_hash, CachedImage(0, []))
             # Clones, since a slice would keep the features of the whole batch in memory.
-            features = [*previous.features, *(next(encoded).clone() for _ in image_frames)]
+            features = [
+                *previous.features,
+                *(
+                    (next(encoded) if index in missing else self._base_features(image, index)).clone()
+                    for index in range(previous.num_frames, missing[-1] + 1)
+                ),
+            ]
             cached = CachedImage(len(features), features)
             if cached.num_frames == len(image.frames):
                 cached = self._complete_image(features)
-                if self.feature_cache is not None:
+                if self.feature_cache is not None and image.base is None:
                     self.feature_cache.store(image.content_hash, cached.tensors)
             # Stored last: an error above leaves the cache unchanged.
             self.image_by_key[image.content_hash] = cached
@@ -156,7 +169,7 @@ class EncoderCache:
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "encoded %d frames of %d pictures in %.3f s",
-                sum(map(len, frames)),
+                len(all_frames),
                 len(encoder_inputs),
                 time.perf_counter() - start_time,
             )
@@ -173,6 +186,26 @@ class EncoderCache:
                 break
             self.size_bytes -= self.image_by_key.pop(key).size_bytes
 
+    def _missing_frame_indices(self, image: PreprocessedImage) -> list[int]:
+        """Which frames of a picture have to be encoded: those after the encoded ones that the base does not have.
+
+        The last one is always among them, so that a picture is complete once all of them are encoded.
+        """
+        cached = self.image_by_key.get(image.content_hash) or self._load_image(image)
+        num_frames = len(image.frames)
+        missing = range(cached.num_frames if cached is not None else 0, num_frames)
+        base = image.base
+        base_image = None if base is None else self.image_by_key.get(base.content_hash)
+        if base is None or base_image is None or not base_image.is_complete_inline(num_frames):
+            return list(missing)
+        return [i for i in missing if i == num_frames - 1 or image.frames[i] is not base.frames[i]]
+
+    def _base_features(self, image: PreprocessedImage, index: int) -> Tensor:
+        """The (M, D) features of the frame number `index`, which the picture shares with its base."""
+        assert image.base is not None
+        (features,) = self.image_by_key[image.base.content_hash].features
+        return features.chunk(len(image.frames))[index]
+
     def _complete_image(self, features: list[Tensor]) -> CachedImage:
         """The cache entry of a picture, from the (M, D') features of each of its frames."""
         all_features = torch.cat(features)
@@ -184,7 +217,9 @@ class EncoderCache:
 
     def _load_image(self, image: PreprocessedImage) -> CachedImage | None:
         """Reads a picture's file from `feature_cache` and adds it to this cache; returns None if there is no file."""
-        tensors = None if self.feature_cache is None else self.feature_cache.load(image.content_hash)
+        if self.feature_cache is None or image.base is not None:
+            return None
+        tensors = self.feature_cache.load(image.content_hash)
         if tensors is None:
             return None
         cached = CachedImage(len(image.frames), tensors)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import EngineConfig
+from idefics.engine.continuation_scores import MAX_LOGIT_ROWS
 from idefics.engine.decode import DecodeStep, choose_decode_step
 from idefics.engine.encoder_cache import EncoderCache, first_float_parameter, mean_features
 from idefics.engine.engine_thread import EngineThread
@@ -106,11 +107,7 @@ class Engine:
         self._compute_lock = threading.Lock()
 
     def __reduce__(self) -> NoReturn:
-        """Refuses to be pickled or copied: its thread and its caches belong to one process.
-
-        Raises:
-            BadCall: always.
-        """
+        """Raises BadCall: an engine is not pickled or copied, as its thread and caches belong to one process."""
         raise BadCall("a loaded model cannot be pickled or copied: load it in each process, by its name")
 
     @property
@@ -170,11 +167,16 @@ class Engine:
         return self.submit(request, wait=True).result().continuation_logprobs
 
     @torch.no_grad()  # not inference_mode: the caller may go on computing with an ordinary tensor
-    def logits(self, prompt: Prompt) -> Tensor:
-        """(N, V) float32 next-token logits after each of the N prompt tokens, in one pass without the cache."""
+    def logits(self, prompt: Prompt, ids: Sequence[int] | None = None) -> Tensor:
+        """(N, V) float32 next-token logits after each of the N prompt tokens, in one pass without the cache; or of `ids`."""
         validate_prompt(prompt, self.model.layout, num_new_tokens=0)
         with self._compute_lock:
-            return self.model.logits(ReferenceModel(self.model, prompt).hidden_states()).float()
+            hidden = ReferenceModel(self.model, prompt).hidden_states()
+            if ids is None:
+                return self.model.logits(hidden).float()
+            return torch.cat(
+                [self.model.logits(h)[:, list(ids)].float() for h in hidden.split(MAX_LOGIT_ROWS)]
+            )
 
     def embed(self, image: PreprocessedImage) -> Tensor:
         """(D',) float32 on the CPU: the mean of a picture's features; see `mean_features`."""

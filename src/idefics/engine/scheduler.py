@@ -145,12 +145,18 @@ class Scheduler:
         self._remove_finished_requests()
 
     def image_keys_in_use(self) -> set[str]:
-        """Content hashes of the pictures that running requests still need for tokens that are not computed yet."""
-        return {
-            state.request.prompt.pictures[image_span.image_index].content_hash
+        """Content hashes of the pictures that running requests still need for tokens that are not computed yet.
+
+        The bases of these pictures are among them.
+        """
+        images = [
+            state.request.prompt.pictures[image_span.image_index]
             for state in self.running
             for image_span in state.image_spans
             if image_span.last_position >= min(sequence.num_computed_tokens for sequence in state.sequences)
+        ]
+        return {image.content_hash for image in images} | {
+            image.base.content_hash for image in images if image.base is not None
         }
 
     def _schedule_decode(self, state: RequestState, output: SchedulerOutput) -> None:

@@ -22,18 +22,26 @@ from idefics.placement.devices import DeviceLike
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.url_policy import UrlPolicy
+from idefics.tasks.explanation_mixin import ExplanationMixin
 from idefics.tasks.page_reading_mixin import PageReadingMixin
 from idefics.tasks.ranking import RankingMixin
 from idefics.tasks.row_mapping import RowMappingMixin
 from idefics.validation import describe_type, reject_unknown_arguments, short_repr, validate_list
 
 
-class Idefics(RowMappingMixin, PageReadingMixin, RankingMixin, TextGenerationMixin, PromptScoringMixin):
+class Idefics(
+    RowMappingMixin,
+    PageReadingMixin,
+    RankingMixin,
+    ExplanationMixin,
+    TextGenerationMixin,
+    PromptScoringMixin,
+):
     """A model that answers questions about pictures; `idefics.load` makes one.
 
     The methods `caption`, `complete`, `ask`, `write`, `read` and `classify` are the tasks: each takes one picture and
     returns one result, or takes a list of pictures and returns a list; `map` runs a task over any number of rows.
-    `chat` takes conversations, `generate` raw prompts.
+    `chat` takes conversations, `generate` raw prompts. `explain` says which parts of a picture an answer is based on.
     Any thread may call any method at any time; requests of all threads are generated in one batch.
 
     A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI

@@ -1,0 +1,242 @@
+"""`ExplanationCall`: the arguments of one `explain` call; makes its prompt and then its explanation, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import PIL.Image
+
+from idefics.engine.request import Deadline
+from idefics.errors import BadPrompt, BadRequest, BadSetting
+from idefics.explain.explanation import Explanation, Method, build_explanation
+from idefics.explain.occlusion import Occlusion
+from idefics.explain.parts import CellGrid
+from idefics.explain.token_activation import NUM_PASSES, TokenActivation
+from idefics.explain.words import TokenGroup, group_labels, group_words
+from idefics.generation.generation_call import GenerationCall
+from idefics.generation.loading import LoadedModel
+from idefics.generation.prompts import make_prompt, make_scoring_prompt
+from idefics.messages import ContentPart, ImageDetail, Message, Picture, PictureOrVideo, Shot, Video
+from idefics.processing.image_processor import open_picture
+from idefics.prompt import PreprocessedImage, ScoringPrompt
+from idefics.tasks import TASKS, classify
+from idefics.tasks.classify import check_and_strip_labels, task_and_label_text
+from idefics.tasks.task import Task, TaskPrompt, compose_task_prompt
+from idefics.validation import validate_choice, validate_range, validate_text
+
+if TYPE_CHECKING:
+    from idefics.processing.processor import Processor
+
+MIN_GRID, MAX_GRID = 4, 64
+
+
+@dataclass(frozen=True)
+class PreparedExplanation:
+    """An explanation whose pictures are opened and whose prompt is made.
+
+    Attributes:
+        call: the arguments.
+        method: computes the evidence.
+        groups: the tokens of each word or label.
+        answer: the answer; "" for labels.
+        pictures: what the maps are laid over.
+    """
+
+    call: ExplanationCall
+    method: Occlusion | TokenActivation
+    groups: Sequence[TokenGroup]
+    answer: str
+    pictures: Sequence[PIL.Image.Image]
+
+    @property
+    def num_passes(self) -> int:
+        """How many passes of the model the explanation takes."""
+        return self.method.num_passes if isinstance(self.method, Occlusion) else NUM_PASSES
+
+    def run(self) -> Iterator[Explanation]:
+        """Yields explanations that get finer; the last is the result."""
+        evidence = self.method.run() if isinstance(self.method, Occlusion) else iter([self.method.run()])
+        for one in evidence:
+            yield build_explanation(
+                one,
+                self.groups,
+                self.answer,
+                self.pictures,
+                is_ranking=self.call.labels is not None,
+                method=self.call.method,
+            )
+
+
+@dataclass(frozen=True)
+class ExplanationCall:
+    """The arguments of one `explain` call; see `ExplanationMixin.explain`.
+
+    Attributes:
+        model: answers and scores.
+        shots: few-shot examples.
+
+    Raises:
+        BadSetting: an argument is not one of its values.
+    """
+
+    model: LoadedModel
+    shots: Sequence[Shot]
+    task: Task
+    words: str
+    answer: str | None
+    labels: Sequence[str] | None
+    method: Method
+    grid: int
+    image_detail: ImageDetail
+    max_new_tokens: int | None
+    deadline: Deadline | None
+
+    @classmethod
+    def create(
+        cls,
+        model: LoadedModel,
+        shots: Sequence[Shot],
+        question: str | None,
+        answer: str | None,
+        *,
+        method: Method,
+        grid: int,
+        task: str,
+        labels: Sequence[str] | None,
+        image_detail: ImageDetail,
+        max_new_tokens: int | None,
+        timeout: float | None,
+    ) -> ExplanationCall:
+        """Checks the arguments; see `ExplanationMixin.explain` for each."""
+        validate_choice("method", method, get_args(Method))
+        validate_range("grid", grid, MIN_GRID, MAX_GRID)
+        validate_choice("task", task, tuple(TASKS))
+        record = TASKS["classify"] if labels is not None else TASKS[task]
+        if answer is not None:
+            validate_text("answer", answer, "A puppy.")
+            if labels is not None:
+                raise BadSetting("answer and labels are both given: leave one of the two out")
+        words = ""
+        if record is classify.TASK:
+            if labels is None:
+                raise BadSetting("no labels given: task 'classify' needs labels, such as ['cat', 'dog']")
+            if question is not None:
+                raise BadSetting(
+                    "question and labels are both given: labels are explained without a question"
+                )
+            labels = check_and_strip_labels(labels)
+        elif question is not None:
+            words = validate_text(record.words_name or "question", question, "What is on the table?").strip()
+            if not record.words_name:
+                raise BadSetting(f"{record.name} takes no question: leave it out, or use task='ask'")
+        elif record.words_name and record.default_words is None:
+            raise BadPrompt(f"no {record.words_name} given: explain(picture, 'What is on the table?')")
+        else:
+            words = record.default_words or ""
+        deadline = Deadline.from_timeout(timeout)
+        return cls(
+            model, shots, record, words, answer, labels, method, grid, image_detail, max_new_tokens, deadline
+        )
+
+    def prepare(self, pictures: Sequence[PictureOrVideo]) -> PreparedExplanation:
+        """Opens the pictures, answers if there is no answer yet, and makes the prompt.
+
+        Raises:
+            BadRequest: a picture or the text is wrong, or the model's own answer is empty.
+            BadSetting: the model cannot be explained by the method.
+        """
+        opened = [self._open(picture) for picture in pictures]
+        processor = self.model.processor_for_untrusted_text(self.image_detail)
+        task, words = self.task, self.words
+        if self.labels is not None:
+            task, words = task_and_label_text(self.labels, processor.prompt_format.kind)
+        task_prompt = self._compose(task, words, opened)
+        texts, answer = self.labels, ""
+        if texts is None:
+            answer = self.answer or self._generate(processor, task_prompt)
+            texts = [answer]
+        is_chat = processor.prompt_format.kind == "chat"
+        prompt = make_scoring_prompt(
+            processor,
+            task_prompt.items,
+            [text if is_chat else f" {text.lstrip()}" for text in texts],
+            answer_start=task_prompt.answer_start,
+        )
+        if self.labels is not None:
+            groups = group_labels(self.labels, prompt.continuations)
+        else:
+            groups = group_words(processor.tokenizer, prompt.continuations[0], answer)
+        images = self._explained_images(prompt, opened)
+        shown = self._shown_pictures(opened, images)
+        return PreparedExplanation(self, self._method(prompt, shown, groups), groups, answer, shown)
+
+    def _open(self, picture: PictureOrVideo) -> PictureOrVideo:
+        """A picture with its pixels, which is then decoded once; a video as it is."""
+        if isinstance(picture, Video):
+            return picture
+        return replace(picture, source=open_picture(picture, self.model.processor.fetcher))
+
+    def _compose(self, task: Task, words: str, pictures: Sequence[PictureOrVideo]) -> TaskPrompt:
+        """The prompt of the task about all pictures: the others stand before the last."""
+        *others, last = pictures
+        kind = self.model.processor.prompt_format.kind
+        task_prompt = compose_task_prompt(task, kind, last, words, self.shots)
+        messages: list[Message] = []
+        parts: list[ContentPart] = []
+        for item in task_prompt.items:
+            if isinstance(item, Message):
+                has_last = any(part is last for part in item.parts)
+                messages.append(Message(item.role, (*others, *item.parts)) if has_last else item)
+            else:
+                parts += [*others, item] if item is last else [item]
+        return replace(task_prompt, items=messages or parts)
+
+    def _generate(self, processor: Processor, task_prompt: TaskPrompt) -> str:
+        """The model's own answer, greedy."""
+        max_new_tokens = self.max_new_tokens or self.task.max_new_tokens
+        call = GenerationCall(self.model, {"max_new_tokens": max_new_tokens})
+        prompt = make_prompt(processor, task_prompt.items, answer_start=task_prompt.answer_start)
+        call.deadline = self.deadline
+        text = call.submit(prompt).result().text.strip()
+        if not text:
+            raise BadRequest("the model's answer is empty, so there is nothing to explain: give answer=")
+        return text
+
+    def _explained_images(
+        self, prompt: ScoringPrompt, opened: Sequence[PictureOrVideo]
+    ) -> Sequence[PreprocessedImage]:
+        """The pictures of the prompt that the call gave, frames of videos among them: the last ones."""
+        images = prompt.prompt.pictures
+        if not any(isinstance(picture, Video) for picture in opened):
+            return images[len(images) - len(opened) :]
+        if len(opened) > 1 or any(isinstance(shot.picture, Video) for shot in self.shots):
+            raise BadRequest("a video is explained alone: give one video, and no other video as an example")
+        return images[len(self.shots) :]
+
+    def _shown_pictures(
+        self, opened: Sequence[PictureOrVideo], images: Sequence[PreprocessedImage]
+    ) -> list[PIL.Image.Image]:
+        """What the maps are laid over: the pictures, or the frames of the video as the model sees them."""
+        shown = [one.source for one in opened if isinstance(one, Picture)]
+        if len(shown) == len(images):
+            return [picture for picture in shown if isinstance(picture, PIL.Image.Image)]
+        return [self._frame_to_picture(image) for image in images]
+
+    def _frame_to_picture(self, image: PreprocessedImage) -> PIL.Image.Image:
+        """A frame without its normalisation."""
+        config = self.model.processor.image_config
+        mean, std = (np.array(values)[:, None, None] for values in (config.mean, config.std))
+        pixels = (image.frames[-1] * std + mean) / config.rescale_factor
+        return PIL.Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+    def _method(
+        self, prompt: ScoringPrompt, shown: Sequence[PIL.Image.Image], groups: Sequence[TokenGroup]
+    ) -> Occlusion | TokenActivation:
+        """What computes the evidence."""
+        if self.method == "fast":
+            return TokenActivation(self.model, prompt, len(shown), self.labels is not None, self.deadline)
+        grids = [CellGrid.for_size(*picture.size, self.grid) for picture in shown]
+        return Occlusion(self.model, prompt, groups, grids, self.grid, self.deadline)
