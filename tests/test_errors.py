@@ -59,7 +59,10 @@ def raise_error(number):
 
 def test_every_error_is_tried():
     for path in MODULES:
-        if module_name(path) != "idefics.__main__":
+        if module_name(path) not in (
+            "idefics.__main__",
+            "idefics.server.session_router",
+        ):  # the latter needs Ray
             import_module(module_name(path))
     assert set(error_classes(IdeficsError)) == {type(made) for made in ERROR_INSTANCES}
 

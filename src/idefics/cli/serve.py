@@ -32,10 +32,11 @@ def _setting_flag(setting: Field[Any]) -> tuple[str, Any, Any]:
     """
     default = "" if setting.default in (None, False) else f" [default: {setting.default}]"
     metadata = setting.metadata
+    option = {} if metadata["metavar"] is None else {"metavar": metadata["metavar"]}
     return (
         setting.name,
         SETTING_TYPES[setting.name] | None,
-        flag(metadata["section"], metadata["help"] + default),
+        flag(metadata["section"], metadata["help"] + default, **option),
     )
 
 

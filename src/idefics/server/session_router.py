@@ -1,4 +1,7 @@
-"""`SessionRouter`: Ray Serve sends the requests of a session to the replica that had the one before."""
+"""`SessionRouter`: Ray Serve sends the requests of a session to the replica that had the one before.
+
+Imports Ray, unlike all other modules: Ray Serve imports the class by its name, in the process of its proxy.
+"""
 
 from __future__ import annotations
 

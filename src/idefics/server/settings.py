@@ -29,7 +29,13 @@ DEFAULT_PORT_PATTERN = re.compile(r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+
 
 
 def _setting(
-    section: str, default: Any, help: str, low: float = 0, high: float = 0, **field_kwargs: Any
+    section: str,
+    default: Any,
+    help: str,
+    low: float = 0,
+    high: float = 0,
+    metavar: str | None = None,
+    **field_kwargs: Any,
 ) -> Any:
     """Declares a field of `Settings`.
 
@@ -38,11 +44,11 @@ def _setting(
         default: its value where nothing sets it.
         help: its description.
         low, high: bounds of a number, both included; 0 and 0: no bounds.
+        metavar: what stands for its value in the help; None: chosen by its type.
         field_kwargs: further arguments of pydantic's `Field`.
     """
-    return field(
-        default=default, metadata={"section": section, "help": help, "range": (low, high)}, **field_kwargs
-    )
+    metadata = {"section": section, "help": help, "range": (low, high), "metavar": metavar}
+    return field(default=default, metadata=metadata, **field_kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +132,13 @@ class Settings:
         None,
         "Serve with replicas on a Ray cluster: auto (the cluster that this machine is a node of), HOST:PORT of its "
         "head node, or local (this machine). The limits hold for each replica.",
+        metavar="ADDRESS",
     )
     replicas: int | None = _setting(
         "Ray", None, "Number of replicas; unset: as many as there are GPUs, else nodes.", 1, 10_000
     )
-    num_gpus: float | None = _setting("Ray", None, "GPUs of each replica, such as 1 or 0.5.", 0, 1024)
-    num_cpus: float | None = _setting("Ray", None, "CPUs of each replica.", 0, 1024)
+    num_gpus: float | None = _setting("Ray", None, "GPUs of each replica, such as 1 or 0.5.", 0, 1024, "X")
+    num_cpus: float | None = _setting("Ray", None, "CPUs of each replica.", 0, 1024, "X")
     batches: Path | None = _setting(  # noqa: RUF009
         "Batches",
         None,
