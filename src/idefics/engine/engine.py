@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from idefics.config import EngineConfig
-from idefics.engine.continuation_scores import MAX_LOGIT_ROWS
 from idefics.engine.decode import DecodeStep, choose_decode_step
 from idefics.engine.encoder_cache import EncoderCache, first_float_parameter, mean_features
 from idefics.engine.engine_thread import EngineThread
@@ -167,16 +166,18 @@ class Engine:
         return self.submit(request, wait=True).result().continuation_logprobs
 
     @torch.no_grad()  # not inference_mode: the caller may go on computing with an ordinary tensor
-    def logits(self, prompt: Prompt, ids: Sequence[int] | None = None) -> Tensor:
-        """(N, V) float32 next-token logits after each of the N prompt tokens, in one pass without the cache; or of `ids`."""
+    def logits(self, prompt: Prompt) -> Tensor:
+        """(N, V) float32 next-token logits after each of the N prompt tokens, in one pass without the cache."""
         validate_prompt(prompt, self.model.layout, num_new_tokens=0)
         with self._compute_lock:
-            hidden = ReferenceModel(self.model, prompt).hidden_states()
-            if ids is None:
-                return self.model.logits(hidden).float()
-            return torch.cat(
-                [self.model.logits(h)[:, list(ids)].float() for h in hidden.split(MAX_LOGIT_ROWS)]
-            )
+            return self.model.logits(ReferenceModel(self.model, prompt).hidden_states()).float()
+
+    @torch.no_grad()
+    def attention(self, prompt: Prompt, continuation: Continuation, keys: Sequence[int]) -> Tensor:
+        """How much tokens attend to those at `keys`: see `ReferenceModel.attention`; in one pass without the cache."""
+        validate_prompt(prompt, self.model.layout, len(continuation), continuation)
+        with self._compute_lock:
+            return ReferenceModel(self.model, prompt).attention(tuple(continuation), keys)
 
     def embed(self, image: PreprocessedImage) -> Tensor:
         """(D',) float32 on the CPU: the mean of a picture's features; see `mean_features`."""

@@ -5,7 +5,8 @@ Tests compare the engine's tokens with it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from idefics.engine.decode import concatenate_cross_kvs
 from idefics.engine.encoder_cache import encode_frames, first_float_parameter
 from idefics.engine.model_interface import VLM
-from idefics.nn.attention import DenseAttn
+from idefics.nn.attention import DenseAttn, causal_window_mask
 from idefics.prompt import Prompt
 
 
@@ -33,12 +34,30 @@ class ReferenceModel:
 
     def hidden_states(self, continuation: tuple[int, ...] = ()) -> Tensor:
         """(N+T, D) hidden states of the prompt and of `continuation`, which attends to the prompt's last picture."""
+        return self._run(continuation, DenseAttn)
+
+    def attention(self, continuation: tuple[int, ...], keys: Sequence[int]) -> Tensor:
+        """The self-attention to some tokens of the prompt by all that follow them: mean of all layers and heads.
+
+        Args:
+            continuation: ids after the prompt.
+            keys: the positions of L prompt tokens, in their order.
+
+        Returns:
+            (N+T-1-keys[-1], L) float32: shares of 1, a row for each token after the last of `keys`.
+        """
+        recorder = AttentionRecorder(keys)
+        self._run(continuation, recorder.make_attn)
+        return recorder.mean
+
+    def _run(self, continuation: tuple[int, ...], make_attn: Callable[..., DenseAttn]) -> Tensor:
+        """(N+T, D) hidden states, computed with the attention that `make_attn` makes."""
         x = self.model.embed(self._long_tensor(self.prompt.ids + continuation))
         image_index = self._long_tensor(
             self.prompt.image_index + self.prompt.image_index[-1:] * len(continuation)
         )
         cross_kvs = [self.model.compute_cross_kv(features[None]) or () for features in self.features]
-        attn = DenseAttn(
+        attn = make_attn(
             1,
             concatenate_cross_kvs(cross_kvs),
             image_index,
@@ -53,6 +72,47 @@ class ReferenceModel:
     def _long_tensor(self, numbers: tuple[int, ...]) -> Tensor:
         """The numbers as an int64 tensor on the model's device."""
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+
+class AttentionRecorder:
+    """Collects how much tokens attend to some earlier ones, layer by layer.
+
+    Args:
+        keys: the positions that are attended to; recorded is the attention of all tokens after the last one.
+    """
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        self.keys, self.start = list(keys), keys[-1] + 1
+        self._per_layer: list[Tensor] = []
+
+    @property
+    def mean(self) -> Tensor:
+        """(tokens after the last key, keys) float32: the mean of the recorded layers."""
+        return torch.stack(self._per_layer).mean(dim=0)
+
+    def make_attn(self, *args: Any, **options: Any) -> DenseAttn:
+        """Makes the attention of one pass, with the arguments of `DenseAttn`; its self-attention is recorded."""
+        recorder = self
+
+        class RecordedAttn(DenseAttn):
+            """`DenseAttn` that reports its queries and keys."""
+
+            def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                """As `DenseAttn.self_attention`."""
+                recorder.record(q, k, self.sliding_window)
+                return super().self_attention(layer, q, k, v)
+
+        return RecordedAttn(*args, **options)
+
+    def record(self, q: Tensor, k: Tensor, sliding_window: int | None) -> None:
+        """Records one layer, from queries (N, H, K) and keys (N, h, K) of one sequence."""
+        queries = q[self.start :].transpose(0, 1).float()  # (H, n, K)
+        keys = k.transpose(0, 1).float().repeat_interleave(q.shape[1] // k.shape[1], dim=0)  # (H, N, K)
+        scores = queries @ keys.transpose(1, 2) * q.shape[-1] ** -0.5
+        positions = torch.arange(len(k), device=q.device)
+        mask = causal_window_mask(positions[self.start :], positions, sliding_window or len(k))
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).mean(dim=0)
+        self._per_layer.append(weights[:, self.keys].cpu())
 
 
 @torch.inference_mode()

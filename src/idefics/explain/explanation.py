@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     HeatMap = NDArray[np.float32]
 
 Method = Literal["occlusion", "fast"]
-UNIT_BY_METHOD: dict[Method, str] = {"occlusion": "nats", "fast": "logits (approximation)"}
+UNIT_BY_METHOD: dict[Method, str] = {"occlusion": "nats", "fast": "share of attention (approximation)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class Explanation:
 
     @property
     def unit(self) -> str:
-        """The unit of the heat: "nats" of log-probability lost, or "logits (approximation)"."""
+        """The unit of the heat: "nats" of log-probability lost, or "share of attention (approximation)"."""
         return UNIT_BY_METHOD[self.method]
 
     @property

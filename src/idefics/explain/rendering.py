@@ -74,7 +74,7 @@ def _draw_panel(panel: Panel, scale: float) -> PIL.Image.Image:
     # Grey, so that the picture's own colours are not taken for heat.
     gray = picture.resize(size, PIL.Image.Resampling.BICUBIC).convert("L")
     gray_pixels = np.asarray(gray, np.float32)[..., None].repeat(3, axis=2)
-    heat = np.asarray(PIL.Image.fromarray(panel.cells).resize(size, PIL.Image.Resampling.BICUBIC))
+    heat = np.asarray(PIL.Image.fromarray(panel.cells).resize(size, PIL.Image.Resampling.BILINEAR))
     drawn = blend_heat(gray_pixels, heat, scale)
     caption_height = 2 * FONT_SIZE
     tile = PIL.Image.new("RGB", (size[0], size[1] + caption_height), "white")

@@ -14,7 +14,7 @@ from idefics.errors import BadPrompt, BadRequest, BadSetting
 from idefics.explain.explanation import Explanation, Method, build_explanation
 from idefics.explain.occlusion import Occlusion
 from idefics.explain.parts import CellGrid
-from idefics.explain.token_activation import NUM_PASSES, TokenActivation
+from idefics.explain.relative_attention import RelativeAttention
 from idefics.explain.words import TokenGroup, group_labels, group_words
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loading import LoadedModel
@@ -46,7 +46,7 @@ class PreparedExplanation:
     """
 
     call: ExplanationCall
-    method: Occlusion | TokenActivation
+    method: Occlusion | RelativeAttention
     groups: Sequence[TokenGroup]
     answer: str
     pictures: Sequence[PIL.Image.Image]
@@ -54,7 +54,7 @@ class PreparedExplanation:
     @property
     def num_passes(self) -> int:
         """How many passes of the model the explanation takes."""
-        return self.method.num_passes if isinstance(self.method, Occlusion) else NUM_PASSES
+        return self.method.num_passes
 
     def run(self) -> Iterator[Explanation]:
         """Yields explanations that get finer; the last is the result."""
@@ -234,9 +234,9 @@ class ExplanationCall:
 
     def _method(
         self, prompt: ScoringPrompt, shown: Sequence[PIL.Image.Image], groups: Sequence[TokenGroup]
-    ) -> Occlusion | TokenActivation:
+    ) -> Occlusion | RelativeAttention:
         """What computes the evidence."""
         if self.method == "fast":
-            return TokenActivation(self.model, prompt, len(shown), self.labels is not None, self.deadline)
+            return RelativeAttention(self.model, prompt, len(shown), self.deadline)
         grids = [CellGrid.for_size(*picture.size, self.grid) for picture in shown]
         return Occlusion(self.model, prompt, groups, grids, self.grid, self.deadline)
