@@ -111,13 +111,23 @@ def test_a_recorded_answer(demo, online, made_up):
 
 
 def test_a_recorded_text(demo, online, made_up):
-    text = replace(
-        made_up, ids=None, logprobs=None, texts=["Nothing.", " A red circle, a blue square and a green star."]
-    )
-    assert make_check(text).run(demo).status == "ok"
-    assert make_check(replace(text, texts=["Nothing."])).run(demo).status == "off"
-    assert make_check(replace(text, texts=None, contains="blue square")).run(demo).status == "ok"
-    assert make_check(replace(text, texts=None, contains="blue circle")).run(demo).status == "off"
+    """One of the recorded texts is what the model prefers at each token, or nearly."""
+    texts = [" Nothing.", " A red circle, a blue square and a green star."]
+    text = replace(made_up, ids=None, logprobs=None, texts=texts, note="what is not known")
+    outcome = make_check(text).run(demo)
+    assert (outcome.status, outcome.limit) == ("ok", "0.4")
+    assert outcome.measured == "0 from ' A red circle, a blue square and a green star.'"
+    outcome = make_check(replace(text, texts=texts[:1])).run(demo)
+    assert outcome.status == "off"
+    assert outcome.details[0].startswith("the model prefers another token to one of ' Nothing.' by ")
+    assert outcome.details[1] == "note: what is not known"
+
+
+def test_a_part_of_a_text(demo, online, made_up):
+    part = replace(made_up, ids=None, logprobs=None, texts=None, contains="blue square")
+    assert make_check(part).run(demo).status == "ok"
+    outcome = make_check(replace(part, contains="blue circle")).run(demo)
+    assert (outcome.status, outcome.limit) == ("off", "a text with 'blue circle'")
 
 
 def test_recorded_prompt_ids(demo, online, made_up):

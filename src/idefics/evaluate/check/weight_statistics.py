@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from idefics.weights import KeyRules, safetensors_files
 from idefics.weights.file_tensors import FileTensor, open_file_tensors
 
-MAX_CHUNK_NUMBERS = 2**24  # read at once: 64 MiB of float32
+MAX_CHUNK_NUMBERS = 2**22  # read at once: 16 MiB of float32
 NUM_PROJECTIONS = 4
 
 
@@ -60,7 +61,7 @@ def read_weight_statistics(folder: Path, rules: KeyRules) -> tuple[dict[str, Wei
         ModelError: the files are missing or damaged.
     """
     with ExitStack() as stack:
-        tensors = open_file_tensors(safetensors_files(folder), stack)
+        tensors = open_file_tensors(safetensors_files(folder), stack, "mmap")
         sources = rules.source_names_by_target(tensors)
         statistics = {
             target: _measure(target, [tensors[name] for name in names]) for target, names in sources.items()
@@ -71,21 +72,21 @@ def read_weight_statistics(folder: Path, rules: KeyRules) -> tuple[dict[str, Wei
 
 def _measure(name: str, parts: Sequence[FileTensor]) -> WeightStatistics:
     """The statistics of one tensor in one or several parts."""
-    digest, square_sum, max_abs = hashlib.sha256(), 0.0, 0.0
+    digest, square_sum = hashlib.sha256(), 0.0
     num_numbers = num_not_finite = first_row = 0
     low, high = math.inf, -math.inf
     projections = np.zeros(NUM_PROJECTIONS)
     for chunk in (chunk for part in parts for chunk in _read_chunks(part)):
         digest.update(memoryview(chunk.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
         values = chunk.float()
-        finite = torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-        num_not_finite += int(values.numel() - values.isfinite().sum())
+        if not values.sum().isfinite():
+            num_not_finite += int(values.numel() - values.isfinite().sum())
+            values = torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
         num_numbers += values.numel()
-        square_sum += float(finite.square().sum(dtype=torch.float64))
-        if finite.numel():
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-            max_abs = max(abs(low), abs(high))
-        projections += _project(finite, first_row)
+        square_sum += float(torch.linalg.vector_norm(values, dim=1).double().square().sum())
+        lowest, highest = map(float, values.aminmax())
+        low, high = min(low, lowest), max(high, highest)
+        projections += _project(values, first_row)
         first_row += len(values)
     return WeightStatistics(
         name=name,
@@ -95,7 +96,7 @@ def _measure(name: str, parts: Sequence[FileTensor]) -> WeightStatistics:
         rms=math.sqrt(square_sum / max(1, num_numbers)),
         num_not_finite=num_not_finite,
         is_constant=low == high,
-        max_abs=max_abs,
+        max_abs=max(abs(low), abs(high)),
         projections=tuple((projections / math.sqrt(square_sum or 1.0)).tolist()),
     )
 
@@ -121,9 +122,15 @@ def _read_chunks(part: FileTensor) -> Iterator[Tensor]:
 
 def _project(values: Tensor, first_row: int) -> NDArray[np.float64]:
     """(`NUM_PROJECTIONS`,) sums of (rows, numbers) with a sign for each row and one for each number of a row."""
-    column_signs = torch.from_numpy(hashed_signs(values.shape[1], 0, seed=1))
-    row_signs = torch.from_numpy(hashed_signs(len(values), first_row, seed=2))
-    return np.asarray(((values.double() @ column_signs) * row_signs).sum(0))
+    column_signs = torch.from_numpy(_column_signs(values.shape[1]))
+    sums = (values @ column_signs).double().numpy()
+    return np.asarray((sums * hashed_signs(len(values), first_row, seed=2)).sum(0))
+
+
+@lru_cache(maxsize=8)
+def _column_signs(count: int) -> NDArray[np.float32]:
+    """The signs for the numbers of a row."""
+    return hashed_signs(count, 0, seed=1).astype(np.float32)
 
 
 def hashed_signs(count: int, first: int, *, seed: int) -> NDArray[np.float64]:
