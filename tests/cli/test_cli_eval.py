@@ -146,6 +146,31 @@ def test_several_answers_of_a_cell(folder, call):
     assert out[0].startswith("VQA accuracy: 75.0 ")  # (3 * 2 / 3 + 1 * 3 / 3) / 4
 
 
+@pytest.mark.parametrize(("model", "least"), [("demo", 90), ("demo-idefics1", 90)])
+def test_the_demo_suite(folder, call, model, least):
+    code, out, _ = call("demo", "--model", model, "--out", "r.json")
+    assert code == 0
+    assert out[1].startswith("120 rows, 0 failed")
+    assert read(folder / "r.json")["metrics"][0]["value"] > least
+
+
+def test_the_page_has_scores_and_right_answers(folder, call):
+    call("folder", "--data", "answers.csv", "--out", "r.json", "--report", "r.html")
+    page = (folder / "r.html").read_text()
+    assert "<h1>Evaluation: folder</h1>" in page
+    assert "50.0 (95 % interval 0.0 to 100.0)" in page
+    rows = json.loads(
+        page.partition('<script id="rows" type="application/json">')[2].partition("</script>")[0]
+    )
+    assert [(row[3], row[12], row[13]) for row in rows] == [
+        ("Red.", 1, ["red"]),
+        ("Green.", 1, ["Green."]),
+        ("Night.", 0, ["Day"]),
+        (None, 0, ["night"]),
+    ]
+    assert all(row[11] for row in rows[:3])  # thumbnails
+
+
 @pytest.mark.parametrize("model", ["demo", "demo-idefics1"])
 def test_easy_vqa(folder, call, model):
     pytest.importorskip("easy_vqa")

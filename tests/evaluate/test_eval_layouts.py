@@ -164,6 +164,7 @@ def test_scienceqa_leaves_out_questions_without_a_picture(folder):
     put(folder, "pid_splits.json", {"test": ["4", "5"], "train": []})
     (row,) = rows_of("scienceqa", folder, "test")
     assert (row.labels, row.references) == (("sun", "moon"), ("moon",))
+    assert row.fields["question"] == "Which?\nA. sun\nB. moon\nAnswer with the letter."
     assert row.fields["context"] == "Question: Which?\nContext: H.\nChoices: sun, moon\n"
 
 

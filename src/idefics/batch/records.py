@@ -84,6 +84,19 @@ def escape_surrogates(text: str) -> str:
     return LONE_SURROGATE.sub(lambda match: rf"\u{ord(match[0]):04x}", text)
 
 
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """How right the answer of a row is, for the report of an evaluation.
+
+    Attributes:
+        score: 0 is wrong; 1 is right unless the metric says otherwise.
+        references: the right answers.
+    """
+
+    score: float
+    references: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """What the report of a batch run says about the run as a whole.
@@ -100,6 +113,8 @@ class RunSummary:
         num_failed: rows that ended in an error in this run.
         num_skipped: rows that were answered before.
         num_tokens: tokens that this run generated.
+        title: what the report is of.
+        figures: (name, value) of figures about the run as a whole, for people.
     """
 
     task: str
@@ -113,6 +128,8 @@ class RunSummary:
     num_failed: int
     num_skipped: int
     num_tokens: int
+    title: str = "Batch run"
+    figures: tuple[tuple[str, str], ...] = ()
 
     @property
     def rows_per_second(self) -> float:

@@ -11,14 +11,18 @@
 
   let lastPrompt = "";
   const rows = readJson("rows").map((row, index) => {
-    const [path, id, prompt, text, finish, tokens, seconds, probabilities, errorType, error, notes, thumbnail] = row;
+    const [
+      path, id, prompt, text, finish, tokens, seconds, probabilities, errorType, error, notes, thumbnail, score = null,
+      references = [],
+    ] = row;
     lastPrompt = prompt ?? lastPrompt;
     return {
       index, path, id, prompt: lastPrompt, text, finish, tokens, seconds, probabilities, errorType, error, notes,
-      thumbnail,
+      thumbnail, score, references,
     };
   });
   const labels = readJson("labels");
+  const hasScores = rows.some((row) => row.score !== null);
 
   // What is shown is text: every string reaches the page through textContent.
   function create(name, text, className) {
@@ -82,6 +86,10 @@
     return parts.concat(row.notes.map((note) => create("p", note, "muted")));
   }
 
+  function createReferences(row) {
+    return [...new Set(row.references)].flatMap((reference) => createText(reference, "answer"));
+  }
+
   const COLUMNS = [
     { title: "", create: createThumbnail, className: "thumbnail", isShown: rows.some((row) => row.thumbnail) },
     { title: "Picture", create: createPath, key: (row) => row.path, isShown: true },
@@ -92,6 +100,14 @@
     {
       title: "Answer", create: createAnswer, className: "wide",
       key: (row) => row.errorType ? `${row.errorType}: ${row.error}` : row.text, isShown: true,
+    },
+    {
+      title: "Right", create: createReferences, className: "wide", key: (row) => row.references.join("\n"),
+      isShown: hasScores,
+    },
+    {
+      title: "Score", create: (row) => row.score === null ? [] : [number(row.score, 2)], key: (row) => row.score,
+      className: "number", isShown: hasScores,
     },
     {
       title: "Probability", create: (row) => row.probabilities.length ? [percent(row.probabilities[0][1])] : [],
@@ -113,7 +129,7 @@
   function searchText(row) {
     row.searchText ??= [
       row.path, row.id, row.prompt, row.text ?? "", row.errorType, row.error, ...row.notes,
-      ...row.probabilities.map(([label]) => label),
+      ...row.probabilities.map(([label]) => label), ...row.references,
     ].join("\n").toLowerCase();
     return row.searchText;
   }
@@ -125,6 +141,8 @@
     return rows.filter((row) => {
       if (filter === "failed" && !row.errorType) return false;
       if (filter === "answered" && row.errorType) return false;
+      if (filter === "wrong" && !(row.score === 0)) return false;
+      if (filter === "not right" && !(row.score < 1)) return false;
       if (label !== undefined && (row.errorType || row.text !== label)) return false;
       return !words || searchText(row).includes(words);
     });
@@ -206,6 +224,9 @@
   element("filter").append(
     createOption("all", "all"), createOption("answered", "answered"), createOption("failed", "failed"),
   );
+  if (hasScores) {
+    element("filter").append(createOption("wrong", "wrong (0)"), createOption("not right", "less than 1"));
+  }
   if (labels.length) {
     const group = create("optgroup");
     group.label = "answer";

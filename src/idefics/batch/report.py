@@ -12,13 +12,13 @@ from typing import BinaryIO
 from jinja2 import Environment, FileSystemLoader
 
 from idefics.batch.output_file import replace_file
-from idefics.batch.records import OutputRecord, RunSummary, compact_json, escape_surrogates
+from idefics.batch.records import OutputRecord, RowScore, RunSummary, compact_json, escape_surrogates
 from idefics.batch.report_charts import RecordStatistics
 from idefics.batch.thumbnails import MAX_THUMBNAILS
 
 FOLDER = Path(__file__).parent
 MAX_ROWS = 50_000
-MAX_TEXT, MAX_PROBABILITIES = 2_000, 5
+MAX_TEXT, MAX_PROBABILITIES, MAX_REFERENCES = 2_000, 5, 10
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -29,6 +29,7 @@ def write_report(
     records: Iterable[OutputRecord],
     run: RunSummary,
     thumbnails: Callable[[OutputRecord], bytes | None],
+    scores: Callable[[OutputRecord], RowScore | None] = lambda _: None,
 ) -> None:
     """Writes the report of a run as one file of HTML; an older file is replaced once the new one is complete.
 
@@ -41,11 +42,12 @@ def write_report(
         run: what the page says about the run.
         thumbnails: returns the JPEG file of a record's thumbnail, such as `make_thumbnail` makes;
             None if there is none.
+        scores: returns how right a record's answer is; None: that is not known.
 
     Raises:
         OutputError: the page cannot be written.
     """
-    replace_file(path, partial(_write_page, records=records, run=run, thumbnails=thumbnails))
+    replace_file(path, partial(_write_page, records=records, run=run, thumbnails=thumbnails, scores=scores))
 
 
 def _write_page(
@@ -54,6 +56,7 @@ def _write_page(
     records: Iterable[OutputRecord],
     run: RunSummary,
     thumbnails: Callable[[OutputRecord], bytes | None],
+    scores: Callable[[OutputRecord], RowScore | None],
 ) -> None:
     style = (FOLDER / "report.css").read_text(encoding="utf-8")
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
@@ -62,7 +65,9 @@ def _write_page(
         run=run,
         duration=format_duration(run.seconds),
         settings={name: compact_json(value) for name, value in run.settings.items()},
-        rows=_json_rows(records, statistics, thumbnails),  # iterated before the template reads the statistics
+        rows=_json_rows(
+            records, statistics, thumbnails, scores
+        ),  # iterated before the template reads the statistics
         statistics=statistics,
         max_rows=MAX_ROWS,
         max_thumbnails=MAX_THUMBNAILS,
@@ -90,6 +95,7 @@ def _json_rows(
     records: Iterable[OutputRecord],
     statistics: RecordStatistics,
     thumbnails: Callable[[OutputRecord], bytes | None],
+    scores: Callable[[OutputRecord], RowScore | None],
 ) -> Iterator[str]:
     """The rows of the table as JSON arrays, as report.js reads them; counts all records in `statistics`."""
     prompt, num_thumbnails = None, 0
@@ -99,6 +105,7 @@ def _json_rows(
             continue
         thumbnail = thumbnails(record) if num_thumbnails < MAX_THUMBNAILS else None
         num_thumbnails += thumbnail is not None
+        score = scores(record)
         row = [
             record.path,
             "" if record.id == record.path else record.id,
@@ -113,6 +120,8 @@ def _json_rows(
             record.notes,
             "" if thumbnail is None else base64.b64encode(thumbnail).decode(),
         ]
+        if score is not None:
+            row += [score.score, [_cut(one) for one in score.references[:MAX_REFERENCES]]]
         prompt = record.prompt
         yield (",\n" if statistics.num_rows > 1 else "") + _script_json(row)
 

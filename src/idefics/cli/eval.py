@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from idefics.cli.eval_flags import EvalFlags, EvalOutputFlags
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
-from idefics.cli.run_end import command_line, report_end
+from idefics.cli.run_end import command_line, find_thumbnail, report_end, summarize_run
 from idefics.cli.run_flags import RunControlFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.run_setup import find_run_settings, stop_on_signals
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.batch.answerers import Answerer
     from idefics.batch.ledger import Ledger
+    from idefics.batch.run_counts import RunCounts
     from idefics.evaluate.evaluation import Evaluation
     from idefics.evaluate.evaluation_settings import EvaluationSettings
 
@@ -137,7 +139,7 @@ def _run(
             batch_run.run()
         progress.stop()
         report_end(writer, batch_run)
-        _write_reports(outputs, evaluation, ledger, run_number, control, started, batch_run.counts.seconds)
+        _write_reports(outputs, evaluation, ledger, run_number, control, started, batch_run.counts)
 
 
 def _settings(flags: EvalFlags) -> EvaluationSettings:
@@ -189,10 +191,11 @@ def _write_reports(
     run_number: int,
     control: RunControlFlags,
     started: datetime,
-    seconds: float,
+    counts: RunCounts,
 ) -> None:
     """Scores the rows that have an answer or an error, prints the figures, and writes the reports."""
-    from idefics.evaluate.report import report_json, write_json_report
+    from idefics.evaluate.published import published_figures
+    from idefics.evaluate.report import figure_text, report_json, write_html_report, write_json_report
     from idefics.evaluate.scoring import METRICS
 
     found = list(evaluation.evaluated_rows(ledger, run_number, control.selection()))
@@ -208,16 +211,32 @@ def _write_reports(
         unscored=unscored,
         command=command_line(),
         started=started,
-        seconds=seconds,
+        seconds=counts.seconds,
     )
     assert outputs.out is not None
     write_json_report(outputs.out, report)
-    for figure in scores.figures:
-        interval = figure.interval
-        print(
-            f"{figure.name}: {interval.value:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})"
+    figures = tuple((figure.name, figure_text(figure)) for figure in scores.figures)
+    if outputs.report is not None:
+        summary = summarize_run(
+            replace(evaluation.run_settings, task=evaluation.suite.name),
+            counts,
+            started,
+            "Evaluation",
+            figures,
         )
+        write_html_report(
+            *(outputs.report, evaluation, rows, answers, scores, summary),
+            lambda record: find_thumbnail(ledger, record.path),
+        )
+    for name, text in figures:
+        print(f"{name}: {text}")
     without = f", {len(unscored)} more without a right answer" if unscored else ""
     print(f"{len(rows)} rows, {report['num_failed']} failed{without}; {outputs.out} has all of them")
     for note in scores.notes:
         print(note)
+    for one in published_figures(evaluation.suite.name):
+        if one.shots == evaluation.settings.num_shots:
+            print(
+                f"published, {one.shots} shots: {one.model} {one.value:g} {one.metric} {one.split}".rstrip(),
+                f"({one.source})",
+            )

@@ -12,7 +12,7 @@ from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
     from idefics.batch.ledger import Ledger
-    from idefics.batch.records import OutputRecord
+    from idefics.batch.records import RunSummary
     from idefics.batch.run_counts import RunCounts
     from idefics.batch.run_settings import RunSettings
     from idefics.batch.text_writer import TextWriter
@@ -77,21 +77,23 @@ def report_end(
         writer.exit_code = INTERRUPTED
 
 
-def write_run_report(
-    path: Path,
-    ledger: Ledger,
-    run_number: int,
+def summarize_run(
     settings: RunSettings,
     counts: RunCounts,
     started: datetime,
-) -> None:
-    """Writes the report of the rows of a run, those of earlier parts of it included."""
-    from idefics.batch.ledger_export import records_after
-    from idefics.batch.records import RunSummary
-    from idefics.batch.report import write_report
-    from idefics.batch.thumbnails import make_thumbnail
+    title: str = "Batch run",
+    figures: tuple[tuple[str, str], ...] = (),
+) -> RunSummary:
+    """What the report says about a run.
 
-    summary = RunSummary(
+    Args:
+        settings, counts: of the run.
+        started: when it began, with its time zone.
+        title, figures: see `RunSummary`.
+    """
+    from idefics.batch.records import RunSummary
+
+    return RunSummary(
         task=settings.task,
         model=settings.model,
         revision=settings.revision,
@@ -103,13 +105,33 @@ def write_run_report(
         num_failed=counts.num_failed,
         num_skipped=counts.num_skipped,
         num_tokens=counts.num_tokens,
+        title=title,
+        figures=figures,
     )
 
-    def thumbnail(record: OutputRecord) -> bytes | None:
-        known = ledger.find_thumbnail(record.path)
-        if known is not None or not Path(record.path).is_file():
-            return known
-        return make_thumbnail(Path(record.path).read_bytes(), record.path)
+
+def find_thumbnail(ledger: Ledger, path: str) -> bytes | None:
+    """The thumbnail of a picture: that of the ledger, else one that is made of its file; None if it has none."""
+    from idefics.batch.thumbnails import make_thumbnail
+
+    known = ledger.find_thumbnail(path)
+    if known is not None or not Path(path).is_file():
+        return known
+    return make_thumbnail(Path(path).read_bytes(), path)
+
+
+def write_run_report(
+    path: Path,
+    ledger: Ledger,
+    run_number: int,
+    settings: RunSettings,
+    counts: RunCounts,
+    started: datetime,
+) -> None:
+    """Writes the report of the rows of a run, those of earlier parts of it included."""
+    from idefics.batch.ledger_export import records_after
+    from idefics.batch.report import write_report
 
     records = (record for _, record in records_after(ledger, 0, run=run_number))
-    write_report(path, records, summary, thumbnail)
+    summary = summarize_run(settings, counts, started)
+    write_report(path, records, summary, lambda record: find_thumbnail(ledger, record.path))

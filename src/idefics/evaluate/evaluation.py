@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idefics.batch.ledger import Ledger
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.run_settings import RunSettings
+from idefics.errors import BadSetting
 from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
@@ -67,6 +68,12 @@ class Evaluation:
         suite = self._data.resolve_suite(self.source)
         if settings.metric is not None:
             suite = replace(suite, metric=settings.metric)
+        if settings.by == "generation" and suite.answer == "rank":
+            if suite.metric != "accuracy" or not suite.has_questions:
+                raise BadSetting(
+                    f"by is 'generation', which is for multiple-choice questions, and not for {suite.name}"
+                )
+            suite = replace(suite, answer="text", prompts=suite.open_prompts)
         self.suite = suite
         shots = self._create_shots() if settings.num_shots else None
         self.prompts = SuitePrompts(suite, self.style, self.open_style, checkpoint.kind, shots, settings.seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,10 @@ from typing import Any, BinaryIO
 
 from idefics import __version__
 from idefics.batch.output_file import replace_file
+from idefics.batch.records import OutputRecord, RowScore, RunSummary
+from idefics.batch.report import write_report
 from idefics.evaluate.evaluation import Evaluation
+from idefics.evaluate.published import published_figures
 from idefics.evaluate.scoring import EvaluatedRow, Figure, Scores
 
 PACKAGES = ("torch", "numpy", "pillow", "tokenizers")
@@ -59,6 +63,7 @@ def report_json(
             "sha256": hash_rows(rows),
         },
         "settings": evaluation.describe_settings(),
+        "published": [asdict(one) for one in published_figures(suite.name)],
         "example": evaluation.example_prompt(),
         "seed": settings.seed,
         "command": command,
@@ -136,6 +141,55 @@ def write_json_report(path: Path, report: dict[str, Any]) -> None:
 
     text = json.dumps(report, ensure_ascii=False, indent=1)
     replace_file(path, partial(write, text=text + "\n"))
+
+
+def write_html_report(
+    path: Path,
+    evaluation: Evaluation,
+    rows: Sequence[EvaluatedRow],
+    answers: Sequence[dict[str, Any]],
+    scores: Scores,
+    summary: RunSummary,
+    thumbnails: Callable[[OutputRecord], bytes | None],
+) -> None:
+    """Writes the report as one HTML page: the rows with pictures, answers, right answers and scores.
+
+    Args:
+        path: of the page.
+        evaluation, rows, answers, scores: as in `report_json`.
+        summary: what the page says about the run.
+        thumbnails: see `batch.report.write_report`.
+
+    Raises:
+        OutputError: the page cannot be written.
+    """
+    run_settings = evaluation.run_settings
+    score_by_id = {row.name: RowScore(scores.rows[index], row.references) for index, row in enumerate(rows)}
+    records = (
+        OutputRecord(
+            id=row.name,
+            path=row.path,
+            task=evaluation.suite.name,
+            prompt=row.question,
+            text=None if row.error else row.answer,
+            finish=answer.get("finish"),
+            tokens=answer.get("tokens"),
+            model=run_settings.model,
+            revision=run_settings.revision,
+            settings={},
+            seconds=answer.get("seconds"),
+            error_type=answer.get("error_type"),
+            error=row.error or None,
+        )
+        for row, answer in zip(rows, answers, strict=True)
+    )
+    write_report(path, records, summary, thumbnails, lambda record: score_by_id[record.id])
+
+
+def figure_text(figure: Figure) -> str:
+    """A figure for people: "61.5 (95 % interval 55.0 to 68.0)"."""
+    interval = figure.interval
+    return f"{interval.value:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})"
 
 
 def _version(name: str) -> str:

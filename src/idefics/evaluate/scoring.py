@@ -177,7 +177,8 @@ def _choices(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
             scores.append(choice_accuracy(row.label_scores, row.labels.index(row.references[0])))
         elif row.labels:
             options = dict(zip(string.ascii_uppercase, row.labels, strict=False))
-            scores.append(mmmu_choice_accuracy(row.answer, options, _letter(row)))
+            by_letter = mmmu_choice_accuracy(row.answer, options, _letter(row))
+            scores.append(max(by_letter, exact_match(row.answer, row.references)))
         else:
             scores.append(mmmu_open_accuracy_m4(row.answer, row.references))
             open_scores.append(mmmu_open_accuracy(row.answer, row.references))

@@ -13,6 +13,7 @@ from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadSetting
 from idefics.evaluate.layouts import find_layout
 from idefics.evaluate.layouts.easy_vqa import installed_easy_vqa
+from idefics.evaluate.layouts.scenes import SCENES_FOLDER
 from idefics.evaluate.layouts.table import answer_kind, read_table
 from idefics.evaluate.suite import EvaluationRow, Suite
 from idefics.tasks.classify import MAX_LABELS
@@ -120,6 +121,8 @@ class SuiteData:
         if not self.location:
             if self.suite.layout == "easy_vqa":
                 return installed_easy_vqa()
+            if self.suite.layout == "scenes":
+                return SCENES_FOLDER
             raise BadSetting(
                 f"no data given: name the folder of {self.suite.name} with --data; docs/evaluation.md describes it"
             )

@@ -66,6 +66,10 @@ _SUITES = (
         layout="easy_vqa", split="test",
     ),
     _questions(
+        name="demo", help="drawn scenes that the demo checkpoints know; bundled", layout="scenes", split="test",
+        metric="exact-match",
+    ),
+    _questions(
         name="folder", help="your own pictures with a CSV, JSONL or Parquet of right answers", layout="table",
         metric="exact-match", split="", support_split="",
     ),

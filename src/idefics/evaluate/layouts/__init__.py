@@ -21,6 +21,7 @@ _MODULE_BY_LAYOUT = {
         "classes": "hateful_memes rendered_sst2 imagenet",
         "dialogs": "visdial winoground",
         "easy_vqa": "easy_vqa",
+        "scenes": "scenes",
     }.items()
     for layout in layouts.split()
 }

@@ -42,7 +42,7 @@ def read_scienceqa(folder: Path, split: str) -> Iterator[EvaluationRow]:
             id=id,
             media=picture(folder, f"images/{split}/{id}/{one['image']}", f"{split}/{id}/{one['image']}"),
             fields={
-                "question": one["question"],
+                "question": choice_question(one["question"], choices),
                 "context": f"Question: {one['question']}\n{hint}Choices: {', '.join(choices)}\n",
                 "solution": one.get("solution", ""),
             },
