@@ -41,6 +41,7 @@ FRONTEND_LEVEL = LEVEL["server"]
 
 PUBLIC_NAMES = [
     "__version__",
+    "AdapterMismatch",
     "Alternative",
     "Answer",
     "assistant",

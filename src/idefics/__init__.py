@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from idefics.config import EngineConfig, QuantizationConfig, Sampling
     from idefics.errors import (
+        AdapterMismatch,
         BadCall,
         BadPicture,
         BadPrompt,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "AdapterMismatch",
     "Alternative",
     "Answer",
     "assistant",
@@ -123,7 +125,7 @@ _MODULE_BY_NAME = {
     for module, names in {
         "idefics.config": "EngineConfig QuantizationConfig Sampling",
         "idefics.errors": (
-            "BadCall BadPicture BadPrompt BadRequest BadSetting BadVideo BrokenCheckpoint EngineBusy "
+            "AdapterMismatch BadCall BadPicture BadPrompt BadRequest BadSetting BadVideo BrokenCheckpoint EngineBusy "
             "IdeficsError MissingExtra ModelClosed ModelError ModelNotFound OutOfMemory OutputError "
             "PartialPictureWarning PromptTooLong RequestTimeout TextTooLong UnknownArgument "
             "UnsupportedModel WeightsMismatch"

@@ -16,7 +16,8 @@
     │   ├── ModelNotFound           no such folder or hub repository, or not cached and no network
     │   ├── UnsupportedModel        a checkpoint that this package does not run
     │   ├── BrokenCheckpoint        a file of a checkpoint is missing, damaged or contradicts another
-    │   └── WeightsMismatch         a RuntimeError too: weights missing, unused or misshapen: all listed at once
+    │   ├── WeightsMismatch         a RuntimeError too: weights missing, unused or misshapen: all listed at once
+    │   └── AdapterMismatch         an adapter does not fit the model: all that is wrong is listed at once
     ├── OutputError                 an OSError: an output file cannot be written: the disk is full, no such folder
     ├── OutOfMemory                 a MemoryError: weights or caches do not fit: says how much is needed and free
     ├── ModelClosed                 a RuntimeError: the model was closed, or loaded by another process
@@ -241,6 +242,23 @@ class WeightsMismatch(ModelError, RuntimeError):
             "the checkpoint does not fit the model: "
             + "; ".join(part for part in parts if part)
             + ": is its config.json the one that it was saved with?"
+        )
+
+
+class AdapterMismatch(ModelError, RuntimeError):
+    """An adapter does not fit its own config or the model.
+
+    Args:
+        adapter: its folder.
+        problems: what is wrong -> the tensors or modules of which it is true.
+    """
+
+    def __init__(self, adapter: str, problems: Mapping[str, Sequence[str]]) -> None:
+        self.problems = {title: tuple(names) for title, names in problems.items() if names}
+        parts = (_format_names(title, names) for title, names in self.problems.items())
+        super().__init__(
+            f"the adapter {adapter} does not fit the model: {'; '.join(parts)}: give the model that it was trained on, "
+            "or save the adapter again"
         )
 
 

@@ -216,8 +216,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def load_checkpoint(folder, dtype=torch.float32):
-    """Our model, as the package loads it."""
+def load_checkpoint(folder, dtype=torch.float32, **options):
+    """Our model, as the package loads it; `options` are those of `load_weights`."""
     checkpoint = read_checkpoint(folder)
     model = build_on_meta_device(checkpoint)
     load_weights(
@@ -227,6 +227,7 @@ def load_checkpoint(folder, dtype=torch.float32):
         dtype=dtype,
         device=torch.device("cpu"),
         checkpoint_quantization=checkpoint.quantization,
+        **options,
     )
     return model
 

@@ -127,9 +127,17 @@ class RayEngine:
         keywords = self._spec.load_keywords
         vlm = idefics.load(**keywords)
         folder = weights.find_checkpoint(keywords["model"], revision=keywords.get("revision"), offline=True)
-        if fingerprint_checkpoint(folder, weights.safetensors_files(folder)) != self._spec.fingerprint:
+        adapter = keywords.get("adapter")
+        adapter_fingerprint = (
+            ""
+            if adapter is None
+            else weights.fingerprint_adapter(weights.find_adapter(adapter, offline=True))
+        )
+        fingerprint = fingerprint_checkpoint(folder, weights.safetensors_files(folder), adapter_fingerprint)
+        if fingerprint != self._spec.fingerprint:
             raise ModelError(
-                f"{folder} on a node of the Ray cluster is another checkpoint than the one on this machine: name a "
+                f"{folder} on a node of the Ray cluster is another checkpoint than the one on this machine, or has "
+                "another adapter: name a "
                 "commit with --revision, or a folder that all nodes share"
             )
         self._answerer = self._spec.create_answerer(vlm)

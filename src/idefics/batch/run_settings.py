@@ -29,6 +29,7 @@ class RunSettings:
         fingerprint: identifies the weights: see `fingerprint_checkpoint`.
         options: the options of the task and of `load` that change answers, as JSON values.
         shots: SHA-256 (hex) of the few-shot examples; "" without.
+        adapter: the adapter of the model, as it was given; `fingerprint` says which it is. "" without.
         prefix, suffix: texts before and after each answer. They do not change what is computed.
     """
 
@@ -39,6 +40,7 @@ class RunSettings:
     fingerprint: str
     options: Mapping[str, Any] = field(default_factory=dict)
     shots: str = ""
+    adapter: str = ""
     prefix: str = ""
     suffix: str = ""
 
@@ -77,18 +79,23 @@ class RunSettings:
             prompt=prompt,
             model=self.model,
             revision=self.revision,
-            settings=dict(self.options) | ({"shots": self.shots[:12]} if self.shots else {}),
+            settings=dict(self.options)
+            | ({"shots": self.shots[:12]} if self.shots else {})
+            | ({"adapter": self.adapter} if self.adapter else {}),
             **fields,
         )
 
 
-def fingerprint_checkpoint(folder: Path, weight_files: Sequence[Path]) -> str:
-    """SHA-256 (hex) that identifies a checkpoint by its content, wherever it is.
+def fingerprint_checkpoint(folder: Path, weight_files: Sequence[Path], adapter_fingerprint: str = "") -> str:
+    """SHA-256 (hex) that identifies a checkpoint, and the adapter that it has, by their content, wherever they are.
 
     It covers the small files that change answers, and of each file of weights the name, the size, and 16 pieces of
     4 KiB spread over it: reading all of it would take longer than many runs.
+
+    Args:
+        adapter_fingerprint: of the adapter; see `weights.fingerprint_adapter`. "": it has none.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(adapter_fingerprint.encode())
     for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.jinja")):
         digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     for file in weight_files:

@@ -139,6 +139,10 @@ class ModelFlags:
         envvar="IDEFICS_MODEL",
     )
     revision: str | None = model_flag("Branch, tag or commit on the hub.", metavar="NAME")
+    adapter: str | None = model_flag(
+        "Folder or hub id of an adapter (LoRA) for the model: a fine-tuned change, merged while it is loaded.",
+        metavar="PATH",
+    )
     device: str = model_flag("auto, cpu, cuda, cuda:1 or mps.", default="auto", metavar="DEVICE")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = model_flag(
         "auto, float32, bfloat16 or float16.", default="auto", metavar="DTYPE"

@@ -54,8 +54,13 @@ def find_run_settings(
         offline=model.offline or None,
         progress=download_progress_callback(model.model, writer),
     )
+    adapter_fingerprint = ""
+    if model.adapter is not None:
+        progress = download_progress_callback(model.adapter, writer)
+        adapter = weights.find_adapter(model.adapter, offline=model.offline or None, progress=progress)
+        adapter_fingerprint = weights.fingerprint_adapter(adapter)
     writer.progress.stop()
-    fingerprint = fingerprint_checkpoint(folder, weights.safetensors_files(folder))
+    fingerprint = fingerprint_checkpoint(folder, weights.safetensors_files(folder), adapter_fingerprint)
     changed = {name: getattr(model, name) for name in ANSWER_CHANGING_FLAGS}
     return RunSettings(
         task=task_name,
@@ -65,6 +70,7 @@ def find_run_settings(
         fingerprint=fingerprint,
         options=options | {name: value for name, value in changed.items() if value not in (None, "auto")},
         shots=hash_shots(shots),
+        adapter=model.adapter or "",
         prefix=affixes[0],
         suffix=affixes[1],
     )

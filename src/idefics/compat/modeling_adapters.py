@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from idefics.compat.serialization import read_json_object
 from idefics.errors import BadSetting, MissingExtra, UnsupportedModel
-from idefics.weights.files import ADAPTER_CONFIG
+from idefics.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from idefics.weights.adapter_files import KEY_PREFIX
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PEFT_KEY_PREFIX = "base_model.model."  # of names in an adapter's file
 
 
 class PeftAdapterMixin(nn.Module):
@@ -85,7 +83,7 @@ class PeftAdapterMixin(nn.Module):
             weights = peft.load_peft_weights(str(peft_model_id), device="cpu")
         config.inference_mode = not is_trainable
         self.add_adapter(config, name)
-        weights_by_key = {key.removeprefix(PEFT_KEY_PREFIX): value for key, value in weights.items()}
+        weights_by_key = {key.removeprefix(KEY_PREFIX): value for key, value in weights.items()}
         result = peft.set_peft_model_state_dict(self, weights_by_key, name)
         missing = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
         if result.unexpected_keys or missing:
@@ -156,7 +154,7 @@ class PeftAdapterMixin(nn.Module):
         name = self.active_adapters()[0]
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.get_adapter_state_dict(name, state_dict)
-        weights_by_key = {PEFT_KEY_PREFIX + key: value.contiguous() for key, value in weights.items()}
+        weights_by_key = {KEY_PREFIX + key: value.contiguous() for key, value in weights.items()}
         save_file(weights_by_key, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         self.peft_config[name].save_pretrained(str(folder))
 

@@ -44,6 +44,7 @@ class LoadSettings:
         BadSetting: `offline`, `feature_cache` or `kernels` is wrong; other settings are checked where they are used.
     """
 
+    adapter: str | os.PathLike[str] | None = None
     device: DeviceLike = "auto"
     dtype: str | torch.dtype = "auto"
     threads: int | None = None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -19,7 +20,7 @@ import torch
 from idefics import models, weights
 from idefics.engine.engine import Engine
 from idefics.engine.page_pool import PAGE_SIZE
-from idefics.errors import format_bytes
+from idefics.errors import UnsupportedModel, format_bytes
 from idefics.generation.environment import warn_once_about_missing_kernels
 from idefics.generation.load_settings import (
     LoadSettings,
@@ -74,6 +75,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         model, revision=settings.revision, offline=settings.offline, progress=settings.progress
     )
     checkpoint = models.read_checkpoint(folder)
+    adapter = find_adapter(model, checkpoint, settings)
     checkpoint_bytes = sum(path.stat().st_size for path in weights.safetensors_files(folder))
     with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
         generation_config = read_generation_config(checkpoint)
@@ -85,7 +87,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
             warn_once_about_missing_kernels()
         processor = create_processor(checkpoint, fetcher)
         # Before the weights are read: an edit of their files meanwhile then changes the key.
-        feature_cache = open_feature_cache(checkpoint, plan, placement, quantization, settings)
+        feature_cache = open_feature_cache(checkpoint, plan, placement, quantization, settings, adapter)
         # A second measurement of free memory, for the error message: the imports took some of it.
         with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
             models.load_weights(
@@ -99,6 +101,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
                 checkpoint_quantization=checkpoint.quantization,
                 kernel_choice=plan.kernel_choice,
                 mmap=True,
+                adapter=adapter,
             )
         set_attention_backend(module, plan.attention_backend)
         if free_bytes is not None:  # weights that stay in the files do not take memory yet
@@ -107,6 +110,27 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
     seconds = time.perf_counter() - start_time
     log.info("loaded %s from %s in %.2f s: %s", model, folder, seconds, _describe_engine(engine))
     return LoadedModel(processor, engine, collect_stop_ids(checkpoint, processor), generation_config)
+
+
+def find_adapter(
+    model: str | os.PathLike[str], checkpoint: Checkpoint, settings: LoadSettings
+) -> Path | None:
+    """Finds the adapter of the settings, downloads it if necessary, and compares its base model with the model.
+
+    Raises:
+        ModelError: it is not found, or was trained on another model.
+    """
+    if settings.adapter is None:
+        return None
+    folder = weights.find_adapter(settings.adapter, offline=settings.offline, progress=settings.progress)
+    config = weights.read_adapter_config(folder)
+    weights.check_base_model(folder, config, model)
+    if models.family_of_class(config.base_class) not in (None, checkpoint.family):
+        raise UnsupportedModel(
+            f"the adapter {folder} was trained on a model of the class {config.base_class}, and {model} is of the family "
+            f"{checkpoint.family.name}: give {config.base_model or 'the model that it was trained on'}"
+        )
+    return folder
 
 
 def create_processor(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:

@@ -36,6 +36,7 @@ def open_feature_cache(
     placement: torch.device | DeviceMap,
     quantization: QuantizationConfig | None,
     settings: LoadSettings,
+    adapter: Path | None = None,
 ) -> FeatureCache | None:
     """Opens a model's files of encoded pictures; None if it uses none.
 
@@ -47,6 +48,7 @@ def open_feature_cache(
         plan: how the model computes.
         placement: the device or devices of the model.
         quantization: how the weights are quantized when they are loaded; None: they are not.
+        adapter: the folder of an adapter that is merged into the weights.
     """
     if (
         sys.platform == "win32"
@@ -56,7 +58,9 @@ def open_feature_cache(
         or count_tower_multiplications(checkpoint.config.vision) < MIN_TOWER_MULTIPLICATIONS
     ):
         return None
-    return FeatureCache(feature_cache_folder(), compute_model_key(checkpoint, plan, quantization, settings))
+    return FeatureCache(
+        feature_cache_folder(), compute_model_key(checkpoint, plan, quantization, settings, adapter)
+    )
 
 
 def count_tower_multiplications(config: VisionConfig) -> int:
@@ -70,6 +74,7 @@ def compute_model_key(
     plan: ComputePlan,
     quantization: QuantizationConfig | None,
     settings: LoadSettings,
+    adapter: Path | None = None,
 ) -> str:
     """SHA-256 (hex) of everything but the picture that changes the features of a picture on a CPU.
 
@@ -77,6 +82,7 @@ def compute_model_key(
     """
     parts = (
         weights.fingerprint_files(weights.safetensors_files(checkpoint.folder)),
+        None if adapter is None else weights.fingerprint_adapter(adapter),
         weights.fingerprint_files(_feature_code_files()),
         processor_key(),
         checkpoint.config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,6 +59,12 @@ def family_for(model_type: str) -> ModelFamily:
         )
     family: ModelFamily = import_module(f"idefics.models.{MODEL_REGISTRY[model_type]}").FAMILY
     return family
+
+
+def family_of_class(name: str) -> ModelFamily | None:
+    """The family of a class of transformers, such as "Idefics3ForConditionalGeneration"; None for any other class."""
+    model_type = re.split("For|Model", name)[0].lower()
+    return family_for(model_type) if model_type in MODEL_REGISTRY else None
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -163,6 +170,7 @@ def load_weights(
     kernel_choice: KernelChoice | None = None,
     mmap: bool = False,
     optional_names: Collection[str] = (),
+    adapter: Path | None = None,
 ) -> list[str]:
     """Fills a module on the meta device; each weight is streamed straight to its final dtype, device and bits.
 
@@ -175,19 +183,18 @@ def load_weights(
         kernel_choice: the fastest kernels on this machine; None: torch's own.
         mmap: whether weights that are used as they are stored stay in the files, as in `weights.load`.
         optional_names: names that the folder may lack.
+        adapter: the folder of an adapter, which is merged into the weights.
 
     Returns:
         Those of `optional_names` that the folder lacks.
 
     Raises:
         ModelError: as `weights.load`.
-        BadSetting: the model does not fit on the devices, or the device map does not fit the model.
+        BadSetting: the model, its devices, its adapter and its quantisation do not fit together.
         MissingExtra: the quantisation needs one.
     """
-    if checkpoint_quantization is not None and quantization is not None:
-        raise BadSetting(
-            f"{folder} is stored in {checkpoint_quantization.kind} already: leave quantize out, or give the original"
-        )
+    if checkpoint_quantization is not None:
+        _check_changes_of_quantized(folder, checkpoint_quantization, quantization, adapter)
     formats = _convert_layers_to_weight_formats(model, storage, quantization, checkpoint_quantization)
     missing_names = weights.load(
         model,
@@ -199,11 +206,27 @@ def load_weights(
         quantizers_by_name=formats.quantizers,
         mmap=mmap,
         optional_names=optional_names,
+        adapter=adapter,
     )
     if kernel_choice is not None:
         quant.apply_kernel_choice(model, kernel_choice)
     install_device_hooks(model)
     return missing_names
+
+
+def _check_changes_of_quantized(
+    folder: Path, stored: QuantizationConfig, quantization: QuantizationConfig | None, adapter: Path | None
+) -> None:
+    """Raises BadSetting if weights that are quantised in the folder are to be quantised again, or to have an adapter."""
+    if quantization is not None:
+        raise BadSetting(
+            f"{folder} is stored in {stored.kind} already: leave quantize out, or give the original"
+        )
+    if adapter is not None:
+        raise BadSetting(
+            f"{folder} is stored in {stored.kind}, and an adapter cannot be merged into integers: give the original "
+            f"model, with quantize={stored.kind!r} if it is to be as small"
+        )
 
 
 def _convert_layers_to_weight_formats(

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
-
-ADAPTER_CONFIG = "adapter_config.json"
+from idefics.weights.adapter_config import ADAPTER_CONFIG
 
 # (prefix that a training wrapper puts before each weight's name, the wrapper, how to save a checkpoint instead).
 WRAPPER_PREFIXES = (
@@ -98,13 +97,18 @@ def _no_weights_error(folder: Path) -> UnsupportedModel | BrokenCheckpoint:
     """The error for a folder without safetensors; if it has pickles, the message says how to convert them."""
     for pattern in PICKLE_PATTERNS:
         if any(folder.glob(pattern)):
-            convert = CONVERSION_SCRIPT.format(pattern=folder / pattern)
-            return UnsupportedModel(
-                f"{folder} holds pickle weights ({pattern}), which can run code when they are opened; "
-                f'only safetensors are read. To convert: python -c "{convert}"'
-            )
+            return pickle_error(folder, pattern)
     return BrokenCheckpoint(
         f"{folder} holds no weights: {SINGLE_FILE}, or {INDEX_FILE} with its shards, must be in it"
+    )
+
+
+def pickle_error(folder: Path, pattern: str) -> UnsupportedModel:
+    """The error for a folder that holds pickles instead of safetensors: says how to convert them."""
+    convert = CONVERSION_SCRIPT.format(pattern=folder / pattern)
+    return UnsupportedModel(
+        f"{folder} holds pickle weights ({pattern}), which can run code when they are opened; "
+        f'only safetensors are read. To convert: python -c "{convert}"'
     )
 
 
@@ -142,9 +146,8 @@ def adapter_error_message(name: str, path: Path | None = None) -> str:
     base_model = "" if path is None else _base_model_name(path)
     of = f" of {base_model}" if base_model else ""
     return (
-        f"{name} holds an adapter (LoRA){of}, not a whole model: load {base_model or 'its base model'} with "
-        f"idefics.compat and call load_adapter({name!r}); or merge them with peft's merge_and_unload(), "
-        "save_pretrained, and give that folder"
+        f"{name} holds an adapter (LoRA){of}, not a whole model: give {base_model or 'its base model'} as the model, and "
+        f"this as its adapter: --adapter {name}, or adapter={name!r} in Python; `idefics merge` makes one model of both"
     )
 
 

@@ -12,7 +12,8 @@ from idefics.catalog import all_short_names, find_entry
 from idefics.errors import BadSetting, ModelNotFound
 from idefics.validation import short_repr
 from idefics.weights.files import refuse_adapter
-from idefics.weights.hub import ProgressCallback, find_or_download_snapshot
+from idefics.weights.hub import find_or_download_snapshot
+from idefics.weights.hub_files import ProgressCallback
 
 log = logging.getLogger(__name__)
 
