@@ -19,7 +19,8 @@ OPTIONS = {"A": "a red dog", "B": "two", "C": "x = 5", "D": "Paris"}
     [
         ("B", "B"),
         ("B.", "B"),
-        (" .,B,. ", None),  # marks are removed once each, in the order , . ! ? ; : '
+        (".,B", None),  # one kind of mark after the other, in the order , . ! ? ; : '
+        (",.B", "B"),
         ("(C)", "C"),
         ("The answer is (C).", "C"),
         ("(A) or (B)? It is (A)", "A"),
@@ -58,6 +59,7 @@ def test_without_options_there_is_no_letter():
         ("x = 7", ["7"], 1.0, 1.0),
         ("x = 7\nso 8", ["7"], 0.0, 0.0),  # "=" counts in the last line only
         ("x = 7\n8", ["7"], 1.0, 1.0),  # no line has such a word: the whole response counts
+        ("box = pear", ["= pear"], 0.0, 0.0),  # what follows "=" is the answer
         ("this apple", ["apple"], 1.0, 1.0),
         ("so x. Then y", ["x"], 0.0, 1.0),  # sentences are not split; "x" is no word
         (

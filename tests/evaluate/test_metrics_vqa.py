@@ -112,8 +112,9 @@ def test_an_answer_that_ten_people_gave_scores_1(answer):
         assert accuracy(answer, [answer] * 10) == 1.0
 
 
-@given(st.text())
+@given(st.lists(st.sampled_from(["a", "The", "red", "Two", "none", ".", "-", "\n"])).map(" ".join))
 def test_no_article_and_no_capital_is_left(text):
     words = normalize_vqa_answer(text).split()
     assert not {"a", "an", "the", "none", "two"} & set(words)
-    assert normalize_vqa_answer_m4(text) == normalize_vqa_answer_m4(text).lower()
+    assert not {"a", "an", "the", "none", "two"} & set(normalize_vqa_answer_m4(text).split())
+    assert normalize_vqa_answer(text) == normalize_vqa_answer(text).lower()

@@ -29,8 +29,6 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> lis
           selections, such as a part of a data set and the whole of it, cannot be compared. A single picture scores
           0, as every n-gram then occurs in all pictures.
         - A score is between 0 and 10, not 1; published tables multiply the mean by 100.
-        - The lengths that are compared are numbers of bigrams, so texts of no word and of one word have the same
-          length.
 
     Args:
         captions: a caption for each picture, as generated.
