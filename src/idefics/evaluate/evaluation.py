@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from idefics import Idefics
 
 
+IDEFICS3_MAX_NEW_TOKENS = 40  # of the authors' runs with SmolVLM
+
+
 class Evaluation:
     """A suite for a checkpoint, ready for a `BatchRun`.
 
@@ -102,8 +105,10 @@ class Evaluation:
     @property
     def generation_options(self) -> dict[str, Any]:
         """The options of generated answers."""
-        max_new_tokens = self.settings.max_new_tokens or self.suite.max_new_tokens
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+        default = self.suite.max_new_tokens
+        if self.checkpoint.family == "idefics3":
+            default = max(default, IDEFICS3_MAX_NEW_TOKENS)
+        options: dict[str, Any] = {"max_new_tokens": self.settings.max_new_tokens or default}
         if self.settings.num_beams > 1:
             options["num_beams"] = self.settings.num_beams
         if self.open_style.banned:
