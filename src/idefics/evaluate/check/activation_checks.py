@@ -50,7 +50,7 @@ class ActivationScores:
 
 @torch.inference_mode()
 def measure_activations(subject: CheckSubject) -> ActivationScores:
-    """Computes the fixed prompts once, and looks at the inputs and outputs of all linear layers."""
+    """Computes questions about pictures, and looks at the inputs and outputs of all linear layers."""
     sums: dict[str, Tensor] = {}
     linears = {
         name: layer
@@ -59,7 +59,7 @@ def measure_activations(subject: CheckSubject) -> ActivationScores:
     }
     hooks = [layer.register_forward_hook(_sum_hook(sums, name)) for name, layer in linears.items()]
     try:
-        for prompt in (*trained_prompts(subject), *subject.fixed_prompts.values()):
+        for prompt in trained_prompts(subject):
             subject.vlm.logits(prompt)
     finally:
         for hook in hooks:
