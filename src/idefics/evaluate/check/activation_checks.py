@@ -4,7 +4,8 @@ Two patterns hold in every layer of a trained model, and in none of an untrained
 
 - The inputs of a gated MLP's activation are negative in the mean, those that it is multiplied with are not: the
   activation is a gate that is shut most of the time. Where gate and up are exchanged, it is the other way round.
-- A square projection is aligned with its inputs: its outputs are larger than those of its transpose.
+- A square projection is aligned with its inputs: its outputs are larger than those of its transpose. (Those of values
+  are not, in half of the layers.)
 
 Where the siblings of a weight show no pattern, nothing can be told without a record.
 """
@@ -69,7 +70,8 @@ def measure_activations(subject: CheckSubject) -> ActivationScores:
         if isinstance(module, GatedMLP):
             gate, up = sums[f"{name}.gate_proj"], sums[f"{name}.up_proj"]
             scores.gates[_kind_of(name)][name] = _standardized_mean(up) - _standardized_mean(gate)
-        if name in linears and name in sums and module.weight.shape[0] == module.weight.shape[1]:
+        is_square = name in sums and linears[name].weight.shape[0] == linears[name].weight.shape[1]
+        if is_square and not name.endswith(".v_proj"):
             direct, transposed = float(sums[name][2]), float(sums[name][3])
             if direct and transposed:
                 scores.alignments[_kind_of(name)][name] = math.log(direct / transposed) / 2
