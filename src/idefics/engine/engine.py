@@ -109,11 +109,7 @@ class Engine:
 
     @property
     def model(self) -> VLM:
-        """The model that runs the requests.
-
-        Raises:
-            ModelClosed: after `close`.
-        """
+        """The model that runs the requests; raises ModelClosed after `close`."""
         if self._model is None:
             raise ModelClosed(self._unavailable_reason)
         return self._model
@@ -154,8 +150,7 @@ class Engine:
         """Scores continuations of a prompt, which is computed once; waits for the result.
 
         Returns:
-            For each continuation the natural-log probability of each token, from the model's own distribution: no id is
-            banned.
+            For each continuation the natural-log probability of each token; no id is banned.
 
         Raises:
             IdeficsError: as `submit`, or RequestTimeout at the deadline.

@@ -100,7 +100,7 @@ class ExplanationMixin:
             timeout: seconds after which the call raises RequestTimeout; None: never.
 
         Returns:
-            The explanation. Equal calls return equal explanations.
+            The explanation. Equal calls return explanations that are equal but for rounding (thousandths of a nat).
 
         Raises:
             BadRequest: a picture, a text or a setting is wrong.
