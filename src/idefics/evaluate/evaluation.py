@@ -89,7 +89,7 @@ class Evaluation:
     @cached_property
     def open_style(self) -> PromptStyle:
         """The wording for generated answers."""
-        if self.suite.answer != "rank":
+        if self.suite.answer != "rank" or not self.suite.open_prompts:
             return self.style
         return self._choose_style(replace(self.suite, answer="text", prompts=self.suite.open_prompts))
 
