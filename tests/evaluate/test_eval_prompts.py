@@ -91,7 +91,8 @@ def test_labels_are_scored_with_what_follows_them():
         "Instruction: A movie review is written on an image. Say if it is positive or negative.",
         "Image:<image>Sentiment:",
     ]
-    assert request.labels == (" negative.", " positive.")
+    assert request.labels == ("negative", "positive")
+    assert request.continuations == (" negative.", " positive.")
 
 
 def test_memes_begin_without_a_token_of_the_document():
@@ -99,9 +100,9 @@ def test_memes_begin_without_a_token_of_the_document():
     request = prompts(MEMES).make_request(row)
     assert not request.begins_with_bos
     assert 'an image with written "say "hi" {class_name}" on it. Is it hateful? Answer:' in text_of(request)
-    assert request.labels == (" no", " yes")
+    assert request.continuations == (" no", " yes")
     instruct = prompts(MEMES, kind="chat").make_request(row)
-    assert instruct.labels == (" no.<end_of_utterance>", " yes.<end_of_utterance>")
+    assert instruct.continuations == (" no.<end_of_utterance>", " yes.<end_of_utterance>")
 
 
 def test_the_solution_is_in_shots_only():
@@ -111,7 +112,7 @@ def test_the_solution_is_in_shots_only():
     assert request.describe().startswith(
         "<image>C1 Answer: The best answer is sun. Because.<image>C2 Answer: The best answer is\nlabels:"
     )
-    assert request.labels == (" sun.", " moon.")
+    assert request.continuations == (" sun.", " moon.")
 
 
 def test_a_caption_of_a_shot_is_drawn_and_stays_the_same():
@@ -141,7 +142,10 @@ def test_own_prompts_in_a_chat_and_for_documents():
 def test_a_request_is_the_same_after_its_text():
     for one in (prompts(VQA, shots=[SHOT]), prompts(OWN, kind="chat", family="idefics3"), prompts(REVIEWS)):
         request = one.make_request(QUERY)
-        assert EvaluationRequest.from_text(request.to_text()) == request
+        for labels in ((), one.suite.labels):
+            assert EvaluationRequest.from_text(request.to_text(labels), labels) == request
+    assert "positive" in request.to_text(())
+    assert "positive" not in request.to_text(REVIEWS.labels).partition("Sentiment")[2]
 
 
 def test_further_pictures_are_those_of_shots_and_of_the_row():
@@ -154,7 +158,7 @@ def test_further_pictures_are_those_of_shots_and_of_the_row():
     text = one.render(row, None)
     media = one.further_media(row, text)
     assert [one.path.rpartition("/")[2] for one in media] == ["door.png", "puppy.png"]
-    assert EvaluationRequest.from_text(text).turns[-1][1] == (
+    assert EvaluationRequest.from_text(text, ()).turns[-1][1] == (
         PictureRef(""),
         " or ",
         PictureRef("q#picture1"),

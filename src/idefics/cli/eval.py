@@ -171,7 +171,7 @@ def _create_answerer(
     from idefics.evaluate.answerer import EvaluationAnswerer, EvaluationEngineSpec
 
     settings, is_normalized = evaluation.run_settings, evaluation.suite.is_length_normalized
-    options = evaluation.generation_options
+    options, labels = evaluation.generation_options, evaluation.suite.labels
     return ray.create_answerer_of(
         lambda: EvaluationEngineSpec(
             load_keywords=load_keywords(model),
@@ -179,9 +179,10 @@ def _create_answerer(
             shots=(),
             task=settings.task,
             options=options,
+            labels=labels,
             is_length_normalized=is_normalized,
         )
-    ) or EvaluationAnswerer(load, options, is_length_normalized=is_normalized)
+    ) or EvaluationAnswerer(load, options, labels=labels, is_length_normalized=is_normalized)
 
 
 def _write_reports(

@@ -76,13 +76,19 @@ class EvaluationAnswerer:
     Args:
         load_model: loads the model, for the first request.
         options: the options of generation, such as "max_new_tokens".
+        labels: those of the suite.
         is_length_normalized: scores of labels are divided by their number of tokens.
     """
 
     def __init__(
-        self, load_model: Callable[[], Idefics], options: dict[str, Any], *, is_length_normalized: bool
+        self,
+        load_model: Callable[[], Idefics],
+        options: dict[str, Any],
+        *,
+        labels: tuple[str, ...],
+        is_length_normalized: bool,
     ) -> None:
-        self._load_model, self._options = load_model, options
+        self._load_model, self._options, self._labels = load_model, options, labels
         self._is_length_normalized = is_length_normalized
 
     def answer(self, items: Iterator[WorkItem]) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -108,7 +114,7 @@ class EvaluationAnswerer:
                     del fields["probabilities"]
                     best = max(result.labels, key=lambda one: one.logprob)
                     fields |= {
-                        "text": best.label.strip(),
+                        "text": best.label,
                         "label_scores": [one.logprob for one in result.labels],
                         "prompt_tokens": result.usage.prompt_tokens,
                     }
@@ -121,12 +127,12 @@ class EvaluationAnswerer:
         """Makes the prompt of an item and submits it; waits while the engine's queue is full."""
         start_time = time.perf_counter()
         assert item.prompt is not None
-        request = EvaluationRequest.from_text(item.prompt)
+        request = EvaluationRequest.from_text(item.prompt, self._labels)
         prompt_items = _prompt_items(request, item, vlm)
         processor = vlm.loaded_model.processor
         if not request.labels:
             return call.restart(text_prefix="").submit(make_prompt(processor, prompt_items))
-        prompt, continuations = make_scoring_prompt(processor, prompt_items, request.labels)
+        prompt, continuations = make_scoring_prompt(processor, prompt_items, request.continuations)
         handle = vlm.loaded_model.engine.submit(Request(prompt, continuations=continuations), wait=True)
         return PendingLabelScores(request.labels, self._is_length_normalized, handle, start_time)
 
@@ -165,11 +171,15 @@ class EvaluationEngineSpec(EngineSpec):
     """What an engine on a Ray cluster loads for an evaluation.
 
     Attributes:
+        labels: those of the suite.
         is_length_normalized: scores of labels are divided by their number of tokens.
     """
 
+    labels: tuple[str, ...]
     is_length_normalized: bool
 
     def create_answerer(self, vlm: Idefics) -> EvaluationAnswerer:
         """See `EngineSpec.create_answerer`."""
-        return EvaluationAnswerer(lambda: vlm, self.options, is_length_normalized=self.is_length_normalized)
+        return EvaluationAnswerer(
+            lambda: vlm, self.options, labels=self.labels, is_length_normalized=self.is_length_normalized
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -120,6 +122,8 @@ class Evaluation:
         """The settings of the batch run: with the request of a row all that its answer depends on."""
         base, suite = self.checkpoint.run_settings, self.suite
         options = self.generation_options | {"length_normalized": suite.is_length_normalized}
+        if suite.labels:
+            options["labels"] = hashlib.sha256(json.dumps(suite.labels).encode()).hexdigest()
         return replace(base, task=f"eval {suite.name}", options=options | dict(base.options))
 
     def describe_settings(self) -> dict[str, Any]:

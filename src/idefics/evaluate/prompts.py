@@ -65,14 +65,14 @@ class SuitePrompts:
             raise BadPrompt(
                 f"{row.name} has the right answer {row.references}, which is not one of its labels"
             )
-        return self.make_request(row).to_text()
+        return self.make_request(row).to_text(self.suite.labels)
 
     def further_media(self, row: BatchRow, prompt: str | None) -> Sequence[Media]:
         """The pictures of a request after the row's own, in the order in which the request first names them."""
         assert isinstance(row, EvaluationRow)
         assert prompt is not None
         own = {_picture_id(row.name, number): media for number, media in enumerate(row.more_media, 1)}
-        ids = EvaluationRequest.from_text(prompt).further_picture_ids
+        ids = EvaluationRequest.from_text(prompt, self.suite.labels).further_picture_ids
         return [own[id] if id in own else self._find_shot_picture(id) for id in ids]
 
     def _find_shot_picture(self, id: str) -> Media:
@@ -109,7 +109,9 @@ class SuitePrompts:
         parts += split_at_pictures(prompt, row.name, QUERY_PICTURE)
         return EvaluationRequest(
             turns=(raw_turn(parts),),
-            labels=tuple(f"{space}{label}{after}".rstrip() for label in labels) if is_ranked else (),
+            labels=labels if is_ranked else (),
+            label_start=space if is_ranked else "",
+            label_end=after if is_ranked else "",
             begins_with_bos=style.begins_with_bos,
         )
 

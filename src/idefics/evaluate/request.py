@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+SUITE_LABELS = "those of the suite"  # stands for them in a text
 QUERY_PICTURE = ""  # the id of the picture of the row itself
 
 
@@ -26,14 +27,22 @@ class EvaluationRequest:
 
     Attributes:
         turns: (role, parts) of each turn of a conversation; or one with the role "raw": text and pictures as they are.
-        labels: the texts whose log-probabilities are summed; empty: a text is generated. In a raw prompt each follows
-            the prompt directly, and begins with a space if there should be one.
+        labels: what is ranked; empty: a text is generated.
+        label_start, label_end: the texts around each label, whose log-probabilities are summed with the label's. In a
+            raw prompt `label_start` follows the prompt directly.
         begins_with_bos: whether the authors' prompt begins with the token that begins a document.
     """
 
     turns: tuple[tuple[Literal["raw", "user", "assistant"], tuple[Part, ...]], ...]
     labels: tuple[str, ...] = ()
+    label_start: str = ""
+    label_end: str = ""
     begins_with_bos: bool = True
+
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """The text of each label whose log-probabilities are summed."""
+        return tuple(f"{self.label_start}{label}{self.label_end}".rstrip() for label in self.labels)
 
     @property
     def picture_ids(self) -> Iterator[str]:
@@ -48,20 +57,32 @@ class EvaluationRequest:
         """The ids of all pictures but the row's own, each once."""
         return [id for id in dict.fromkeys(self.picture_ids) if id != QUERY_PICTURE]
 
-    def to_text(self) -> str:
-        """The request as canonical JSON: equal requests have equal texts."""
+    def to_text(self, suite_labels: tuple[str, ...]) -> str:
+        """The request as canonical JSON: equal requests have equal texts.
+
+        Args:
+            suite_labels: labels that are not written, as all rows may share a thousand of them.
+        """
         turns = [[role, [_part_to_json(part) for part in parts]] for role, parts in self.turns]
         value: dict[str, Any] = {"turns": turns, "bos": self.begins_with_bos}
         if self.labels:
-            value["labels"] = self.labels
+            labels = SUITE_LABELS if self.labels == suite_labels else self.labels
+            value |= {"labels": labels, "around": [self.label_start, self.label_end]}
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
-    def from_text(cls, text: str) -> EvaluationRequest:
-        """The request that `to_text` wrote."""
+    def from_text(cls, text: str, suite_labels: tuple[str, ...]) -> EvaluationRequest:
+        """The request that `to_text` wrote with the same labels of the suite."""
         value = json.loads(text)
         turns = tuple((role, tuple(map(_part_from_json, parts))) for role, parts in value["turns"])
-        return cls(turns=turns, labels=tuple(value.get("labels", ())), begins_with_bos=value["bos"])
+        labels, (start, end) = value.get("labels", ()), value.get("around", ("", ""))
+        return cls(
+            turns=turns,
+            labels=suite_labels if labels == SUITE_LABELS else tuple(labels),
+            label_start=start,
+            label_end=end,
+            begins_with_bos=value["bos"],
+        )
 
     def describe(self) -> str:
         """The prompt for people: pictures are `<image>`, and the labels follow after a line."""
@@ -70,7 +91,7 @@ class EvaluationRequest:
             text = "".join("<image>" if isinstance(part, PictureRef) else part for part in parts)
             lines.append(text if role == "raw" else f"[{role}] {text}")
         if self.labels:
-            listed = ", ".join(map(repr, self.labels[:10]))
+            listed = ", ".join(map(repr, self.continuations[:10]))
             lines.append(
                 f"labels: {listed}" + (f" and {len(self.labels) - 10} more" if self.labels[10:] else "")
             )
