@@ -31,6 +31,7 @@ from idefics.cli.generate import generate
 from idefics.cli.help_format import CommandGroup
 from idefics.cli.info import info
 from idefics.cli.ledger import ledger
+from idefics.cli.merge import merge
 from idefics.cli.models import models
 from idefics.cli.output import (
     ClosedOutput,
@@ -63,6 +64,7 @@ COMMANDS = (
     models,
     info,
     quantize,
+    merge,
     check,
     demo,
 )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,9 +26,9 @@ from idefics.models import Checkpoint
 from idefics.native.structures import GROUP_SIZE
 from idefics.processing.checkpoint_settings import read_json_object
 from idefics.quant.linear import Int4Linear, Int8Linear
-from idefics.weights.files import safetensors_files
+from idefics.weights.files import copy_small_files, safetensors_files
+from idefics.weights.whole_folder import write_whole_folder
 
-COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # copied unchanged
 MAX_SHARD_SIZE = "2GB"  # of one file of weights
 CHECK_PROMPT = "Describe this picture."  # follows each picture in `measure_layer_errors`
 
@@ -119,7 +117,8 @@ def quantize_checkpoint(
             storage="file",
             quantization=quantization,
         )
-        _write_checkpoint(module, checkpoint, config, out)
+        with write_whole_folder(out) as temporary:
+            _write_files(module, checkpoint, config, temporary)
     else:
         quant.replace_with_empty_quantized(module, quantization)
     return QuantizedCheckpoint(
@@ -235,27 +234,11 @@ def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
     raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
 
 
-def _write_checkpoint(
-    module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], out: Path
-) -> None:
-    """Writes a checkpoint into a temporary folder and renames it to `out`, so that `out` is never incomplete."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
-            _write_files(module, checkpoint, config, Path(name))
-            Path(name).replace(out)
-    except OSError as error:
-        raise BadSetting(f"{out} cannot be written ({error.strerror}): give another folder") from None
-
-
 def _write_files(module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], folder: Path) -> None:
-    """Writes the files of a checkpoint into a folder, and makes them readable for everyone."""
+    """Writes the files of a checkpoint into a folder."""
     from huggingface_hub import save_torch_state_dict
 
-    for pattern in COPIED_FILES:
-        for file in checkpoint.folder.glob(pattern):
-            if file.is_file() and not file.name.endswith(".safetensors.index.json"):
-                shutil.copyfile(file, folder / file.name)
+    copy_small_files(checkpoint.folder, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     first_name_by_id = {id(weight): name for name, weight in module.named_parameters()}
     named_parameters = module.named_parameters(remove_duplicate=False)
@@ -263,6 +246,3 @@ def _write_files(module: nn.Module, checkpoint: Checkpoint, config: Mapping[str,
     save_torch_state_dict(
         module.state_dict(), folder, max_shard_size=MAX_SHARD_SIZE, shared_tensors_to_discard=tied_names
     )
-    folder.chmod(0o755)  # temporary files are readable by their owner only
-    for file in folder.iterdir():
-        file.chmod(0o644)

@@ -66,6 +66,9 @@ class Settings:
         "Model", None, "Model name that clients use; unset: the last part of --model."
     )
     revision: str | None = _setting("Model", None, "Branch, tag or commit on the hub.")
+    adapter: str | None = _setting(
+        "Model", None, "Folder or hub id of an adapter (LoRA), merged into the model.", metavar="PATH"
+    )
     device: str = _setting("Model", "auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = _setting("Model", "auto", "auto, float32, bfloat16 or float16.")
     threads: int | None = _setting("Model", None, "Number of CPU threads.", 1, 1024)

@@ -21,6 +21,7 @@ from idefics.weights.files import pickle_error
 from idefics.weights.hub import find_or_download_adapter
 from idefics.weights.hub_files import ProgressCallback
 from idefics.weights.locate import HUB_ID
+from idefics.weights.whole_folder import write_whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,23 +125,10 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: AdapterCo
     Raises:
         BadSetting: the folder exists and is not empty, or cannot be written.
     """
-    from tempfile import TemporaryDirectory
-
     from safetensors.torch import save_file
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadSetting(f"{folder} already holds other files: give a new folder, or empty it")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-            new = Path(name)
-            weights = {
-                KEY_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()
-            }
-            save_file(weights, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-            text = json.dumps(config.to_json(), indent=2, sort_keys=True)
-            (new / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
-            new.chmod(0o755)  # temporary files are readable by their owner only
-            new.replace(folder)
-    except OSError as error:
-        raise BadSetting(f"{folder} cannot be written ({error.strerror}): give another folder") from None
+    with write_whole_folder(folder) as temporary:
+        weights = {KEY_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(weights, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(config.to_json(), indent=2, sort_keys=True)
+        (temporary / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ WRAPPER_PREFIXES = (
 )
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # copied unchanged
 MAX_FINGERPRINT_HEADER = 64 << 10  # bytes
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -127,6 +129,14 @@ def fingerprint_files(files: Iterable[Path]) -> str:
         with file.open("rb") as content:
             digest.update(content.read(MAX_FINGERPRINT_HEADER))
     return digest.hexdigest()
+
+
+def copy_small_files(folder: Path, target: Path) -> None:
+    """Copies all files of a checkpoint but its weights into another folder."""
+    for pattern in COPIED_FILES:
+        for file in folder.glob(pattern):
+            if file.is_file() and not file.name.endswith(".safetensors.index.json"):
+                shutil.copyfile(file, target / file.name)
 
 
 def refuse_adapter(folder: Path) -> None:

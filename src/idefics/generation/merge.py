@@ -1,0 +1,207 @@
+"""Merges an adapter into its model, and writes an ordinary checkpoint that is laid out like the model's own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idefics import models, weights
+from idefics.errors import BadSetting
+from idefics.generation.load_settings import LoadSettings
+from idefics.generation.loading import find_adapter
+from idefics.processing.checkpoint_settings import read_json_object
+from idefics.weights.adapters import WeightChange, read_weight_changes
+from idefics.weights.file_tensors import FileTensor, open_file_tensors
+from idefics.weights.files import INDEX_FILE, copy_small_files
+from idefics.weights.model_tensors import TensorWithNames, state_dict_tensors_tied_once
+from idefics.weights.tensor_writer import TensorToWrite, write_safetensors
+from idefics.weights.whole_folder import write_whole_folder
+
+
+@dataclass(frozen=True, slots=True)
+class MergedCheckpoint:
+    """What `merge_adapter` wrote.
+
+    Attributes:
+        folder: the merged checkpoint.
+        num_changed: how many of its tensors the adapter changed.
+        num_tensors: how many tensors it has.
+        untied: whether the model's head and embedding were one tensor and now are two.
+    """
+
+    folder: Path
+    num_changed: int
+    num_tensors: int
+    untied: bool
+
+
+def merge_adapter(
+    model: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    out: Path,
+    *,
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: weights.ProgressCallback | None = None,
+) -> MergedCheckpoint:
+    """Writes a model with an adapter merged into it as a checkpoint; on an error the folder is not created.
+
+    Files, names and dtypes are those of the model. Sums are float32 and are rounded once, to the tensor's dtype.
+
+    Args:
+        model: a short name, folder or hub id.
+        adapter: a folder or hub id.
+        out: the folder to write; it must be new or empty.
+        revision: branch, tag or commit of the model on the hub.
+        offline, progress: as for `load`.
+
+    Raises:
+        ModelError: the model or the adapter is not found or not supported, or they do not fit together.
+        BadSetting: the folder is not empty or cannot be written, or the model's weights are quantized.
+    """
+    folder = weights.find_checkpoint(model, revision=revision, offline=offline, progress=progress)
+    checkpoint = models.read_checkpoint(folder)
+    if checkpoint.quantization is not None:
+        raise BadSetting(
+            f"{folder} is stored in {checkpoint.quantization.kind}, and an adapter cannot be merged into integers: give "
+            "the original model"
+        )
+    settings = LoadSettings(adapter=adapter, offline=offline, progress=progress)
+    adapter_folder = find_adapter(model, checkpoint, settings)
+    assert adapter_folder is not None
+    module = models.build_on_meta_device(checkpoint)
+    with write_whole_folder(out) as temporary, ExitStack() as stack:
+        file_tensors = open_file_tensors(weights.safetensors_files(folder), stack)
+        rules = checkpoint.family.key_rules
+        merging = _Merging(
+            read_weight_changes(adapter_folder, module, rules, stack),
+            state_dict_tensors_tied_once(module),
+            {
+                target: [file_tensors[name] for name in names]
+                for target, names in rules.source_names_by_target(file_tensors).items()
+            },
+        )
+        replaced = merging.changed_tensors()
+        copy_small_files(folder, temporary)
+        _write_weights(file_tensors, replaced, temporary)
+        new_names = [
+            one.name for tensors in replaced.values() for one in tensors if one.name not in file_tensors
+        ]
+        if merging.unties:
+            _untie_config(temporary / "config.json")
+        _write_index(folder / INDEX_FILE, replaced, file_tensors, temporary)
+    num_changed = sum(len(tensors) for tensors in replaced.values())
+    return MergedCheckpoint(out, num_changed, len(file_tensors) + len(new_names), merging.unties)
+
+
+@dataclass(frozen=True, slots=True)
+class _Merging:
+    """Which tensors of a checkpoint's files an adapter changes.
+
+    Attributes:
+        changes: of the adapter, by the model's names.
+        parameters: of the model.
+        sources: the file tensors of each name of the model, to be concatenated.
+    """
+
+    changes: Mapping[str, WeightChange]
+    parameters: Sequence[TensorWithNames]
+    sources: Mapping[str, Sequence[FileTensor]]
+
+    @property
+    def unties(self) -> bool:
+        """Whether a tensor with several names is changed under one of them."""
+        return any(
+            len(one.names) > 1 and not self.changes.keys().isdisjoint(one.names) for one in self.parameters
+        )
+
+    def changed_tensors(self) -> dict[str, list[TensorToWrite]]:
+        """The tensors to write in the place of a file tensor, by its name; of a tied one under all its names."""
+        replaced: dict[str, list[TensorToWrite]] = {}
+        for parameter in self.parameters:
+            if self.changes.keys().isdisjoint(parameter.names):
+                continue
+            in_files = [name for name in parameter.names if name in self.sources]
+            for name in parameter.names:
+                parts = self.sources.get(name) or self.sources[in_files[0]]
+                change = self.changes.get(name, WeightChange())
+                for index, part in enumerate(parts):
+                    written_name = part.name if name in self.sources else name
+                    tensor = _part_to_write(written_name, change, parts, index, parameter.tensor.shape)
+                    replaced.setdefault(part.name, []).append(tensor)
+        return replaced
+
+
+def _part_to_write(
+    name: str, change: WeightChange, parts: Sequence[FileTensor], index: int, shape: Sequence[int]
+) -> TensorToWrite:
+    """A part of a changed tensor, in the dtype and shape that the part has in its file."""
+    part = parts[index]
+    assert part.dtype is not None
+
+    def read(dtype: torch.dtype) -> Tensor:
+        whole = change.read_changed(parts, shape, dtype, torch.device("cpu"))
+        return whole.split([one.shape[0] for one in parts])[index] if len(parts) > 1 else whole
+
+    return TensorToWrite(name, part.dtype_name, part.shape, partial(read, part.dtype))
+
+
+def _write_weights(
+    file_tensors: Mapping[str, FileTensor], replaced: Mapping[str, Sequence[TensorToWrite]], folder: Path
+) -> None:
+    """Writes each file of weights under its own name, with the changed tensors in the place of the old ones."""
+    tensors_by_file: defaultdict[Path, list[FileTensor]] = defaultdict(list)
+    for tensor in file_tensors.values():
+        tensors_by_file[tensor.file].append(tensor)
+    for file, tensors in tensors_by_file.items():
+        metadata = tensors[0].handle.metadata() or {"format": "pt"}
+        write_safetensors(folder / file.name, list(_with_changes(tensors, replaced)), metadata)
+
+
+def _with_changes(
+    tensors: Sequence[FileTensor], replaced: Mapping[str, Sequence[TensorToWrite]]
+) -> Iterator[TensorToWrite]:
+    """The tensors of a file, the changed ones in the place of the old ones."""
+    for one in tensors:
+        if one.name in replaced:
+            yield from replaced[one.name]
+        else:
+            yield TensorToWrite(one.name, one.dtype_name, one.shape, one.read)
+
+
+def _untie_config(path: Path) -> None:
+    """Says in config.json that head and embedding are two tensors."""
+    config: dict[str, Any] = read_json_object(path)
+    config["tie_word_embeddings"] = False
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"]["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _write_index(
+    index: Path,
+    replaced: Mapping[str, Sequence[TensorToWrite]],
+    file_tensors: Mapping[str, FileTensor],
+    folder: Path,
+) -> None:
+    """Copies the index of the files of weights, if there is one, and adds the tensors that are new."""
+    if not index.is_file():
+        return
+    content = read_json_object(index)
+    for old_name, tensors in replaced.items():
+        for tensor in tensors:
+            if tensor.name not in file_tensors:
+                content["weight_map"][tensor.name] = file_tensors[old_name].file.name
+                content.setdefault("metadata", {}).setdefault("total_size", 0)
+                content["metadata"]["total_size"] += tensor.num_bytes
+    (folder / INDEX_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")

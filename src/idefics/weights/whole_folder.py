@@ -1,0 +1,34 @@
+"""Writes a folder under another name and renames it, so that it exists completely or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from idefics.errors import BadSetting
+
+
+@contextmanager
+def write_whole_folder(folder: Path) -> Iterator[Path]:
+    """Context with a temporary folder, which becomes `folder` at the end; after an error there is none.
+
+    Raises:
+        BadSetting: `folder` is not empty, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadSetting(f"{folder} already holds other files: give a new folder, or empty it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+            temporary = Path(name)
+            yield temporary
+            temporary.chmod(0o755)  # temporary files are readable by their owner only
+            for file in temporary.iterdir():
+                file.chmod(0o644)
+            temporary.replace(folder)
+    except OSError as error:
+        if isinstance(error, ValueError):  # one of this package's
+            raise
+        raise BadSetting(f"{folder} cannot be written ({error.strerror}): give another folder") from None
