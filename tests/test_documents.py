@@ -29,6 +29,7 @@ from typing import NamedTuple
 import PIL.Image
 import pytest
 
+from models.tiny_adapters import write_demo_adapter
 from test_architecture import LEVELS
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +129,7 @@ def reader_folder(tmp_path_factory):
         (folder / path.name).symlink_to(path)
     for name in ("photo.jpg", "scan.png"):
         PIL.Image.open(ROOT / "src/idefics/demo/pictures/door.png").convert("RGB").save(folder / name)
+    write_demo_adapter(folder / "my-adapter")
     return folder
 
 

@@ -13,6 +13,7 @@ import idefics as package
 from idefics.cli import main as cli
 from idefics.evaluate.check.logits_record import RECORDS_FOLDER
 from idefics.tasks import TASKS
+from models.tiny_adapters import write_demo_adapter
 
 COMMANDS = [
     *TASKS,
@@ -26,6 +27,7 @@ COMMANDS = [
     "models",
     "info",
     "quantize",
+    "merge",
     "check",
     "demo",
 ]
@@ -141,7 +143,9 @@ def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin
     if words[1] in ("run", "ledger", "eval"):
         run_in_earnest(words[1:], photo_folder, capsys, monkeypatch)
         return
-    if words[1] in ("quantize", "check"):  # in earnest: with the model that is here
+    if words[1] == "merge":
+        write_demo_adapter(photo_folder / "my-adapter")
+    if words[1] in ("quantize", "merge", "check"):  # in earnest: with the model that is here
         words[2] = "demo"
         copyfile(RECORDS_FOLDER / "demo.json", "right.json")
     done = run_idefics(*words[1:])

@@ -32,6 +32,7 @@ def test_the_keywords_are_those_of_load(fake_load, capsys):
     assert run(["caption", "a.png", "--device", "cpu", "--revision", "v1", "--remote-images", "public"]) == 0
     assert capsys.readouterr() == ("caption a\n", "")
     options = {
+        "adapter": None,
         "device": "cpu",
         "dtype": "auto",
         "threads": None,

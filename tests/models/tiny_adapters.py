@@ -1,13 +1,15 @@
 """Adapters of tiny models, made by peft or by hand, with values that are felt in the logits."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from idefics.demo import __path__ as DEMO
 from idefics.weights.adapter_config import ADAPTER_WEIGHTS, AdapterConfig
 from idefics.weights.adapter_files import write_adapter
-
-TEXT_LAYER = "layers.0.self_attn.q_proj"
+from models import tiny
 
 
 def save_peft_adapter(folder, reference, **options):
@@ -50,3 +52,9 @@ def edit_tensors(folder, edit):
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     edit(tensors)
     save_file(tensors, folder / ADAPTER_WEIGHTS)
+
+
+def write_demo_adapter(folder, name="idefics3", *, targets=("q_proj", "down_proj"), scale=0.05, **options):
+    """Writes an adapter of a demo checkpoint with random factors, which change its answers."""
+    model = tiny.load_checkpoint(Path(DEMO[0], name))
+    return write_random_adapter(folder, model, targets, scale=scale, **options)

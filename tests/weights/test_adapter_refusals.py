@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from idefics.weights import find_adapter
 from idefics.weights.adapter_config import AdapterConfig
 from idefics.weights.adapter_files import write_adapter
 from models import tiny
-from models.tiny_adapters import edit_tensors, write_random_adapter
+from models.tiny_adapters import edit_tensors, write_demo_adapter, write_random_adapter
 
 LAYER = "model.text_model.layers.0.self_attn"
 KEY = f"base_model.model.{LAYER}"
@@ -219,13 +218,10 @@ def test_an_adapter_is_downloaded_from_the_hub(adapter, tmp_path):
     assert refusal.startswith("someone/bin has no adapter_config.json with adapter_model.safetensors")
 
 
-def write_demo_adapter(folder, **options):
-    model = tiny.load_checkpoint(Path(DEMO[0], "idefics3"))
-    return write_random_adapter(folder, model, ["q_proj"], rank=1, alpha=1, **options)
-
-
 def test_the_base_model_is_compared_by_its_name(tmp_path):
-    adapter = write_demo_adapter(tmp_path / "adapter", base_model="HuggingFaceTB/SmolVLM-256M-Instruct")
+    adapter = write_demo_adapter(
+        tmp_path / "adapter", targets=["q_proj"], base_model="HuggingFaceTB/SmolVLM-256M-Instruct"
+    )
     with pytest.raises(
         UnsupportedModel,
         match=r"was trained on HuggingFaceTB/SmolVLM-256M-Instruct, not on demo: give that model",
@@ -238,7 +234,9 @@ def test_the_base_model_is_compared_by_its_name(tmp_path):
 
 
 def test_the_base_model_is_compared_by_its_class(tmp_path):
-    adapter = write_demo_adapter(tmp_path / "adapter", base_class="Idefics2ForConditionalGeneration")
+    adapter = write_demo_adapter(
+        tmp_path / "adapter", targets=["q_proj"], base_class="Idefics2ForConditionalGeneration"
+    )
     with pytest.raises(
         UnsupportedModel, match=r"class Idefics2ForConditionalGeneration, and demo is of the family"
     ):

@@ -141,7 +141,10 @@ class Evaluation:
             described["stop_words"] = list(self.open_style.stop_words)
         if settings.num_shots:
             described["selection"] = self._describe_selection()
-        return described | dict(self.checkpoint.run_settings.options)
+        run_settings = self.checkpoint.run_settings
+        if run_settings.adapter:
+            described["adapter"] = run_settings.adapter
+        return described | dict(run_settings.options)
 
     def _describe_selection(self) -> str:
         """How the few-shot examples were chosen, in words."""
