@@ -273,22 +273,30 @@ def test_frames_that_changed(demo, monkeypatch):
     assert "the frames have the hash" in details(picture_checks.check_frames, demo)[0]
 
 
-def test_what_trained_models_know(demo, monkeypatch):
-    """The demo knows its picture book alone: plain English surprises it more than half as much as random ids."""
+def test_plain_english_surprises_the_demo(demo, monkeypatch):
+    """It knows its picture book alone: English surprises it more than half as much as random ids."""
     monkeypatch.setattr(trained_checks, "MIN_TRAINED_PARAMETERS", 0)
     assert "nats a token for plain English" in details(trained_checks.check_plain_text, demo)[0]
-    colors = list(trained_checks.COLORS)
 
-    def score(items, continuations, **_):
-        return None, [
-            [float(f"{color} " in f"{answer} ")] for answer, color in zip(continuations, colors, strict=True)
-        ]
 
-    found = details(
-        trained_checks.check_drawn_pictures,
-        SimpleNamespace(num_parameters=1, vlm=SimpleNamespace(score=score)),
-    )
-    assert len(found) == 9  # the first colour is always chosen
+@pytest.mark.parametrize(("best", "status", "num_mistakes"), [("blue", "off", 9), (None, "ok", 0)])
+@pytest.mark.parametrize("kind", ["chat", "base"])
+def test_colors_of_drawn_pictures(kind, best, status, num_mistakes):
+    """A model that calls everything blue, and one that sees the colours; asked in a turn or to continue a text."""
+    seen = []
+
+    def score(items, continuations, **options):
+        assert ("answer_start" in options) == (kind == "chat")
+        pixels = items[0].parts[0].source if kind == "chat" else items[0]
+        [color] = [name for name, rgb in trained_checks.COLORS.items() if (pixels[48, 48] == rgb).all()]
+        seen.append(color)
+        return None, [[float(text == f" {best or color}")] for text in continuations]
+
+    processor = SimpleNamespace(prompt_format=SimpleNamespace(kind=kind))
+    subject = SimpleNamespace(num_parameters=10**9, vlm=SimpleNamespace(score=score), processor=processor)
+    outcome = trained_checks.check_drawn_pictures(subject)
+    assert (outcome.status, len(outcome.details)) == (status, num_mistakes)
+    assert seen == [*trained_checks.COLORS] * 3
 
 
 @pytest.mark.parametrize("name", DEMO_FOLDERS)

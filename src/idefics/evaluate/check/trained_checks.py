@@ -10,9 +10,10 @@ from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipp
 from idefics.evaluate.check.drawn_pictures import COLORS, PLAIN_TEXT, SHAPES, draw_shape
 from idefics.evaluate.check.logits_record import prompt_logprobs
 from idefics.evaluate.check.subject import CheckSubject
+from idefics.messages import Picture, user
 
 if TYPE_CHECKING:
-    from idefics.generation.prompts import PromptItems
+    from idefics.generation.prompts import Conversation, PromptItems
 
 MIN_TRAINED_PARAMETERS = 100_000_000  # of a model that knows English and everyday pictures
 MIN_RIGHT = 8  # of 12 drawn pictures; guessing reaches it once in 360 times
@@ -38,8 +39,7 @@ def check_drawn_pictures(subject: CheckSubject) -> CheckOutcome:
     pictures = list(product(SHAPES, COLORS))
     right, mistakes = 0, []
     for shape, color in pictures:
-        items: PromptItems = [draw_shape(shape, color), f"The color of this {shape} is"]
-        _, scores = subject.vlm.score(items, [f" {name}" for name in COLORS], detail="low", max_tiles=1)
+        scores = _score_colors(subject, shape, color)
         best = max(zip(scores, COLORS, strict=True), key=lambda pair: sum(pair[0]))[1]
         right += best == color
         if best != color:
@@ -49,6 +49,17 @@ def check_drawn_pictures(subject: CheckSubject) -> CheckOutcome:
         f"{MIN_RIGHT} of {len(pictures)}",
         mistakes if right < MIN_RIGHT else (),
     )
+
+
+def _score_colors(subject: CheckSubject, shape: str, color: str) -> list[list[float]]:
+    """The log-probabilities of each colour after the picture of a shape, asked as the checkpoint was trained."""
+    pixels, start = draw_shape(shape, color), f"The color of this {shape} is"
+    names = [f" {name}" for name in COLORS]
+    if subject.processor.prompt_format.kind == "chat":
+        question: Conversation = [user(Picture(pixels), f"What is the color of this {shape}?")]
+        return subject.vlm.score(question, names, answer_start=start, detail="low", max_tiles=1)[1]
+    items: PromptItems = [pixels, start]
+    return subject.vlm.score(items, names, detail="low", max_tiles=1)[1]
 
 
 TRAINED_CHECKS = (
