@@ -32,6 +32,7 @@ from idefics.cli.pictures import (
 )
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.text_files import read_text_file
+from idefics.cli.where import WhereFlags, answer_and_draw, draw_map
 from idefics.config import EngineConfig
 from idefics.errors import BadPicture, BadPrompt, BadSetting, IdeficsError
 from idefics.lazy import cached_property
@@ -121,12 +122,17 @@ def _run_task(
     pictures: PictureFlags,
     model: ModelFlags,
     sampling: SamplingFlags,
+    where: WhereFlags,
 ) -> None:
     """Runs a task on all pictures and writes the answers; a single picture's is streamed on a terminal."""
     names, words = split_pictures_and_words(task, pictures.arguments, prompt.prompt)
     options = sampling.options(as_json=writer.as_json)
     batches = PictureBatches(writer, load_model, model, shots, names, recursive=pictures.recursive)
-    if writer.is_interactive and not writer.shows_picture_names:
+    where.check(batches.pictures)
+    if where.where is not None:
+        for named in batches.readable_pictures(batches.pictures):
+            answer_and_draw(writer, batches.vlm, task, named, words, options, where.where)
+    elif writer.is_interactive and not writer.shows_picture_names:
         for named in batches.readable_pictures(batches.pictures):
             stream = batches.vlm.run(task, named.picture, words, stream=True, **options)
             writer.write_stream(cast("Stream", stream))
@@ -162,6 +168,7 @@ def _run_classify(
     pictures: PictureFlags,
     model: ModelFlags,
     detail: ImageDetailFlags,
+    where: WhereFlags,
 ) -> None:
     """Ranks the labels for all pictures and writes the rankings."""
     detail_options = detail.image_detail_options()
@@ -180,8 +187,13 @@ def _run_classify(
             **detail_options,
         )
     )
+    where.check(batches.pictures)
     for ranking, name in rankings:
         writer.write_result(ranking, name)
+        if where.where is not None:
+            picture = batches.pictures[0].picture
+            explanations = batches.vlm.explain(picture, labels=label_list, stream=True, **detail_options)
+            draw_map(writer, explanations, where.where)
 
 
 def _refuse_words(arguments: Sequence[str], hint: str) -> None:

@@ -82,7 +82,7 @@ def _draw_panel(panel: Panel, scale: float) -> PIL.Image.Image:
     caption = panel.caption.replace("\n", " ")
     if len(caption) > MAX_CAPTION_CHARACTERS:
         caption = f"{caption[: MAX_CAPTION_CHARACTERS - 1]}…"
-    text = f"{caption}   {panel.log_probability + 0.0:.2f} nats"
+    text = f"{caption}   {round(panel.log_probability, 2) + 0.0:.2f} nats"
     PIL.ImageDraw.Draw(tile).text((2, size[1] + 6), text, "black", PIL.ImageFont.load_default(FONT_SIZE))
     return tile
 
