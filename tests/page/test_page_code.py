@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -193,3 +194,16 @@ def test_the_command_line_of_a_batch_gives_its_table(folder, run_shell, batch_co
     line, file = shown.shell.rstrip().split(" > ")  # what the shell itself does
     assert file == "answers.txt"
     assert answer_by_name(run_shell(line)) == table
+
+
+@pytest.mark.parametrize(
+    "call",
+    [CALL_BY_NAME["ask"], EXAMPLE_CONVERSATION, BatchSnippets(task="caption", **MODEL_AND_SERVER)],
+    ids=["task", "chat", "batch"],
+)
+def test_the_code_names_the_adapter(call):
+    adapted = replace(call, adapter="my adapter")
+    assert "vlm = idefics.load('demo', adapter='my adapter')" in adapted.python
+    assert "--model demo --adapter 'my adapter'" in adapted.shell
+    assert "vlm = idefics.load('demo')" in call.python
+    assert "--adapter" not in call.shell

@@ -183,7 +183,8 @@ def _make_page_settings(source: Settings | ModelFlags, model_name: str, **others
 
     folder = weights.find_checkpoint(source.model, revision=source.revision, offline=True)
     fetcher = Fetcher(policy=source.remote_images, untrusted=True)
-    return PageSettings(model_name, fetcher, initial_sampling=read_checkpoint_sampling(folder), **others)
+    sampling = read_checkpoint_sampling(folder)
+    return PageSettings(model_name, fetcher, adapter=source.adapter, initial_sampling=sampling, **others)
 
 
 def _configure_logging(format: str, *verbose_loggers: str) -> None:

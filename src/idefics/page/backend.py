@@ -38,6 +38,7 @@ class PageSettings:
         fetcher: fetches pictures from addresses that its policy allows.
         server_url: the base URL of the API, for "Show code".
         has_key: whether the API requires a key.
+        adapter: the folder or hub id of the model's adapter, for "Show code".
         initial_sampling: sampling settings that differ from the package's defaults when the page opens.
         max_concurrent_answers: answers that are generated at once; further ones wait.
         admission_slot: `(cancel, num_pictures, num_tokens)` -> a context manager that holds a slot of the server's
@@ -48,6 +49,7 @@ class PageSettings:
     fetcher: Fetcher
     server_url: str = "http://127.0.0.1:8000"
     has_key: bool = False
+    adapter: str | None = None
     initial_sampling: Mapping[str, Any] = field(default_factory=dict)
     max_concurrent_answers: int = 16
     admission_slot: Callable[[Callable[[], None], int, int], AbstractContextManager[None]] = lambda *_: (
@@ -165,6 +167,7 @@ class PageBackend:
             model=settings.model,
             server=settings.server_url,
             has_key=settings.has_key,
+            adapter=settings.adapter,
             **fields,
         )
 

@@ -134,6 +134,7 @@ def _make_snippets(backend: PageBackend, task: str, text: str) -> BatchSnippets:
         model=settings.model,
         server=settings.server_url,
         has_key=settings.has_key,
+        adapter=settings.adapter,
     )
 
 

@@ -260,6 +260,7 @@ class ChatTab:
             model=settings.model,
             server=settings.server_url,
             has_key=settings.has_key,
+            adapter=settings.adapter,
         )
 
 

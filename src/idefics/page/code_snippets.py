@@ -17,6 +17,7 @@ from idefics.page.curl_format import (
     image_url_or_data,
     is_url,
 )
+from idefics.page.load_code import format_load, model_flags
 
 DEFAULT_SAMPLING = Sampling()
 # A prompt that the command line would take for a flag or a picture.
@@ -35,6 +36,7 @@ class TaskSnippets:
         shots: (picture, question, answer) of each few-shot example.
         options: keywords whose values differ from the defaults.
         model: the name, folder or hub id of the model.
+        adapter: the folder or hub id of its adapter.
         server: the base URL of `idefics serve`.
         has_key: whether the server requires a key.
     """
@@ -48,6 +50,7 @@ class TaskSnippets:
     model: str
     server: str
     has_key: bool = False
+    adapter: str | None = None
 
     @property
     def python(self) -> str:
@@ -62,7 +65,7 @@ class TaskSnippets:
         lines = ["import idefics"]
         if self.shots:
             lines.append("from idefics import Picture, Shot")
-        lines += ["", f"vlm = idefics.load({self.model!r})"]
+        lines += ["", format_load(self.model, self.adapter)]
         if self.shots:
             lines += ["vlm = vlm.with_shots(", "    [", *map(_format_shot, self.shots), "    ]", ")"]
         if self.task == "classify":
@@ -81,7 +84,10 @@ class TaskSnippets:
             arguments += [f"--prompt={self.words}"] if FLAG_LIKE_PATTERN.match(self.words) else [self.words]
         if self.shots:
             arguments += ["--shots", "shots.jsonl"]
-        return shlex.join([*arguments, *_option_flags(self.options), "--model", self.model]) + "\n"
+        return (
+            shlex.join([*arguments, *_option_flags(self.options), *model_flags(self.model, self.adapter)])
+            + "\n"
+        )
 
     @property
     def curl(self) -> str:
@@ -124,6 +130,7 @@ class ChatSnippets:
     model: str
     server: str
     has_key: bool = False
+    adapter: str | None = None
 
     @property
     def python(self) -> str:
@@ -139,7 +146,7 @@ class ChatSnippets:
                 "import idefics",
                 f"from idefics import {', '.join([*imported_names, 'user'])}",
                 "",
-                f"vlm = idefics.load({self.model!r})",
+                format_load(self.model, self.adapter),
                 "messages = [",
                 *turns,
                 "]",
@@ -160,7 +167,12 @@ class ChatSnippets:
                     " ".join(part for part in message.parts if isinstance(part, str)).replace("\n", " ")
                 ]
         printf_command = " ".join(["printf '%s\\n'", *(f"\\\n  {shlex.quote(line)}" for line in lines)])
-        chat_command = ["idefics", "chat", *_option_flags(self.options), "--model", self.model]
+        chat_command = [
+            "idefics",
+            "chat",
+            *_option_flags(self.options),
+            *model_flags(self.model, self.adapter),
+        ]
         return f"{printf_command} |\n  {shlex.join(chat_command)}\n"
 
     @property
@@ -190,6 +202,7 @@ class BatchSnippets:
     model: str
     server: str
     has_key: bool = False
+    adapter: str | None = None
 
     @property
     def python(self) -> str:
@@ -200,7 +213,7 @@ class BatchSnippets:
 
 import idefics
 
-vlm = idefics.load({self.model!r})
+{format_load(self.model, self.adapter)}
 for path in sorted(Path({self.folder!r}).iterdir()):
     try:
         print(f"{{path}}: {{vlm.{self.task}({arguments})}}")
@@ -234,6 +247,7 @@ for path in sorted(Path({self.folder!r}).iterdir()):
             model=self.model,
             server=self.server,
             has_key=self.has_key,
+            adapter=self.adapter,
         )
 
 

@@ -165,6 +165,7 @@ class _ParameterLoader:
             elif name in self.changes:
                 value = self._read_value(parameter, name, self.dtypes.get(name, self.dtype), device)
                 self._assign(parameter, [name], value)
+                _release_free_heap()
             else:
                 shared_names.append(name)
         if shared_names:
