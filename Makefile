@@ -103,6 +103,15 @@ $(BENCH): $(DEV) bench/requirements.txt
 	@touch $@
 
 # Clients of the server that others wrote, apart: they need versions of packages that the tests' own tools do not take.
+# Without dependencies, which would bring other versions than those of idefics: a .pth file adds what is in .venv.
+$(VENV)/clients/lmms_eval.stamp: tests/clients/environments/lmms_eval.txt | $(DEV)
+	@echo "Installing lmms-eval"
+	@$(BIN)/python -m venv $(VENV)/clients/lmms_eval
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(VENV)/clients/lmms_eval/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/idefics.pth"
+	@$(VENV)/clients/lmms_eval/bin/python -m pip --no-input --disable-pip-version-check install -qq --no-deps --requirement $<
+	@touch $@
+
 $(VENV)/clients/%.stamp: tests/clients/environments/%.txt | $(DEV)
 	@echo "Installing clients of the server ($*)"
 	@$(BIN)/python -m venv $(VENV)/clients/$*
