@@ -29,6 +29,7 @@ from idefics.messages import (
     assistant,
     user,
 )
+from idefics.processing.processor import Processor
 from idefics.processing.video import to_picture_or_video
 from idefics.tasks.classify import softmax
 from idefics.tasks.row_mapping import RowWindow
@@ -128,8 +129,8 @@ class EvaluationAnswerer:
         start_time = time.perf_counter()
         assert item.prompt is not None
         request = EvaluationRequest.from_text(item.prompt, self._labels)
-        prompt_items = _prompt_items(request, item, vlm)
         processor = vlm.loaded_model.processor
+        prompt_items = make_prompt_items(request, item, processor)
         if not request.labels:
             return call.restart(text_prefix="").submit(make_prompt(processor, prompt_items))
         prompt, continuations = make_scoring_prompt(processor, prompt_items, request.continuations)
@@ -137,10 +138,10 @@ class EvaluationAnswerer:
         return PendingLabelScores(request.labels, self._is_length_normalized, handle, start_time)
 
 
-def _prompt_items(
-    request: EvaluationRequest, item: WorkItem, vlm: Idefics
+def make_prompt_items(
+    request: EvaluationRequest, item: WorkItem, processor: Processor
 ) -> list[Message] | list[ContentPart]:
-    """The prompt of a request as `Idefics.prompt` takes it, with the pictures in their places."""
+    """The prompt of a request as `Idefics.prompt` takes it, with the pictures of its item in their places."""
     pictures = {QUERY_PICTURE: to_picture_or_video(item.media)} | {
         id: to_picture_or_video(data)
         for id, data in zip(request.further_picture_ids, item.more_media, strict=True)
@@ -148,7 +149,6 @@ def _prompt_items(
     if request.turns[0][0] != "raw":
         return [_message(role, [_content(part, pictures) for part in parts]) for role, parts in request.turns]
     parts = [_content(part, pictures) for part in request.turns[0][1]]
-    processor = vlm.loaded_model.processor
     bos_token = processor.tokenizer.token_by_role.get("bos_token")
     if request.begins_with_bos and bos_token and not processor.num_raw_prompt_prefix_tokens:
         if isinstance(parts[0], str):
