@@ -56,6 +56,7 @@ def test_a_table_gives_a_score_an_interval_and_the_wrong_ones(folder, call):
     assert code == 1  # a row failed
     assert out[0] == "exact match: 50.0 (95 % interval 0.0 to 100.0)"
     assert out[1] == "4 rows, 1 failed; r.json has all of them"
+    assert out[2] == "2 rows have the score 0, such as answers.csv#3, answers.csv#4"
     report = read(folder / "r.json")
     assert [row["score"] for row in report["rows"]] == [1, 1, 0, 0]
     first, _, wrong, failed = report["rows"]
@@ -242,6 +243,18 @@ def test_mistakes_are_said_before_anything_is_made(folder, call, words, message)
     assert not (folder / "r.json.ledger").exists()
 
 
+def test_a_table_for_a_suite_with_labels(folder, call):
+    """The numbers of labels count those of the suite; a row that lacks a field of the prompt has failed."""
+    lines = [{"image": "tower.png", "text": "hi", "label": 1}, {"image": "door.png", "label": 0}]
+    (folder / "memes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, _, _ = call("hateful-memes", "--data", "memes.jsonl", "--out", "r.json")
+    assert code == 1
+    first, second = read(folder / "r.json")["rows"]
+    assert first["references"] == ["yes"]
+    assert first["answer"] in ("yes", "no")
+    assert second["error"] == "memes.jsonl#2 has no text, which the prompt needs"
+
+
 def test_one_question_for_all_rows(folder, call):
     (folder / "bare.csv").write_text("image,answer\ntower.png,Night\n")
     _, out, _ = call("folder", "--data", "bare.csv", "--question", "Is it day or night?", "--out", "r.json")
@@ -254,3 +267,4 @@ def test_the_list_has_all_suites(call):
     code, out, _ = call("--list")
     assert code == 0
     assert [line.split()[0] for line in out] == list(SUITES)
+    assert all(". --data: " in line for line in out)

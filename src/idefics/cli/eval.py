@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from idefics.evaluate.evaluation import Evaluation
     from idefics.evaluate.evaluation_settings import EvaluationSettings
 
+MAX_NAMED_ROWS = 5  # with the score 0
+
 
 @command(
     "idefics eval --list",
@@ -73,7 +75,8 @@ def _print_suites() -> None:
     from idefics.evaluate.suites import SUITES
 
     for suite in SUITES.values():
-        print(f"{suite.name:<14} {METRICS[suite.metric].title:<32} {suite.help}")
+        title = METRICS[suite.metric].title
+        print(f"{suite.name:<14} {suite.help}: {title}. --data: {suite.files}")
 
 
 def _print_comparison(paths: list[str]) -> None:
@@ -233,6 +236,9 @@ def _write_reports(
         print(f"{name}: {text}")
     without = f", {len(unscored)} more without a right answer" if unscored else ""
     print(f"{len(rows)} rows, {report['num_failed']} failed{without}; {outputs.out} has all of them")
+    wrong = [row.name for row, score in zip(rows, scores.rows, strict=True) if not score]
+    if wrong:
+        print(f"{len(wrong)} rows have the score 0, such as {', '.join(wrong[:MAX_NAMED_ROWS])}")
     for note in scores.notes:
         print(note)
     for one in published_figures(evaluation.suite.name):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from idefics.batch.ledger import Ledger
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.run_settings import RunSettings
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
@@ -162,7 +163,8 @@ class Evaluation:
         """The whole prompt of the first row that has one, for people; "" if there is none."""
         for row in self.source:
             if not row.error:
-                return self.prompts.make_request(row).describe()
+                with suppress(IdeficsError):  # it is in the row of the report
+                    return self.prompts.make_request(row).describe()
         return ""
 
     def evaluated_rows(

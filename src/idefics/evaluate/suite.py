@@ -39,6 +39,7 @@ class Suite:
     Attributes:
         name: as it is typed.
         help: what the data set is, in a few words.
+        files: what is in the folder that `--data` names, in a few words.
         answer: "caption" and "text" are generated; "rank": labels are ranked by their log-probability.
         metric: a key of `scoring.METRICS`.
         layout: a key of `layouts.LAYOUTS`: how the folder of its official download is read.
@@ -56,6 +57,7 @@ class Suite:
 
     name: str
     help: str
+    files: str = ""
     answer: AnswerKind
     metric: str
     layout: str

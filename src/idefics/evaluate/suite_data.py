@@ -75,7 +75,9 @@ class SuiteData:
         if self.is_table:
             if not self.location:
                 raise BadSetting(f"no data given: name a table or a folder with --data for {self.suite.name}")
-            return RowReader(partial(read_table, self.location, SourceSettings(), self.question))
+            return RowReader(
+                partial(read_table, self.location, SourceSettings(), self.question, self.suite.labels)
+            )
         return RowReader(partial(find_layout(self.suite.layout), self._folder(), self.split))
 
     def resolve_suite(self, source: RowReader) -> Suite:

@@ -25,7 +25,7 @@ SEPARATOR = "|"
 
 
 def read_table(
-    argument: str, settings: SourceSettings, question: str | None = None
+    argument: str, settings: SourceSettings, question: str | None = None, suite_labels: tuple[str, ...] = ()
 ) -> Iterator[EvaluationRow]:
     """Reads a table: the picture as `idefics run` finds it, and the columns above.
 
@@ -33,15 +33,18 @@ def read_table(
         argument: a file, a folder with metadata.csv or .jsonl, or "hf:owner/name:split".
         settings: how the input is read.
         question: of rows that have none of their own; None: they have none.
+        suite_labels: those of the suite, which the number of a label counts.
 
     Raises:
         BadPicture, BadSetting, MissingExtra: the table cannot be read.
     """
     for row in open_source([argument], settings):
-        yield to_evaluation_row(row, question)
+        yield to_evaluation_row(row, question, suite_labels)
 
 
-def to_evaluation_row(row: BatchRow, question: str | None = None) -> EvaluationRow:
+def to_evaluation_row(
+    row: BatchRow, question: str | None = None, suite_labels: tuple[str, ...] = ()
+) -> EvaluationRow:
     """A row of a table with its question, its right answers and its labels.
 
     A row without a right answer is a row with an error.
@@ -51,7 +54,7 @@ def to_evaluation_row(row: BatchRow, question: str | None = None) -> EvaluationR
     choices = _texts(columns, CHOICE_COLUMNS)
     label = next((columns[name] for name in LABEL_COLUMNS if columns.get(name) not in (None, "")), None)
     references = (
-        (_label_text(label, choices),)
+        (_label_text(label, choices or suite_labels),)
         if label is not None
         else _texts(columns, ANSWER_COLUMNS) or _texts(columns, CAPTION_COLUMNS)
     )
