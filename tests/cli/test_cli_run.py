@@ -108,7 +108,7 @@ def test_texts_next_to_pictures_and_in_them(folder, call):
     times = (photos / "puppy.png").stat().st_mtime_ns
     code, _, err = call("run", "photos", "--sidecar", "txt", "--write-metadata", "--prefix", "sks, ")
     assert code == 0
-    assert "6 written, 1 left alone, as they have a text" in err
+    assert err[-1] == "6 written, 1 left alone, as they have a text, 12 sidecars or descriptions written"
     assert (photos / "tower.txt").read_text() == "mine\n"
     assert (photos / "statue.txt").read_text().startswith("sks, A large statue")
     from idefics.batch.xmp import read_description
@@ -118,7 +118,11 @@ def test_texts_next_to_pictures_and_in_them(folder, call):
     assert (photos / "puppy.png").stat().st_mtime_ns == times
     # Its bytes are others now; it is the same picture.
     code, _, err = call("run", "photos", "--sidecar", "txt", "--write-metadata", "--prefix", "sks, ")
-    assert "0 written, 6 done before, 1 left alone, as they have a text" in err
+    assert err[-1] == "0 written, 6 done before, 1 left alone, as they have a text"
+    (photos / "statue.txt").unlink()  # a sidecar that is gone is written again from the ledger
+    _, _, err = call("run", "photos", "--sidecar", "txt", "--write-metadata", "--prefix", "sks, ")
+    assert err[-1].endswith("1 sidecars or descriptions written")
+    assert (photos / "statue.txt").read_text().startswith("sks, A large statue")
     call("run", "photos", "--sidecar", "txt", "--existing", "append", "--ledger", "other.ledger")
     assert (photos / "tower.txt").read_text() == f"mine, {TOWER}\n"
     call("run", "photos", "--sidecar", "txt", "--existing", "append", "--ledger", "other.ledger")
@@ -129,7 +133,7 @@ def test_two_pictures_of_one_sidecar_are_told(folder, call):
     shutil.copy(folder / "photos" / "tower.png", folder / "photos" / "puppy.jpg")
     code, _, err = call("run", "photos/puppy.png", "photos/puppy.jpg", "--sidecar", "txt", "--ledger", "l")
     assert code == 1
-    assert any("1 texts not written" in line for line in err)
+    assert any("1 of them could not be written" in line for line in err)
     assert any(
         "its text would be written to photos/puppy.txt, which is that of photos/puppy" in line for line in err
     )
@@ -195,6 +199,10 @@ MISTAKES = [
     (["run", "photos", "--out", "a.csv", "--temperature", "-1"], "--temperature is -1"),
     (["run", "photos", "--out", "a.csv", "--report", "no/r.html"], "there is no folder no"),
     (["run", "photos", "--out", "a.csv", "--task", "ask", "--prompt", "{x.y}?"], "an attribute"),
+    (
+        ["run", "photos", "--out", "a.csv", "--task", "ask", "--prompt", "Is it {nosuch}?"],
+        "it has no columns",
+    ),
     (["ledger"], "0 ledgers given"),
     (["ledger", "photos/tower.png"], "file is not a database"),
 ]
@@ -209,6 +217,30 @@ def test_mistakes_are_one_line_before_the_model_is_loaded(folder, call, words, m
     assert len(err) == 1
     assert message in err[0]
     assert err[0].startswith(f"idefics {words[0]}: ")
+
+
+def test_outputs_replace_no_input_and_no_other_file(folder, call):
+    (folder / "in.csv").write_text("image\nphotos/tower.png\n")
+    for words, message in (
+        (["--out", "in.csv", "--overwrite"], "in.csv is an input of this run too"),
+        (["--out", "out.csv", "--report", "in.csv"], "in.csv is an input of this run too"),
+        (["--out", "out.csv", "--report", "photos/tower.png"], "ends in .html"),
+        (["--out", "out.csv", "--report", "page.html"], "page.html exists and is no report"),
+    ):
+        (folder / "page.html").write_text("<!doctype html> mine")
+        code, _, err = call("run", "in.csv", *words)
+        assert (code, len(err)) == (2, 1)
+        assert message in err[0]
+    assert (folder / "in.csv").read_text() == "image\nphotos/tower.png\n"
+    (folder / "page.html").unlink()
+    for _ in range(2):  # a report replaces an earlier one
+        assert call("run", "in.csv", "--out", "out.csv", "--report", "page.html")[0] == 0
+
+
+def test_an_input_without_a_picture_is_an_error(folder, call):
+    (folder / "empty.csv").write_text("image\n")
+    code, _, err = call("run", "empty.csv", "--out", "out.csv")
+    assert (code, err) == (2, ["idefics run: the input has no picture; skipped: nothing"])
 
 
 def test_an_output_of_other_origin_is_not_replaced(folder, call):

@@ -170,14 +170,22 @@ def test_closing_ends_the_rows_in_hand(vlm):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("idefics-prepare")]
 
 
-def test_an_error_of_the_rows_ends_it(vlm):
+def test_an_error_of_the_rows_ends_it_after_the_rows_before(vlm):
     def rows():
-        yield PICTURES[0]
+        yield from PICTURES * 3
         raise KeyError("lost")
 
+    results = vlm.map(rows(), max_new_tokens=2)
+    assert sum(1 for _ in zip(range(3 * len(PICTURES)), results, strict=False)) == 3 * len(PICTURES)
     with pytest.raises(KeyError, match="lost"):
-        list(vlm.map(rows()))
+        next(results)
     assert becomes_idle(vlm)
+
+
+@pytest.mark.parametrize("rows", [5, None, "a.png", b"bytes", {"image": "a.png"}, {"a.png", "b.png"}])
+def test_rows_are_an_iterable_in_order(vlm, rows):
+    with pytest.raises(BadSetting, match="give an iterable of pictures or of dicts"):
+        vlm.map(rows)
 
 
 def test_memory_is_flat(vlm):

@@ -48,6 +48,21 @@ class WrittenText:
     is_written: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ExportMark:
+    """How much of an output file is written.
+
+    Attributes:
+        last_number: the number of the last row in it.
+        size: its bytes; -1: it has to be written anew.
+        digest: SHA-256 of these bytes.
+    """
+
+    last_number: int
+    size: int
+    digest: bytes
+
+
 class Ledger(LedgerFile):
     """The ledger of batch runs: their rows, answers, texts next to pictures, and how much of each output is written."""
 
@@ -146,19 +161,18 @@ class Ledger(LedgerFile):
     def find_content(self, path: str, status: os.stat_result) -> bytes | None:
         """The content hash of a file that has not changed since `remember_content`."""
         found = self.read_one(
-            "SELECT content FROM contents WHERE path = ? AND size = ? AND mtime_ns = ?",
+            "SELECT content FROM contents WHERE path = ? AND status = ?",
             storable_text(path),
-            status.st_size,
-            status.st_mtime_ns,
+            _identify(status),
         )
         return None if found is None else found[0]
 
     def remember_content(self, path: str, status: os.stat_result, content: bytes) -> None:
-        """Stores the content hash of a file with its size and time of change."""
+        """Stores the content hash of a file with what its directory entry says."""
         with self.writing() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)",
-                (storable_text(path), status.st_size, status.st_mtime_ns, content),
+                "INSERT OR REPLACE INTO contents VALUES (?, ?, ?)",
+                (storable_text(path), _identify(status), content),
             )
 
     def original_content(self, content: bytes) -> bytes:
@@ -207,18 +221,29 @@ class Ledger(LedgerFile):
         with self.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", (storable_text(path), jpeg))
 
-    def find_export(self, path: str) -> tuple[int, int] | None:
-        """The last row's number in an output file, and its size in bytes (-1: it is to be written anew)."""
-        found = self.read_one("SELECT last_number, size FROM exports WHERE path = ?", storable_text(path))
-        return None if found is None else (found[0], found[1])
+    def find_export(self, path: str) -> ExportMark | None:
+        """How much of an output file is written; None if none was written from this ledger."""
+        found = self.read_one(
+            "SELECT last_number, size, digest FROM exports WHERE path = ?", storable_text(path)
+        )
+        return None if found is None else ExportMark(*found)
 
-    def mark_exported(self, path: str, last_number: int, size: int) -> None:
+    def mark_exported(self, path: str, mark: ExportMark) -> None:
         """Stores how much of an output file is written. Committed when this returns."""
         with self.writing() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO exports VALUES (?, ?, ?)", (storable_text(path), last_number, size)
+                "INSERT OR REPLACE INTO exports VALUES (?, ?, ?, ?)",
+                (storable_text(path), mark.last_number, mark.size, mark.digest),
             )
         self.commit()
+
+
+def _identify(status: os.stat_result) -> str:
+    """What tells whether a file has changed: size, times of change of content and status, inode.
+
+    Programs can restore the time of the content, and set no other; so no other file passes for the same.
+    """
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 def storable_text(text: str) -> str:

@@ -24,7 +24,7 @@ CREATE TABLE rows (  -- the rows of the input that have an answer, in the order 
     number INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL, name TEXT NOT NULL, key BLOB NOT NULL,
     id TEXT NOT NULL, path TEXT NOT NULL, prompt TEXT NOT NULL, UNIQUE (run, name));
 CREATE TABLE contents (  -- content hashes of files, which need not be read again
-    path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, content BLOB NOT NULL) WITHOUT ROWID;
+    path TEXT PRIMARY KEY, status TEXT NOT NULL, content BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE aliases (  -- content hashes of pictures into which a description was written
     content BLOB PRIMARY KEY, original BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE texts (  -- texts written next to pictures or into them; `existing` is what was there before
@@ -32,7 +32,7 @@ CREATE TABLE texts (  -- texts written next to pictures or into them; `existing`
     PRIMARY KEY (target, kind)) WITHOUT ROWID;
 CREATE TABLE thumbnails (path TEXT PRIMARY KEY, jpeg BLOB NOT NULL) WITHOUT ROWID;  -- for the report
 CREATE TABLE exports (  -- how much of each output file is written; size -1: it has to be written anew
-    path TEXT PRIMARY KEY, last_number INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+    path TEXT PRIMARY KEY, last_number INTEGER NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
 """
 MAX_UNCOMMITTED_WRITES, COMMIT_SECONDS = 32, 0.2  # what a crash may lose
 
@@ -147,6 +147,8 @@ class LedgerFile:
                 free = os.statvfs(self.path.parent) if sys.platform != "win32" else None
                 room = "" if free is None else f" ({format_bytes(free.f_bavail * free.f_frsize)} free)"
                 reason = f"the disk is full or fails{room}; what was committed is kept: make room, and run it again"
+            if "not a database" in reason or "malformed" in reason:
+                reason += ": delete it if it is no file of yours, or name another with --ledger"
             raise OutputError(f"cannot {verb} the ledger {self.path}: {reason}") from error
 
     @contextmanager

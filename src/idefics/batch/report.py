@@ -15,9 +15,11 @@ from idefics.batch.output_file import replace_file
 from idefics.batch.records import OutputRecord, RowScore, RunSummary, compact_json, escape_surrogates
 from idefics.batch.report_charts import RecordStatistics
 from idefics.batch.thumbnails import MAX_THUMBNAILS
+from idefics.errors import BadSetting
 
 FOLDER = Path(__file__).parent
 MAX_ROWS = 50_000
+REPORT_MARK = b"<!-- a report of idefics -->"  # at the beginning of the page
 MAX_TEXT, MAX_PROBABILITIES, MAX_REFERENCES = 2_000, 5, 10
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -48,6 +50,20 @@ def write_report(
         OutputError: the page cannot be written.
     """
     replace_file(path, partial(_write_page, records=records, run=run, thumbnails=thumbnails, scores=scores))
+
+
+def check_report_path(path: Path) -> None:
+    """Checks that a report may be written to a path.
+
+    Raises:
+        BadSetting: its name does not end like a page's, or the file exists and is no report.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadSetting(f"the report {path} is a page of HTML: give it a name that ends in .html")
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            if REPORT_MARK not in file.read(1000):
+                raise BadSetting(f"{path} exists and is no report of a run: name another file for the report")
 
 
 def _write_page(

@@ -6,11 +6,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from idefics.batch.answerers import Answerer, WorkItem, error_fields
-from idefics.batch.ledger import Ledger, LedgerRow
+from idefics.batch.ledger import Ledger, LedgerRow, storable_text
 from idefics.batch.ledger_export import LedgerExport
 from idefics.batch.prompt_template import PromptRenderer
 from idefics.batch.row_selection import RowSelection
@@ -116,6 +116,8 @@ class BatchRun:
         """Yields an item for each key without an answer; rows that need none are stored on the way."""
         with closing(prefetch_map(self._read, self._rows_without_answer(), num_workers=NUM_READERS)) as rows:
             for in_hand in rows:
+                if self._should_stop():
+                    return
                 assert isinstance(in_hand, _RowInHand)
                 row, prompt = in_hand.row, in_hand.prompt
                 if in_hand.error is not None:
@@ -139,6 +141,10 @@ class BatchRun:
                 if self.is_stopping:
                     return
 
+    def _should_stop(self) -> bool:
+        """Whether no more rows are to be taken: the run is being stopped, or too many rows have failed."""
+        return self.is_stopping or self.counts.has_too_many_errors
+
     def _read(self, in_hand: _RowInHand) -> _RowInHand:
         """Reads the pictures of a row, and computes the content hash of its own; runs in a thread."""
         media = in_hand.row.media
@@ -160,7 +166,7 @@ class BatchRun:
     def _rows_without_answer(self) -> Iterator[_RowInHand]:
         """Yields the rows that are not known to have an answer, before their pictures are read."""
         for row in self._selection.select(self._source):
-            if self.is_stopping:
+            if self._should_stop():
                 return
             if row.media is None:
                 self._store_error(row, None, _hash("row", row.name, row.error), BadPicture(row.error))
@@ -205,6 +211,8 @@ class BatchRun:
             return answer is not None
         answer = self._ledger.find_answer(key)
         assert answer is not None
+        if found.id != storable_text(row.id):  # another id column than before
+            self._ledger.add_row(replace(found, id=row.id))
         if "error_type" in answer:
             self.counts.num_failed_before += 1
         else:
@@ -232,12 +240,13 @@ class BatchRun:
         number = self._ledger.add_row(ledger_row, answer)
         if "error_type" in answer:
             self.counts.num_failed += 1
+            self.counts.has_too_many_errors = self.counts.num_failed == self._max_errors or (
+                self.counts.has_too_many_errors
+            )
             message = answer["error"]
             self.counts.first_error = self.counts.first_error or (
                 message if path in message else f"{path}: {message}"
             )
-            if self._max_errors is not None and self.counts.num_failed >= self._max_errors:
-                self.is_stopping = True
         else:
             self.counts.num_written += 1
             self._texts.write(row, number, answer)

@@ -19,6 +19,7 @@ class RunCounts:
         num_failed_before: rows that had failed in an earlier run, and were left so.
         num_left_alone: rows whose picture has a text already, which is kept.
         num_tokens: tokens that were generated.
+        has_too_many_errors: whether the run ended since so many rows failed that it was to end.
         first_error: path and message of the first row that failed.
         start_time: when the run began, by `time.monotonic`.
     """
@@ -31,6 +32,7 @@ class RunCounts:
     num_failed_before: int = 0
     num_left_alone: int = 0
     num_tokens: int = 0
+    has_too_many_errors: bool = False
     first_error: str = ""
     start_time: float = field(default_factory=time.monotonic)
 

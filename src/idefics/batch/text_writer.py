@@ -84,27 +84,33 @@ class TextWriter:
 
     def _write_text(self, file: Path, kind: TextKind, number: int, answer: dict[str, Any]) -> None:
         """Writes one text, unless it is written already."""
-        target = _target(file, kind)
+        target, text = _target(file, kind), self._run.decorate(answer["text"])
         planned = self._ledger.find_text(str(target), kind)
-        if planned is not None and planned.row == number and planned.is_written:
-            return
         if planned is not None and planned.path != storable_text(str(file)):
             raise BadRequest(
                 f"{file}: its text would be written to {target}, which is that of {planned.path}"
             )
-        if planned is not None and planned.row == number:
+        is_same_row = planned is not None and planned.row == number
+        if planned is not None and is_same_row and planned.is_written and not self._is_lost(file, kind, text):
+            return
+        if planned is not None and is_same_row and not planned.is_written:
             existing = planned.existing  # the file may have the new text already, or not
         else:
             existing = _read_text(file, kind)
             self._ledger.plan_text(str(target), kind, number, str(file), existing)
-        text = join_texts(existing, self._run.decorate(answer["text"]), self._settings.existing)
-        if text is not None:
+        joined = join_texts(existing, text, self._settings.existing)
+        if joined is not None:
             if kind == "metadata":
-                self._embed(file, text)
+                self._embed(file, joined)
             else:
-                write_sidecar(target, kind, text, self._sidecar_fields(answer))
+                write_sidecar(target, kind, joined, self._sidecar_fields(answer))
             self.num_written += 1
         self._ledger.mark_text_written(str(target), kind)
+
+    def _is_lost(self, file: Path, kind: TextKind, text: str) -> bool:
+        """Whether a text that was written is to be written again: it is gone, or edited and to be overwritten."""
+        current = _read_text(file, kind)
+        return current is None or (self._settings.existing == "overwrite" and current != text.strip())
 
     def _embed(self, file: Path, text: str) -> None:
         """Writes a text into a picture, which keeps its identity: the new content becomes an alias of the old one."""

@@ -198,7 +198,7 @@ class OpenAIBatchRun:
         await BatchLineRunner(
             *(app, slots, self._ledger, self._run, self._batch_file.path, self._batch_file.limits),
             on_outcome=self._count,
-            should_stop=lambda: self.is_stopping,
+            should_stop=lambda: self.is_stopping or self.counts.has_too_many_errors,
             max_lines=self._control.limit,
         ).run()
 
@@ -209,9 +209,7 @@ class OpenAIBatchRun:
         if outcome.is_error:
             counts.num_failed += 1
             counts.first_error = counts.first_error or f"{line.custom_id}: {outcome.message}"
-            self.is_stopping = self.is_stopping or (
-                max_errors is not None and counts.num_failed >= max_errors
-            )
+            counts.has_too_many_errors = max_errors is not None and counts.num_failed >= max_errors
         else:
             counts.num_written += 1
         self._export.export_regularly()

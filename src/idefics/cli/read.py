@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -228,6 +229,7 @@ def _write_document(
 ) -> None:
     """Writes the pages to the output file or standard output; nothing if there are none."""
     from idefics.batch.file_replacement import prepare_file
+    from idefics.batch.ledger import ExportMark
 
     if not pages:
         return
@@ -237,5 +239,5 @@ def _write_document(
         return
     content = text.encode()
     prepare_file(out, content).commit()
-    ledger.mark_exported(str(out.absolute()), 0, len(content))
+    ledger.mark_exported(str(out.absolute()), ExportMark(0, len(content), hashlib.sha256(content).digest()))
     writer.print_status(f"{len(pages):,} page{'s' * (len(pages) > 1)} written to {out}")

@@ -64,6 +64,7 @@ def run(
     """
     from idefics.batch.ledger import Ledger
     from idefics.batch.ledger_export import LedgerExport
+    from idefics.batch.row_selection import RowSelection
     from idefics.batch.run import BatchRun
     from idefics.batch.text_writer import TextWriter
     from idefics.cli.openai_run import run_if_openai_batch
@@ -72,10 +73,12 @@ def run(
     if run_if_openai_batch(writer, load_model, inputs, model, outputs, control, others):
         return
     validate_choice("task", task.task, tuple(TASKS))
-    output_file = _check_outputs(outputs, writer)
+    output_file = _check_outputs(inputs, outputs, writer)
     template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
     source, ledger_path = _open_source(inputs, model), _ledger_path(inputs, outputs, control)
+    if template is not None:
+        template.check_fields(source)
     settings = find_run_settings(task.task, template, options, shot_list, model, writer, outputs.affixes)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
@@ -95,6 +98,8 @@ def run(
         with stop_on_signals(batch_run, writer):
             batch_run.run()
         progress.stop()
+        if not batch_run.counts.num_done and selection == RowSelection():
+            raise BadPicture(f"the input has no picture; skipped: {source.describe_skipped() or 'nothing'}")
         report_end(writer, batch_run, source.describe_skipped(), texts)
         if outputs.report is not None:
             write_run_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
@@ -118,14 +123,24 @@ def _create_answerer(
     )
 
 
-def _check_outputs(outputs: RunOutputFlags, writer: OutputWriter) -> OutputFile | None:
-    """The output file, if there is one; checks that it and the report can be written."""
+def _check_outputs(inputs: RunInputFlags, outputs: RunOutputFlags, writer: OutputWriter) -> OutputFile | None:
+    """The output file, if there is one; checks that it and the report can be written, and that neither is an input."""
     from idefics.batch.export import exporter_for
     from idefics.batch.output_file import OutputFile, check_writable
+    from idefics.batch.report import check_report_path
 
+    sources = {
+        Path(name).resolve() for name in (*inputs.inputs, *([inputs.list_file] if inputs.list_file else ()))
+    }
     for path in (outputs.out, outputs.report):
-        if path is not None and (note := check_writable(path)):
+        if path is None:
+            continue
+        if path.resolve() in sources:
+            raise BadSetting(f"{path} is an input of this run too: name another file for the output")
+        if note := check_writable(path):
             writer.print_note(note)
+    if outputs.report is not None:
+        check_report_path(outputs.report)
     return None if outputs.out is None else OutputFile(outputs.out, exporter_for(outputs.out))
 
 

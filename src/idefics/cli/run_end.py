@@ -56,8 +56,9 @@ def report_end(
         (counts.num_left_alone, "left alone, as they have a text"),
         (counts.num_failed, "failed"),
         (counts.num_failed_before, "failed before"),
-        (texts.num_without_file if texts else 0, "texts not written, as the picture has no file of its own"),
-        (num_failed_texts, "texts not written"),
+        (texts.num_written if texts else 0, "sidecars or descriptions written"),
+        (texts.num_without_file if texts else 0, "without, as the picture has no file of its own"),
+        (num_failed_texts, "of them could not be written"),
     ):
         if number:
             parts.append(f"{number:,} {what}")
@@ -67,14 +68,16 @@ def report_end(
     first_error = counts.first_error or (texts.first_error if texts else "")
     if first_error:
         writer.print_status(f"first error: {first_error}")
+    if counts.num_failed_before and not first_error:
+        writer.print_status("`idefics ledger` lists what failed")
     if counts.num_failed or counts.num_failed_before:
         writer.print_status(f"to try them again: {command_line('--retry-failed')}")
-    if batch_run.is_stopping:
+    if batch_run.is_stopping or counts.has_too_many_errors:
         writer.print_status(f"stopped before the end; to go on: {command_line()}")
-    if counts.num_failed or counts.num_failed_before or num_failed_texts:
-        writer.exit_code = FAILED_ROWS
-    elif batch_run.is_stopping:
+    if batch_run.is_stopping:
         writer.exit_code = INTERRUPTED
+    elif counts.num_failed or counts.num_failed_before or num_failed_texts:
+        writer.exit_code = FAILED_ROWS
 
 
 def summarize_run(

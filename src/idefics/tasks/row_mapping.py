@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Set,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,13 +22,13 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
 from idefics.engine.handle import RequestHandle
-from idefics.errors import IdeficsError
+from idefics.errors import BadSetting, IdeficsError
 from idefics.generation.call_inputs import NUM_WORKERS, ErrorPolicy, result_or_error
 from idefics.messages import Answer, Ranking
 from idefics.options import MapOptions, document_and_check_options
 from idefics.tasks.task_call import TaskCall
 from idefics.tasks.text_task_mixin import TextTaskMixin
-from idefics.validation import validate_bool
+from idefics.validation import short_repr, validate_bool
 
 if TYPE_CHECKING:
     from idefics.tasks.picture_arguments import PictureInput
@@ -99,6 +108,10 @@ class RowMappingMixin(TextTaskMixin):
         """
         error_policy = ErrorPolicy("row", 0, on_error)  # type: ignore[arg-type]  # it checks the word
         validate_bool("ordered", ordered)
+        if isinstance(rows, (str, bytes, Mapping, Set)) or not isinstance(rows, Iterable):
+            raise BadSetting(
+                f"rows is {short_repr(rows)}: give an iterable of pictures or of dicts, such as a list"
+            )
         call = TaskCall(self, task, prompt, options)
         window = RowWindow(call.submit, 2 * self.loaded_model.engine.config.batch_rows)
         return MapResults(window, iter(rows), ordered, error_policy)
@@ -216,10 +229,14 @@ class RowWindow:
     def run(
         self, rows: Iterator[Any], *, ordered: bool
     ) -> Iterator[tuple[int, Any, Answer | Ranking | IdeficsError]]:
-        """Yields (index, row, result) for each row, where rows are taken one by one as results are read."""
+        """Yields (index, row, result) for each row, where rows are taken one by one as results are read.
+
+        An error of the rows' own iterator is raised after the results of the rows before it.
+        """
         num_taken = 0
         results: dict[int, Answer | Ranking | IdeficsError] = {}
         has_rows = True
+        row_error: Exception | None = None
         while True:
             while has_rows and not self._cancelled.is_set() and len(self._rows_in_hand) < self._max_rows:
                 try:
@@ -227,10 +244,15 @@ class RowWindow:
                 except StopIteration:
                     has_rows = False
                     break
+                except Exception as error:  # raised once the rows before it have their results
+                    has_rows, row_error = False, error
+                    break
                 self._rows_in_hand[num_taken] = row
                 self._pool.submit(self._start, num_taken, row)
                 num_taken += 1
             if not self._rows_in_hand:
+                if row_error is not None:
+                    raise row_error
                 return
             index, result = self._take_result()
             if result is None:

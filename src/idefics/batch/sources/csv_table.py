@@ -48,14 +48,15 @@ class CsvReader(FileTable):
         csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                reader = csv.reader(file, delimiter=_find_separator(file))
+                reader = csv.reader(file, delimiter=_find_separator(file), strict=True)
                 while True:
                     try:
                         row = next(reader)
                     except StopIteration:
                         return
                     except csv.Error as error:
-                        yield f"is not valid CSV: {error}"
+                        reason = "a quote is not closed" if "unexpected end" in str(error) else error
+                        yield f"is not valid CSV: {reason}"
                         continue
                     if any(map(NOT_UTF8.search, row)):
                         yield "is not text in UTF-8: save the table as UTF-8"

@@ -29,7 +29,7 @@ READER_BY_FILE_NAME: dict[str, type[JsonLinesReader] | type[CsvReader]] = {
 def find_metadata(folder: Path) -> Path | None:
     """The file that describes the pictures of a folder, or None."""
     paths = (folder / name for name in READER_BY_FILE_NAME)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113  # False where it may not be read
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,10 @@ def list_source(path_or_dash: str) -> ListFile:
     content = sys.stdin.buffer.read()
     if not content.strip():
         raise BadPicture("standard input is empty: send paths or URLs into it, one a line")
+    if b"\0" in content:
+        raise BadPicture(
+            "standard input is no text: send paths or URLs into it, one a line; `idefics caption -` takes a picture"
+        )
     return ListFile(None, content)
 
 

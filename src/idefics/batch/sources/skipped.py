@@ -38,7 +38,9 @@ def skip_reason(file: Path, accepted_suffix: str = "") -> str | None:
         return None
     try:
         if not file.is_file():
-            return BROKEN_LINK if file.is_symlink() else SPECIAL_FILE
+            # A file that was there when the folder was listed is a row, and reading it says that it is gone.
+            is_gone = not file.is_symlink() and not file.exists()
+            return None if is_gone else BROKEN_LINK if file.is_symlink() else SPECIAL_FILE
         head = b"" if suffix else read_file_head(file)
     except OSError:  # opening it later reports the error
         return None
