@@ -119,6 +119,7 @@ HEAVY_TASK_MODULES = (
     "idefics.tasks.picture_arguments",
     "idefics.tasks.ranking",
     "idefics.tasks.row_mapping",
+    "idefics.tasks.row_window",
     "idefics.tasks.task_call",
     "idefics.tasks.text_task_mixin",
 )  # methods of a loaded model

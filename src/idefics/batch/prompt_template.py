@@ -84,18 +84,6 @@ class PromptTemplate:
             if first_rows and not is_known:
                 _field_value(field, first_rows[0], None)  # raises, and lists the columns
 
-    def check_fields(self, source: Iterable[BatchRow]) -> None:
-        """Checks, before a run, that the fields are columns: of one of the first hundred rows at least.
-
-        Raises:
-            BadPrompt: none of these rows has a column that the template names.
-        """
-        first_rows = [row for row in islice(source, NUM_CHECKED_ROWS) if row.media is not None]
-        for field in self.fields:
-            is_known = field in (NAME, FOLDER, CAPTION) or any(field in row.columns for row in first_rows)
-            if first_rows and not is_known:
-                _field_value(field, first_rows[0], None)  # raises, and lists the columns
-
     def render(self, row: BatchRow, caption: str | None) -> str:
         """The prompt of one row.
 

@@ -64,7 +64,6 @@ def run(
     """
     from idefics.batch.ledger import Ledger
     from idefics.batch.ledger_export import LedgerExport
-    from idefics.batch.row_selection import RowSelection
     from idefics.batch.run import BatchRun
     from idefics.batch.text_writer import TextWriter
     from idefics.cli.openai_run import run_if_openai_batch
@@ -76,9 +75,7 @@ def run(
     output_file = _check_outputs(inputs, outputs, writer)
     template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
-    source, ledger_path = _open_source(inputs, model), _ledger_path(inputs, outputs, control)
-    if template is not None:
-        template.check_fields(source)
+    source, ledger_path = _open_source(inputs, model, template), _ledger_path(inputs, outputs, control)
     settings = find_run_settings(task.task, template, options, shot_list, model, writer, outputs.affixes)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
@@ -98,8 +95,6 @@ def run(
         with stop_on_signals(batch_run, writer):
             batch_run.run()
         progress.stop()
-        if not batch_run.counts.num_done and selection == RowSelection():
-            raise BadPicture(f"the input has no picture; skipped: {source.describe_skipped() or 'nothing'}")
         report_end(writer, batch_run, source.describe_skipped(), texts)
         if outputs.report is not None:
             write_run_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
@@ -197,8 +192,8 @@ def _ledger_path(inputs: RunInputFlags, outputs: RunOutputFlags, control: RunCon
     )
 
 
-def _open_source(inputs: RunInputFlags, model: ModelFlags) -> RowSource:
-    """The rows of the input. Raises BadPicture or BadSetting if an input cannot be read at all."""
+def _open_source(inputs: RunInputFlags, model: ModelFlags, template: PromptTemplate | None) -> RowSource:
+    """The rows of the input, which have the columns of the template. Raises BadRequest if it cannot be read at all."""
     from idefics.batch.sources.inputs import list_source, open_source
     from idefics.batch.sources.settings import SourceSettings
     from idefics.processing.fetch import Fetcher
@@ -214,4 +209,7 @@ def _open_source(inputs: RunInputFlags, model: ModelFlags) -> RowSource:
         fetcher=Fetcher(policy=model.remote_images),
     )
     lists = [] if inputs.list_file is None else [list_source(str(inputs.list_file))]
-    return open_source([*inputs.inputs, *lists], settings)
+    source = open_source([*inputs.inputs, *lists], settings)
+    if template is not None:
+        template.check_fields(source)
+    return source

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from idefics.cli.output import OutputWriter
+from idefics.errors import BadPicture
 
 if TYPE_CHECKING:
     from idefics.batch.ledger import Ledger
@@ -46,8 +47,13 @@ def report_end(
         batch_run: the run.
         left_out: what of the input it has not taken.
         texts: has written the answers next to pictures, if the run did so.
+
+    Raises:
+        BadPicture: the input has no row.
     """
     counts, num_failed_texts = batch_run.counts, texts.num_failed if texts else 0
+    if not counts.num_done and not counts.num_expected:
+        raise BadPicture(f"the input has no picture; skipped: {left_out or 'nothing'}")
     parts = [f"{counts.num_written:,} written"]
     if counts.num_reused:
         parts[0] += f" ({counts.num_reused:,} of them known from equal pictures)"
