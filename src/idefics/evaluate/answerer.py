@@ -32,7 +32,7 @@ from idefics.messages import (
 from idefics.processing.processor import Processor
 from idefics.processing.video import to_picture_or_video
 from idefics.tasks.classify import softmax
-from idefics.tasks.row_mapping import RowWindow
+from idefics.tasks.row_window import RowWindow
 
 if TYPE_CHECKING:
     from idefics import Idefics
