@@ -14,6 +14,8 @@ from torch import nn
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel, WeightsMismatch
 from idefics.weights import KeyRules, load
+from idefics.weights.adapter_config import AdapterConfig
+from idefics.weights.adapter_files import write_adapter
 
 NO_RULES = KeyRules()
 
@@ -406,17 +408,24 @@ def kibibytes(field):
 with torch.device("meta"):
     model = nn.ModuleList(nn.Linear(1024, 2048, bias=False) for _ in range(16))
 before = kibibytes("VmRSS")
-load(model, Path(sys.argv[1]), KeyRules(), dtype=getattr(torch, sys.argv[2]), device="cpu")
+adapter = Path(sys.argv[3]) if sys.argv[3:] else None
+load(model, Path(sys.argv[1]), KeyRules(), dtype=getattr(torch, sys.argv[2]), device="cpu", adapter=adapter)
 print((kibibytes("VmHWM") - before) / 1024)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("is_adapted", [False, True], ids=["as it is", "with an adapter"])
 @pytest.mark.parametrize(("dtype", "model"), [("float32", 128), ("bfloat16", 64)])
-def test_memory_peaks_at_the_model_and_one_tensor(tmp_path, dtype, model):
+def test_memory_peaks_at_the_model_and_one_tensor(tmp_path, dtype, model, is_adapted):
     tensor = 8  # MiB, in the file
-    save_file({f"{n}.weight": torch.zeros(2048, 1024) for n in range(16)}, tmp_path / "model.safetensors")
     command = [sys.executable, "-c", MEASURE_SCRIPT, tmp_path, dtype]
+    if is_adapted:
+        factors = {"lora_A": torch.ones(4, 1024), "lora_B": torch.ones(2048, 4)}
+        tensors = {f"{n}.{name}.weight": value.clone() for n in range(16) for name, value in factors.items()}
+        write_adapter(tmp_path / "adapter", tensors, AdapterConfig(rank=4, alpha=4))
+        command.append(tmp_path / "adapter")
+    save_file({f"{n}.weight": torch.zeros(2048, 1024) for n in range(16)}, tmp_path / "model.safetensors")
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     peak = float(subprocess.run(command, check=True, capture_output=True, text=True, env=here).stdout)
     # Half the file is more than chance can add, and less than any second copy would.

@@ -200,7 +200,7 @@ class _ParameterLoader:
             value, other_value = (
                 torch.cat([part.read() for part in self.sources[name]]) for name in (first, other)
             )
-            if not torch.equal(value, other_value):
+            if not torch.equal(value, other_value.to(value.dtype)):
                 raise UnsupportedModel(
                     f"{self.sources[first][0].file.parent}: {other} differs from {first} although config.json ties "
                     'them: set "tie_word_embeddings" to false in it'
