@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import tiny
-from models.tiny_adapters import save_peft_adapter
+from models.tiny_adapters import edit_tensors, save_peft_adapter
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning:transformers",
@@ -157,3 +157,22 @@ def test_rows_are_merged_in_parts(tmp_path, monkeypatch):
     parts = tiny.load_checkpoint(tmp_path / "base", adapter=tmp_path / "adapter").state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value)
+
+
+def test_what_a_regular_expression_names_is_compared_in_the_adapters_own_names(tmp_path):
+    """In the old names only the perceiver matches; in the model's, the decoder does too, and has no factors."""
+    reference, _ = tiny.make_reference_and_model(tmp_path / "base", tiny.IDEFICS2)
+    targets = r".*perceiver_resampler.*\.q_proj"
+    wrapped = save_peft_adapter(tmp_path / "adapter", reference, target_modules=targets)
+    edit_tensors(
+        tmp_path / "adapter",
+        lambda tensors: [
+            tensors.update({name.replace("model.connector.", "model."): tensors.pop(name)})
+            for name in list(tensors)
+        ],
+    )
+    config = tmp_path / "adapter/adapter_config.json"
+    config.write_text(
+        config.read_text().replace(".*perceiver_resampler", ".*(text_model|perceiver_resampler)")
+    )
+    compare(tiny.IDEFICS2, tmp_path, reference, wrapped)

@@ -263,3 +263,15 @@ def test_a_folder_that_is_not_empty_is_not_written_to(tmp_path):
         write_adapter(tmp_path / "adapter", {}, AdapterConfig(rank=1, alpha=1))
     with pytest.raises(BadSetting, match="cannot be written"):
         write_adapter(tmp_path / "adapter/notes.txt/more", {}, AdapterConfig(rank=1, alpha=1))
+
+
+def test_all_linear_is_every_linear_layer_but_the_head(base, tmp_path):
+    model = tiny.load_checkpoint(base)
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    folder = write_random_adapter(tmp_path / "all", model, [name for name in names if name != "lm_head"])
+    edit_config(folder, target_modules="all-linear")
+    load(base, folder)
+    edit_tensors(
+        folder, lambda tensors: [tensors.pop(f"{KEY}.o_proj.{name}.weight") for name in ("lora_A", "lora_B")]
+    )
+    assert problems_of(base, folder) == {"missing": (f"{LAYER}.o_proj.lora_A",)}
