@@ -21,6 +21,8 @@ from idefics import (
     Delta,
     EngineBusy,
     EngineConfig,
+    ExplainedWord,
+    Explanation,
     Idefics,
     IdeficsError,
     ImageDetail,
@@ -144,6 +146,16 @@ def rankings(vlm: Idefics, picture: Path) -> None:
     assert_type(vlm.classify([picture], ["cat", "dog"], calibrated=True), list[Ranking])
 
 
+def explanations(vlm: Idefics, picture: Path) -> None:
+    explanation = vlm.explain(picture, "What is it?", grid=4)
+    assert_type(explanation, Explanation)
+    assert_type(explanation.words[0], ExplainedWord)
+    assert_type(explanation.total.words_share, float)
+    assert_type(explanation.to_json(), str)
+    for partial in vlm.explain(picture, labels=["cat", "dog"], grid=4, stream=True):
+        assert_type(partial, Explanation)
+
+
 def rows(vlm: Idefics, picture: Path) -> None:
     with vlm.map([picture, {"image": picture, "prompt": "What is this?"}], "ask", prompt="Why?") as results:
         assert_type(results, MapResults)
@@ -198,7 +210,7 @@ def main(picture: Path, shots: Path) -> None:
     assert idefics.__version__
     with load("demo", device="cpu", threads=1) as vlm:
         assert_type(vlm, Idefics)
-        for part in (answers, logprobs, conversations, rankings, rows, streams):
+        for part in (answers, logprobs, conversations, rankings, explanations, rows, streams):
             part(vlm, picture)
         given = read_shots(shots)
         assert_type(given, list[Shot])

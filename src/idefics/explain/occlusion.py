@@ -5,7 +5,7 @@ All tokens of an answer, or of all labels, are scored in one pass for each cover
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -70,29 +70,44 @@ class Occlusion:
         """How many passes of the model the explanation takes: one a part, one each with and without the pictures."""
         return 2 + count_parts(self.grids, self.grid)
 
+    def steps(self) -> Generator[list[Request] | TokenEvidence, list[RequestHandle]]:
+        """Yields requests to score, for which it is sent their finished handles, and in between what is known so far.
+
+        So the caller decides how to wait. The last that it yields is the result.
+        """
+        pictures = self.prompt.prompt.pictures
+        image_config = self.model.processor.image_config
+        explained = pictures[len(pictures) - len(self.grids) :]
+        # The pictures as they are come first and alone: later pictures use the features of their frames.
+        full = _token_scores((yield [self._request(explained)])[0])
+        gray_pictures = [gray_picture(image, image_config) for image in explained]
+        gray = _token_scores((yield [self._request(gray_pictures)])[0])
+        coverable = [CoverablePicture(image) for image in explained]
+        heat = HeatMaps(self.grids, part_sizes(self.grid), len(full))
+        num_done = 2
+        for level in range(len(heat.sizes)):
+            for batch in _batches(self._select(heat, level)):
+                handles = yield [self._request(self._cover(coverable, part)) for part in batch]
+                for part, handle in zip(batch, handles, strict=True):
+                    heat.add(level, part, full - _token_scores(handle))
+                num_done += len(batch)
+                maps = [heat.maps(picture) for picture in range(len(self.grids))]
+                yield TokenEvidence(full, gray, maps, num_done, self.num_passes)
+
     def run(self) -> Iterator[TokenEvidence]:
         """Yields what is known after every few passes; the last is the result.
 
         Raises:
             IdeficsError: as `Engine.submit`, or RequestTimeout at the deadline.
         """
-        pictures = self.prompt.prompt.pictures
-        image_config = self.model.processor.image_config
-        explained = pictures[len(pictures) - len(self.grids) :]
-        # The pictures as they are come first and alone: later pictures use the features of their frames.
-        (full,) = self._score([explained])
-        (gray,) = self._score([[gray_picture(image, image_config) for image in explained]])
-        coverable = [CoverablePicture(image) for image in explained]
-        heat = HeatMaps(self.grids, part_sizes(self.grid), len(full))
-        num_done = 2
-        for level in range(len(heat.sizes)):
-            for batch in _batches(self._select(heat, level)):
-                covered = [self._cover(coverable, part) for part in batch]
-                for part, scores in zip(batch, self._score(covered), strict=True):
-                    heat.add(level, part, full - scores)
-                num_done += len(batch)
-                maps = [heat.maps(picture) for picture in range(len(self.grids))]
-                yield TokenEvidence(full, gray, maps, num_done, self.num_passes)
+        steps = self.steps()
+        step: list[Request] | TokenEvidence | None = next(steps)
+        while step is not None:
+            if isinstance(step, TokenEvidence):
+                yield step
+                step = next(steps, None)
+            else:
+                step = steps.send(self._score(step))
 
     def _select(self, heat: HeatMaps, level: int) -> list[Part]:
         """The parts of a size that are covered: those where the words lost most so far."""
@@ -113,24 +128,25 @@ class Occlusion:
             one.cover(cells) if index == part.picture else one.image for index, one in enumerate(coverable)
         ]
 
-    def _score(self, variants: Sequence[Sequence[PreprocessedImage]]) -> list[Scores]:
-        """(T,) scores for each variant of the explained pictures; cancels all if one fails or the caller leaves."""
+    def _request(self, images: Sequence[PreprocessedImage]) -> Request:
+        """The request that scores the tokens with other pictures in the place of the explained ones."""
         prompt, continuations = self.prompt
+        return Request(prompt.with_last_pictures(images), continuations=continuations, deadline=self.deadline)
+
+    def _score(self, requests: Sequence[Request]) -> list[RequestHandle]:
+        """Waits for requests; cancels all if one fails or the caller leaves."""
         handles: list[RequestHandle] = []
         try:
-            for images in variants:
-                request = Request(
-                    prompt.with_last_pictures(images),
-                    continuations=continuations,
-                    deadline=self.deadline,
-                )
-                handles.append(self.model.engine.submit(request, wait=True))
-            return [
-                np.array([*chain.from_iterable(handle.result().continuation_logprobs)]) for handle in handles
-            ]
+            handles.extend(self.model.engine.submit(request, wait=True) for request in requests)
+            return [handle.result() for handle in handles]
         finally:
             for handle in handles:
                 handle.cancel()
+
+
+def _token_scores(handle: RequestHandle) -> Scores:
+    """(T,) log-probabilities of the continuations' tokens, one continuation after another."""
+    return np.array([*chain.from_iterable(handle.continuation_logprobs)])
 
 
 def _batches(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:

@@ -17,6 +17,7 @@ from idefics.server.server_state import ServerState
 if TYPE_CHECKING:
     from idefics import Stream
     from idefics.prompt import Prompt, ScoringPrompt
+    from idefics.tasks.explanation_call import PreparedExplanation
 
 P = TypeVar("P")  # a prompt
 R = TypeVar("R")
@@ -125,8 +126,24 @@ class RequestContext:
             )
         )
         await self.scoring_handle
-        self._check_not_cancelled()
+        self.check_not_cancelled()
         return self.scoring_handle
+
+    async def prepare_passes(
+        self, prepare: Callable[[], PreparedExplanation], *, pictures: Sequence[PictureOrVideo]
+    ) -> PreparedExplanation:
+        """Prepares an explanation, and reserves the tokens of all of its passes.
+
+        Args:
+            prepare: opens the pictures and makes the prompt, in a thread.
+            pictures: the pictures of the prompt.
+
+        Raises:
+            APIError, IdeficsError: as in `submit_prompt`.
+        """
+        prepared = await self._make_prompt(prepare, pictures, lambda made: made.num_tokens)
+        self.record_prompt_metrics(prepared.method.prompt.prompt)
+        return prepared
 
     async def _make_prompt(
         self,
@@ -148,10 +165,10 @@ class RequestContext:
         admission.reserve(self.slot, pictures=len(pictures))
         prompt = await self.run_in_worker(make_prompt, pictures)
         admission.reserve(self.slot, tokens=count_tokens(prompt))
-        self._check_not_cancelled()
+        self.check_not_cancelled()
         return prompt
 
-    def _check_not_cancelled(self) -> None:
+    def check_not_cancelled(self) -> None:
         """Raises an `APIError` (503) if a shutdown has cancelled the request."""
         if self.is_cancelled:
             raise shutting_down_error()
@@ -197,7 +214,7 @@ class RequestContext:
         finally:
             for task in index_by_task:
                 task.cancel()
-        self._check_not_cancelled()
+        self.check_not_cancelled()
 
     @property
     def answers(self) -> list[Answer]:

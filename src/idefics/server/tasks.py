@@ -233,7 +233,7 @@ def _task_usage(answer: Answer | RequestHandle) -> TaskUsage:
     return {**sum_usage([answer]), "pictures": answer.usage.pictures}
 
 
-def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:
+def document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:
     """The OpenAPI description of the body of a task's requests: JSON, or a form with a file."""
     fields = request_class.model_json_schema(ref_template=SCHEMA_REF_TEMPLATE)
     file_schema = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -263,7 +263,7 @@ def _add_route(
         name=task.name,
         summary=task.help,
         responses=response_docs,
-        openapi_extra={"requestBody": _document_request_body(request_class)},
+        openapi_extra={"requestBody": document_request_body(request_class)},
     )
 
 

@@ -12,7 +12,7 @@ import PIL.Image
 from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, BadRequest, BadSetting
 from idefics.explain.explanation import Explanation, Method, build_explanation
-from idefics.explain.occlusion import Occlusion
+from idefics.explain.occlusion import Occlusion, TokenEvidence
 from idefics.explain.parts import CellGrid
 from idefics.explain.relative_attention import RelativeAttention
 from idefics.explain.words import TokenGroup, group_labels, group_words
@@ -56,18 +56,29 @@ class PreparedExplanation:
         """How many passes of the model the explanation takes."""
         return self.method.num_passes
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of prompts and continuations all passes have together."""
+        prompt, continuations = self.method.prompt
+        return self.num_passes * (len(prompt) + sum(map(len, continuations)))
+
     def run(self) -> Iterator[Explanation]:
         """Yields explanations that get finer; the last is the result."""
-        evidence = self.method.run() if isinstance(self.method, Occlusion) else iter([self.method.run()])
-        for one in evidence:
-            yield build_explanation(
-                one,
-                self.groups,
-                self.answer,
-                self.pictures,
-                is_ranking=self.call.labels is not None,
-                method=self.call.method,
-            )
+        if isinstance(self.method, Occlusion):
+            yield from map(self.explanation_of, self.method.run())
+        else:
+            yield self.explanation_of(self.method.run())
+
+    def explanation_of(self, evidence: TokenEvidence) -> Explanation:
+        """The explanation by what is known so far."""
+        return build_explanation(
+            evidence,
+            self.groups,
+            self.answer,
+            self.pictures,
+            is_ranking=self.call.labels is not None,
+            method=self.call.method,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""`/v1/images/tasks/explain`: as `vlm.explain`, streamed, admitted by its cost, and ended with its client."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+from idefics.messages import Picture
+from idefics.server.app import create_app
+from idefics.server.settings import Settings
+from server.conftest import SyncClient, open_client
+from server.request_bodies import parse_events, picture_data_uri
+
+PATH = "/v1/images/tasks/explain"
+QUESTION = "What is in this image?"
+
+
+def explain_request(**fields):
+    return {"image_url": picture_data_uri("puppy"), "words": QUESTION, "grid": 8, **fields}
+
+
+def assert_equals(body, explanation):
+    expected = explanation.to_dict()
+    assert [word["text"] for word in body["words"]] == [word["text"] for word in expected["words"]]
+    for word, other in zip(body["words"], expected["words"], strict=True):
+        assert np.allclose(word["heat"], other["heat"], atol=5e-3)
+        assert word["log_probability"] == pytest.approx(other["log_probability"], abs=5e-3)
+    for field in ("answer", "method", "unit", "is_ranking", "num_passes", "max_passes", "pictures"):
+        assert body[field] == expected[field]
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({}, {"question": QUESTION}),
+        ({"answer": "A car."}, {"question": QUESTION, "answer": "A car."}),
+        ({"words": None, "labels": ["puppy", "car"]}, {"labels": ["puppy", "car"]}),
+        ({"words": None, "task": "caption", "max_new_tokens": 4}, {"task": "caption", "max_new_tokens": 4}),
+    ],
+)
+def test_it_answers_as_the_method(client, vlm, fields, arguments):
+    answer = client.post(PATH, explain_request(**fields))
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body.pop("object") == "image.explanation"
+    assert_equals(body, vlm.explain(Picture(picture_data_uri("puppy")), grid=8, **arguments))
+
+
+def test_a_stream_gets_finer_and_ends_with_the_result(client, vlm):
+    answer = client.post(PATH, explain_request(stream=True))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, end = parse_events(answer.text)
+    passes = [event["num_passes"] for event in events]
+    assert passes == sorted(set(passes))
+    assert len(passes) > 2
+    assert passes[-1] == events[0]["max_passes"]
+    assert end == "[DONE]"
+    assert_equals(events[-1], vlm.explain(Picture(picture_data_uri("puppy")), QUESTION, grid=8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"words": None}, "no question given"),
+        ({"labels": ["a", "b"]}, "without a question"),
+        ({"grid": 100}, "grid"),
+        ({"task": "sing"}, "sing"),
+        ({"method": "fast"}, "method"),
+        ({"image_url": "data:,x"}, "picture"),
+    ],
+)
+def test_wrong_requests_are_refused(client, fields, message):
+    answer = client.post(PATH, explain_request(**fields))
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_it_is_admitted_by_the_tokens_of_all_passes(vlm):
+    client = SyncClient(create_app(vlm, Settings(model="demo", tokens_at_once=1000)))
+    admission = client.app.state.service.admission
+    assert client.post(PATH, explain_request(answer="A puppy.")).status_code == 200, "alone it is let in"
+    other = admission.acquire_slot(lambda: None)
+    admission.reserve(other, tokens=10)
+    refused = client.post(PATH, explain_request(answer="A puppy."))
+    assert refused.status_code == 429
+    assert "tokens" in refused.json()["error"]["message"]
+    one_pass = client.post("/v1/images/tasks/ask", {"image_url": picture_data_uri("puppy"), "words": "What?"})
+    assert one_pass.status_code == 200
+    admission.release_slot(other)
+    assert (admission.usage["pictures"], admission.usage["tokens"], admission.slots) == (0, 0, set())
+
+
+def test_when_the_client_leaves_nothing_runs_on(app, vlm):
+    async def leave():
+        async with open_client(app) as client:
+            task = asyncio.ensure_future(client.post(PATH, json=explain_request(grid=16)))
+            while not vlm.engine.is_busy:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        for _ in range(200):
+            if not vlm.engine.is_busy and not app.state.service.admission.slots:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it runs on")
+
+    asyncio.run(leave())
+
+
+def test_an_engine_whose_queue_is_full_delays_it(client, vlm, monkeypatch):
+    from idefics.errors import EngineBusy
+
+    submit, refusals = vlm.engine.submit, [3]
+
+    def submit_or_refuse(request, **options):
+        if request.continuations is not None and refusals[0]:
+            refusals[0] -= 1
+            raise EngineBusy("full")
+        return submit(request, **options)
+
+    monkeypatch.setattr(vlm.engine, "submit", submit_or_refuse)
+    answer = client.post(PATH, explain_request(answer="A puppy."))
+    assert answer.status_code == 200
+    assert refusals == [0]
+
+
+def test_an_error_during_a_stream_is_its_last_event(client, vlm, monkeypatch):
+    run, left = vlm.engine.model_runner.run, [6]
+
+    def fail_later(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("secret")
+        return run(*arguments)
+
+    monkeypatch.setattr(vlm.engine.model_runner, "run", fail_later)
+    answer = client.post(PATH, explain_request(stream=True, answer="A puppy."))
+    lines = [line for line in answer.text.splitlines() if line]
+    assert "error" in json.loads(lines[-1].removeprefix("data: "))
+    assert "secret" not in answer.text
+    monkeypatch.undo()
+    assert client.post(PATH, explain_request(answer="A puppy.")).status_code == 200
