@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import idefics
-from idefics import models
+from idefics import compat, models
 from idefics.config import QuantizationConfig
 from idefics.demo import __path__ as DEMO
 from idefics.demo import pictures
@@ -18,6 +18,7 @@ from idefics.generation.load_settings import ComputePlan, LoadSettings
 from idefics.generation.merge import merge_adapter
 from idefics.generation.picture_features import compute_model_key
 from idefics.nn.attention_backends import sdpa_attention
+from idefics.prompt import Prompt
 from idefics.weights.adapter_config import AdapterConfig
 from idefics.weights.adapter_files import write_adapter
 from models import tiny
@@ -226,3 +227,41 @@ def test_peft_loads_what_we_write(raw, tmp_path):
     for one, other, old in zip(tiny.compute_logits(ours, prompts), expected, before, strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
         assert (one - old).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("raw", RAWS, ids=lambda raw: raw["model_type"])
+def test_transformers_own_adapters_load_here_and_ours_there(raw, tmp_path):
+    peft = pytest.importorskip("peft")
+    reference, model = tiny.make_reference_and_model(tmp_path / "base", raw)
+    prompts = [tiny.make_random_prompt(model, scene) for scene in ("tt1tt", "1t")]
+    ours = write_random_adapter(
+        tmp_path / "ours", model, ["q_proj", "fc1"], base_class=type(reference).__name__
+    )
+    reference.load_adapter(str(ours))
+    expected = tiny.compute_reference_logits(reference, prompts)
+    adapted = tiny.load_checkpoint(tmp_path / "base", adapter=ours)
+    for one, other in zip(tiny.compute_logits(adapted, prompts), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
+
+    fresh = type(reference).from_pretrained(tmp_path / "base").eval()
+    fresh.add_adapter(peft.LoraConfig(r=2, target_modules=["v_proj", "up_proj"], init_lora_weights=False))
+    fresh.save_pretrained(tmp_path / "theirs")
+    expected = tiny.compute_reference_logits(fresh, prompts)
+    adapted = tiny.load_checkpoint(tmp_path / "base", adapter=tmp_path / "theirs")
+    for one, other in zip(tiny.compute_logits(adapted, prompts), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
+
+
+def test_an_adapter_saved_by_the_guides_classes_is_merged(tmp_path):
+    peft = pytest.importorskip("peft")
+    tiny.make_reference_and_model(tmp_path / "base", tiny.IDEFICS1)
+    guides_model = compat.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
+    guides_model.add_adapter(
+        peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
+    guides_model.save_pretrained(tmp_path / "adapter")
+    ours = tiny.load_checkpoint(tmp_path / "base", adapter=tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = guides_model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    prompt = Prompt(tuple(ids[0].tolist()), (), (), (-1,) * 4)
+    torch.testing.assert_close(tiny.compute_logits(ours, [prompt])[0], expected, atol=2e-4, rtol=2e-4)

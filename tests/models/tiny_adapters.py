@@ -25,9 +25,6 @@ def save_peft_adapter(folder, reference, **options):
             elif weight.requires_grad:
                 weight.copy_(0.2 * torch.randn(weight.shape))
     wrapped.save_pretrained(folder)
-    config = folder / "adapter_config.json"
-    # peft writes whether a random start was asked for; training never leaves this.
-    config.write_text(config.read_text().replace('"init_lora_weights": false', '"init_lora_weights": true'))
     return wrapped
 
 
