@@ -16,7 +16,7 @@ from PIL import ImageChops, ImageStat
 from playwright.sync_api import expect, sync_playwright
 
 from idefics.batch import report
-from idefics.batch.records import OutputRecord, RunSummary
+from idefics.batch.records import OutputRecord, RowScore, RunSummary
 from idefics.batch.report import format_duration, write_report
 from idefics.batch.report_charts import RecordStatistics
 from idefics.batch.thumbnails import make_thumbnail
@@ -285,9 +285,9 @@ def show_report(chromium, tmp_path):
     """Writes a report and opens it from its file; fails if the page logs, asks, fails, or requests anything."""
     events, contexts = [], []
 
-    def show(records, run=RUN, thumbnails=no_thumbnail, **context):
+    def show(records, run=RUN, thumbnails=no_thumbnail, scores=lambda _: None, **context):
         path = tmp_path / "a report #1.html"
-        write_report(path, records, run, thumbnails)
+        write_report(path, records, run, thumbnails, scores)
         contexts.append(chromium.new_context(**{"viewport": DESKTOP_SIZE} | context))
         page = contexts[-1].new_page()
         page.on("console", lambda message: events.append(message.text))
@@ -504,3 +504,21 @@ def test_ten_thousand_rows_are_light(show_report, tmp_path):
     assert page.locator("#body tr").count() == 100
     page.get_by_label("Search").fill("text 9999")
     expect(page.locator("#status")).to_have_text("1 to 1 of 1")
+
+
+@in_browser
+def test_scores_and_right_answers_and_the_wrong_ones(show_report):
+    records = [replace(ANSWER, id=str(number), path=f"{number}.jpg") for number in range(3)]
+    by_id = {
+        "0": RowScore(1, ("A cat.", "A cat.")),
+        "1": RowScore(0, (HOSTILE[0],)),
+        "2": RowScore(0.3, ("A cat",)),
+    }
+    page = show_report(records, scores=lambda record: by_id[record.id])
+    assert "Score" in page.locator("#head").inner_text()
+    assert page.locator("td[data-title=Right]").all_inner_texts() == ["A cat.", HOSTILE[0], "A cat"]
+    assert page.locator("td[data-title=Score]").all_inner_texts() == ["1.00", "0.00", "0.30"]
+    page.select_option("#filter", value="wrong")
+    assert page.locator("td[data-title=Score]").all_inner_texts() == ["0.00"]
+    page.select_option("#filter", value="not right")
+    assert page.locator("td[data-title=Score]").all_inner_texts() == ["0.00", "0.30"]

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from eval_rows import PICTURES, evaluation_row
 
+import idefics
+from idefics.engine.encoder_cache import encode_frames
 from idefics.errors import BadSetting
 from idefics.evaluate.shots import EmbeddingFile, NearestShots, RandomShots, choose_support
 
@@ -62,3 +65,16 @@ def test_embeddings_from_a_file(tmp_path):
     (tmp_path / "e.ids.txt").write_text("a\nb\n")
     with pytest.raises(BadSetting, match=r"has the shape \(3, 3\), and .*e.ids.txt 2 lines"):
         EmbeddingFile(tmp_path / "e.npy")
+
+
+@pytest.mark.parametrize("model", ["demo", "demo-idefics1"])
+def test_the_embedding_of_a_picture_is_the_mean_of_its_features(model):
+    with idefics.load(model) as vlm:
+        path = PICTURES["tower.png"]
+        vector = vlm.embed(path)
+        (image,) = vlm.prompt([idefics.Picture(path)], detail="low").pictures
+        features = encode_frames(vlm.engine.model, image.frames, 1)
+        assert vector.shape == features[0].shape[-1:]
+        assert torch.allclose(vector, torch.cat(features).mean(0).float(), atol=1e-5)
+        assert torch.equal(vector, vlm.embed(path.read_bytes()))
+        assert not torch.allclose(vector, vlm.embed(PICTURES["door.png"]), atol=1e-2)
