@@ -114,12 +114,13 @@ def test_labels_are_ranked(folder, call):
 
 
 def test_the_scores_of_labels_are_those_of_the_model(folder, call, demo_model):
-    (folder / "labels.csv").write_text("image,label\ntower.png,tower\npuppy.png,puppy\n")
+    labels = ["a puppy on green ground", "a tower at night"]
+    (folder / "labels.csv").write_text(f"image,label\ntower.png,{labels[1]}\npuppy.png,{labels[0]}\n")
     call("folder", "--data", "labels.csv", "--out", "r.json")
     row = read(folder / "r.json")["rows"][0]
-    ranking = demo_model.classify(folder / "tower.png", ["puppy", "tower"])
+    ranking = demo_model.classify(folder / "tower.png", labels)
     expected = {one.label: one.logprob for one in ranking}
-    assert row["label_scores"] == pytest.approx([expected["puppy"], expected["tower"]], abs=1e-4)
+    assert row["label_scores"] == pytest.approx([expected[one] for one in labels], abs=1e-4)
 
 
 def test_captions_and_few_rows(folder, call):
