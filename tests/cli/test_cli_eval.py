@@ -13,6 +13,7 @@ import pytest
 
 from idefics.cli.main import run
 from idefics.demo import pictures
+from models.tiny_adapters import write_demo_adapter
 
 # What the demo answers about its pictures; one right answer is left out.
 TABLE = """image,question,answer
@@ -85,6 +86,19 @@ def test_a_second_run_computes_nothing_and_a_new_option_everything(folder, call)
     _, _, err = call(*words, "--max-new-tokens", "1")
     assert err[0] == "3 written, 1 failed"
     assert read(folder / "r.json")["settings"]["max_new_tokens"] == 1
+
+
+def test_an_adapter_is_another_model_and_in_the_report(folder, call):
+    write_demo_adapter(folder / "adapter")
+    words = ("folder", "--data", "answers.csv", "--out", "r.json")
+    call(*words)
+    base = read(folder / "r.json")
+    assert "adapter" not in base["settings"]
+    _, _, err = call(*words, "--adapter", "adapter")
+    assert err[0] == "3 written, 1 failed"
+    report = read(folder / "r.json")
+    assert report["settings"]["adapter"] == "adapter"
+    assert report["fingerprint"] != base["fingerprint"]
 
 
 def test_new_right_answers_are_scored_without_the_model(folder, call):
