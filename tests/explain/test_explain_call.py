@@ -175,3 +175,28 @@ def test_a_video_is_explained_frame_by_frame(tmp_path):
     assert len(explanation.pictures) == len(explanation.words[0].cells) == 3
     shades = [int(np.asarray(picture).mean()) for picture in explanation.pictures]
     assert shades == pytest.approx([0, 120, 240], abs=2)
+
+
+@pytest.mark.parametrize(
+    "raw", [tiny.IDEFICS1, tiny.IDEFICS2, tiny.IDEFICS3], ids=lambda raw: raw["model_type"]
+)
+def test_every_family_is_explained_base_checkpoints_too(tmp_path, raw):
+    """The score is that of the task's own prompt; several pictures stand before the question, after the shots."""
+    tiny.write_complete_checkpoint(tmp_path, raw)
+    shots = [idefics.Shot(idefics.Picture(disc(0)), "A dog.")]
+    with idefics.load(tmp_path, feature_cache=False) as vlm:
+        explanation = vlm.explain(disc(1), "What?", "A dog.", grid=4)
+        several = vlm.with_shots(shots).explain([disc(1), disc(2)], "What?", "A dog.", grid=4)
+        vlm.engine.clear_caches()
+        picture = idefics.Picture(disc(1))
+        if vlm.processor.prompt_format.kind == "chat":
+            items, answer = [idefics.user(picture, "What?")], "A dog."
+        else:
+            instruction = "Instruction: Provide an answer to the question. Use the image to answer.\n"
+            items, answer = [instruction, picture, "Question: What? Answer:"], " A dog."
+        _, (scores,) = vlm.score(items, [answer])
+    assert explanation.answer == "A dog."
+    assert explanation.total.log_probability == pytest.approx(sum(scores), abs=1e-3)
+    assert np.abs(explanation.total.cells[0]).max() > 0
+    assert [cells.shape for cells in several.words[0].cells] == [(4, 4)] * 2
+    assert all(np.abs(cells).max() > 0 for cells in several.total.cells)

@@ -1,11 +1,15 @@
 """Covered pictures: what changes, what is shared, and what is encoded again."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import idefics
 from idefics.config import EngineConfig
 from idefics.engine.encoder_cache import EncoderCache
+from idefics.engine.scheduler import Scheduler
 from idefics.explain.covering import CoverablePicture, gray_picture
 from idefics.prompt import PreprocessedImage
 from models import tiny
@@ -116,12 +120,18 @@ def test_unchanged_tiles_are_not_encoded_again(tiny_tiled, monkeypatch):
     assert np.allclose(reused, alone, atol=1e-5)
 
 
-def test_an_explanation_encodes_a_fraction_of_the_tiles(tiny_tiled, monkeypatch):
-    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
-    counts = count_encoded_frames(tiny_tiled, monkeypatch)
-    explanation = tiny_tiled.explain(pixels, "What is it?", "A dog.", grid=8)
-    assert explanation.num_passes == explanation.max_passes
-    assert sum(counts) < 0.7 * 5 * explanation.num_passes
+def test_an_explanation_of_a_photo_of_17_frames_encodes_a_fifth_of_them(tmp_path, monkeypatch):
+    tiny.write_complete_checkpoint(
+        tmp_path, tiny.merge_config(tiny.IDEFICS3, text_config={"max_position_embeddings": 4096})
+    )
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"longest_edge": 4 * 32}}))
+    pixels = np.random.default_rng(1).integers(0, 256, (150, 150, 3), np.uint8)
+    with idefics.load(tmp_path, feature_cache=False) as vlm:
+        counts = count_encoded_frames(vlm, monkeypatch)
+        explanation = vlm.explain(pixels, "What is it?", "A dog.")
+    assert explanation.num_passes == 67
+    assert 2 * 17 + 65 < sum(counts) < 0.22 * 67 * 17
 
 
 class FeatureFiles:
@@ -146,3 +156,15 @@ def test_covered_pictures_stay_out_of_the_feature_files(tiny_tiled):
         cache.encode([(image, cache.count_missing_frames(image))])
         assert cache.features(image).shape[0] == 2 * cache.features(base).shape[0] / 2
     assert set(files.read) == set(files.written) == {"base"}
+
+
+def test_the_picture_that_a_covered_one_was_made_of_stays_while_that_is_needed(tiled):
+    covered = CoverablePicture(tiled).cover(cells_at(4, 6, (0, 0)))
+    state = SimpleNamespace(
+        request=SimpleNamespace(prompt=SimpleNamespace(pictures=[covered])),
+        image_spans=[SimpleNamespace(image_index=0, last_position=5)],
+        sequences=[SimpleNamespace(num_computed_tokens=0)],
+    )
+    assert Scheduler.image_keys_in_use(SimpleNamespace(running=[state])) == {"picture", covered.content_hash}
+    state.sequences[0].num_computed_tokens = 6
+    assert Scheduler.image_keys_in_use(SimpleNamespace(running=[state])) == set()

@@ -51,6 +51,11 @@ def test_inner_cells_are_in_four_parts_of_each_size():
     assert set(cover.ravel()) == {4}  # those at the edges too, since parts reach over them
 
 
+def test_smaller_parts_reach_over_the_edges_and_the_largest_do_not():
+    lowest = [min(part.top for part in plan_level([CellGrid(16, 16)], 16, level)[0]) for level in range(3)]
+    assert lowest == [0, -2, -1]
+
+
 def test_the_number_of_parts_is_known_and_bounded():
     one, two = [CellGrid(16, 16)], [CellGrid(16, 16)] * 2
     assert count_parts(one, 16) == 9 + 24 + 32
