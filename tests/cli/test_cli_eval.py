@@ -268,6 +268,10 @@ def test_a_table_for_a_suite_with_labels(folder, call):
     assert first["references"] == ["yes"]
     assert first["answer"] in ("yes", "no")
     assert second["error"] == "memes.jsonl#2 has no text, which the prompt needs"
+    (folder / "memes.jsonl").write_text(json.dumps(lines[0]))
+    call("hateful-memes", "--data", "memes.jsonl", "--out", "r.json")
+    figure = read(folder / "r.json")["metrics"][0]  # of rows that all have one label
+    assert (figure["value"], figure["low"], figure["high"]) == (None, None, None)
 
 
 def test_one_question_for_all_rows(folder, call):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -79,15 +80,20 @@ def report_json(
 
 
 def figure_json(figure: Figure) -> dict[str, Any]:
-    """A figure as JSON."""
+    """A figure as JSON; a number that is not defined, as ROC-AUC of rows with one label, is null."""
     interval = figure.interval
     value = {
         "name": figure.name,
-        "value": round(interval.value, 4),
-        "low": round(interval.low, 4),
-        "high": round(interval.high, 4),
+        "value": _finite(interval.value),
+        "low": _finite(interval.low),
+        "high": _finite(interval.high),
     }
     return value | ({"note": figure.note} if figure.note else {})
+
+
+def _finite(number: float) -> float | None:
+    """The number for JSON, which has no NaN."""
+    return round(number, 4) if math.isfinite(number) else None
 
 
 def row_json(row: EvaluatedRow, scores: Scores, index: int) -> dict[str, Any]:
