@@ -106,6 +106,39 @@ def test_integers_are_no_factors(base, adapter):
     assert problems_of(base, adapter)["not floating-point"] == (f"{KEY}.q_proj.lora_A.weight",)
 
 
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        (f"{LAYER}.q_proj", [(), (48, 2)]),
+        (f"{LAYER}.q_proj", [(2, 48), (48,)]),
+        ("model.text_model.norm", [(2, 1), (48, 2)]),
+    ],
+)
+def test_factors_without_two_dimensions(base, adapter, module, shapes):
+    def edit(tensors):
+        for name, shape in zip(("lora_A", "lora_B"), shapes, strict=True):
+            tensors[f"base_model.model.{module}.{name}.weight"] = torch.ones(shape)
+
+    edit_tensors(adapter, edit)
+    edit_config(adapter, target_modules=["q_proj", "v_proj", "norm"])
+    [found] = [one for one in problems_of(base, adapter)["misshapen"] if one.startswith(module)]
+    assert (
+        found
+        == f"{module} has factors {shapes[0]} and {shapes[1]} for a weight {(48,) if 'norm' in module else (48, 48)}"
+    )
+
+
+def test_one_module_under_two_names(base, adapter):
+    old = "base_model.model.model.layers.0.self_attn.q_proj"
+    edit_tensors(
+        adapter,
+        lambda tensors: tensors.update(
+            {f"{old}.lora_A.weight": torch.ones(2, 48), f"{old}.lora_B.weight": torch.ones(48, 2)}
+        ),
+    )
+    assert len(problems_of(base, adapter)["there twice"]) == 1
+
+
 def test_lengths_without_dora(base, adapter):
     edit_tensors(
         adapter, lambda tensors: tensors.update({f"{KEY}.q_proj.lora_magnitude_vector": torch.ones(48)})

@@ -239,16 +239,8 @@ for path in sorted(Path({self.folder!r}).iterdir()):
 
     def _task_snippets(self, picture: str) -> TaskSnippets:
         """The code of the task for one path; the command line also takes the path of a folder."""
-        return TaskSnippets(
-            task=self.task,
-            picture=picture,
-            words=self.words,
-            labels=self.labels,
-            model=self.model,
-            server=self.server,
-            has_key=self.has_key,
-            adapter=self.adapter,
-        )
+        shared = {name: value for name, value in vars(self).items() if name != "folder"}
+        return TaskSnippets(picture=picture, **shared)
 
 
 def _format_shot(shot: tuple[str, str, str]) -> str:

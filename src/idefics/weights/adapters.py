@@ -141,7 +141,7 @@ def read_weight_changes(
     matching = _Matching(read_adapter_config(folder), shapes, rules)
     matching.match(open_file_tensors([adapter_weights_file(folder)], stack))
     matching.check_targets(linear_names)
-    problems = {title: sorted(names) for title, names in matching.problems.items()}
+    problems = {title: sorted(names) for title, names in matching.problems.items() if names}
     if not matching.changes and not problems:
         problems["empty"] = [adapter_weights_file(folder).name]
     if problems:
@@ -236,14 +236,17 @@ class _Matching:
             magnitude=magnitude,
             is_embedding=pair[0] == "lora_embedding_A",
         )
-        self.problems_of_shapes(module, low_rank, self.shapes[target])
+        self._check_shapes(module, low_rank, self.shapes[target])
         change.factors = low_rank
 
-    def problems_of_shapes(self, module: str, low_rank: LowRankFactors, expected: tuple[int, ...]) -> None:
+    def _check_shapes(self, module: str, low_rank: LowRankFactors, expected: tuple[int, ...]) -> None:
         """Notes where the shapes of a module's factors fit neither each other, nor the config, nor the weight."""
-        a, b, rank = low_rank.a, low_rank.b, self.config.rank_of(module)
-        if (a.shape[0], *b.shape[1:2]) != (rank, rank):
-            self.problems["of another rank"].append(f"{module} has {a.shape[0]}, not {rank}")
+        a, b, rank = low_rank.a.shape, low_rank.b.shape, self.config.rank_of(module)
+        if min(len(a), len(b), len(expected)) < 2:
+            self.problems["misshapen"].append(f"{module} has factors {a} and {b} for a weight {expected}")
+            return
+        if (a[0], _numbers_per_row(b)) != (rank, rank):
+            self.problems["of another rank"].append(f"{module} has {a[0]}, not {rank}")
         size, expected_size = low_rank.weight_size, (expected[0], _numbers_per_row(expected))
         magnitude = low_rank.magnitude
         if size != expected_size:
@@ -274,8 +277,6 @@ class _Matching:
                 for module in self._possible_modules(linear_names)
                 if self.config.targets(module) and f"{module}.weight" not in changed
             )
-        if not self.problems["missing"]:
-            del self.problems["missing"]
 
     def _possible_modules(self, linear_names: Sequence[str]) -> Iterator[str]:
         """The modules of the model that may have factors."""
