@@ -1,6 +1,7 @@
 """`--adapter` of the commands, and `idefics merge`."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -78,6 +79,8 @@ def test_the_key_of_a_batch_run_is_the_adapters_content(folder, call):
     rows = [json.loads(line) for line in (folder / "with.jsonl").read_text().splitlines()]
     assert {row["settings"]["adapter"] for row in rows} == {"second"}
     assert {row["model"] for row in rows} == {"demo"}
+    listed = call("ledger", "with.jsonl.ledger")[1]
+    assert re.fullmatch(r"  model demo \([0-9a-f]{12}\); adapter second", listed[1])
 
 
 def test_what_is_no_adapter_is_one_line(folder, call):

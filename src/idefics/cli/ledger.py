@@ -61,7 +61,10 @@ def _show(writer: OutputWriter, opened: Any, all_errors: bool) -> None:
             writer.write_json_line({"run": run, "answered": answered, "failed": failed, **settings})
             continue
         print(one_line(f"run {run}: {settings['task']} {settings['prompt']!r}".removesuffix(" ''")))
-        options = "".join(f"; {name} {value}" for name, value in settings["options"].items())
+        shown = settings["options"]
+        if adapter := settings.get("adapter"):  # ledgers of earlier versions have none
+            shown = {"adapter": adapter, **shown}
+        options = "".join(f"; {name} {value}" for name, value in shown.items())
         print(f"  model {one_line(settings['model'])} ({settings['revision']}){one_line(options)}")
         print(f"  {answered:,} answered, {failed:,} failed")
     errors = ((row, answer) for row, answer in opened.rows_after(0) if "error_type" in answer)
