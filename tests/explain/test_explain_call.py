@@ -200,3 +200,17 @@ def test_every_family_is_explained_base_checkpoints_too(tmp_path, raw):
     assert np.abs(explanation.total.cells[0]).max() > 0
     assert [cells.shape for cells in several.words[0].cells] == [(4, 4)] * 2
     assert all(np.abs(cells).max() > 0 for cells in several.total.cells)
+
+
+def test_a_photo_is_upright_in_the_map_as_in_the_answer(tmp_path):
+    """A disc on the left of a file whose orientation says that it is turned by 180 degrees is on the right."""
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(disc(0, 192)).save(path, exif=exif, quality=95)
+    with idefics.load("demo", feature_cache=False) as vlm:
+        explanation = vlm.explain(path, "What is in this image?", "A red circle.")
+    heat = explanation.heat
+    assert heat[:, 96:].max() > 3 * np.abs(heat[:, :64]).max()
+    pixels = np.asarray(explanation.pictures[0]).astype(int)
+    assert pixels[96, 160, 1] < 80 < 200 < pixels[96, 32, 1]

@@ -1,10 +1,13 @@
 """`/v1/images/tasks/explain`: as `vlm.explain`, streamed, admitted by its cost, and ended with its client."""
 
 import asyncio
+import base64
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from idefics.messages import Picture
 from idefics.server.app import create_app
@@ -142,3 +145,14 @@ def test_an_error_during_a_stream_is_its_last_event(client, vlm, monkeypatch):
     assert "secret" not in answer.text
     monkeypatch.undo()
     assert client.post(PATH, explain_request(answer="A puppy.")).status_code == 200
+
+
+def test_notes_say_what_was_not_read(client):
+    file = io.BytesIO()
+    first, second = (Image.new("RGB", (96, 96), color) for color in ("red", "blue"))
+    first.save(file, "GIF", save_all=True, append_images=[second])
+    uri = "data:image/gif;base64," + base64.b64encode(file.getvalue()).decode()
+    body = client.post(PATH, explain_request(image_url=uri, answer="A circle.", grid=4)).json()
+    (note,) = body["notes"]
+    assert "first" in note
+    assert "notes" not in client.post(PATH, explain_request(answer="A circle.", grid=4)).json()

@@ -77,11 +77,16 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
             sender: a path, a format outside `UNTRUSTED_IMAGE_FORMATS`, larger than `MAX_UNTRUSTED_PIXELS`, or a file
             that takes more work to decode than a picture should.
     """
+    return open_picture_with_note(picture, fetcher).image
+
+
+def open_picture_with_note(picture: Picture, fetcher: Fetcher) -> OpenedImage:
+    """As `open_picture`, with the note of what was not read of the file."""
     decode_picture = fetch_picture(picture.source, fetcher)
     with fetcher.decode_slots:
         opened = decode_picture()
     _warn_trusted_caller(opened.note, fetcher)
-    return opened.image
+    return opened
 
 
 def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]:

@@ -20,7 +20,7 @@ from idefics.explain.explanation import Explanation
 from idefics.explain.occlusion import Occlusion, TokenEvidence
 from idefics.server.request_body import JSONBodyRoute, read_json_or_form
 from idefics.server.request_context import RequestContext
-from idefics.server.response_fields import NotesField, ResponseFields, collect_notes
+from idefics.server.response_fields import NotesField, ResponseFields
 from idefics.server.routing import RequestContextDep, document_responses
 from idefics.server.sampling_fields import TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
@@ -151,7 +151,7 @@ async def _stream_events(context: RequestContext, prepared: PreparedExplanation)
 
 def _to_response(prepared: PreparedExplanation, explanation: Explanation) -> dict[str, Any]:
     """An explanation as `ExplanationResponse`."""
-    notes = collect_notes([prepared.method.prompt.prompt])
+    notes = {"notes": list(prepared.notes)} if prepared.notes else {}
     return {"object": "image.explanation", **explanation.to_dict(), **notes}
 
 

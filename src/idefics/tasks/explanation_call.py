@@ -20,7 +20,7 @@ from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import make_prompt, make_scoring_prompt
 from idefics.messages import ContentPart, ImageDetail, Message, Picture, PictureOrVideo, Shot, Video
-from idefics.processing.image_processor import open_picture
+from idefics.processing.image_processor import open_picture_with_note
 from idefics.prompt import PreprocessedImage, ScoringPrompt
 from idefics.tasks import TASKS, classify
 from idefics.tasks.classify import check_and_strip_labels, task_and_label_text
@@ -43,6 +43,7 @@ class PreparedExplanation:
         groups: the tokens of each word or label.
         answer: the answer; "" for labels.
         pictures: what the maps are laid over.
+        notes: what was not read of the pictures' files.
     """
 
     call: ExplanationCall
@@ -50,6 +51,7 @@ class PreparedExplanation:
     groups: Sequence[TokenGroup]
     answer: str
     pictures: Sequence[PIL.Image.Image]
+    notes: tuple[str, ...]
 
     @property
     def num_passes(self) -> int:
@@ -159,7 +161,7 @@ class ExplanationCall:
             BadRequest: a picture or the text is wrong, or the model's own answer is empty.
             BadSetting: the model cannot be explained by the method.
         """
-        opened = [self._open(picture) for picture in pictures]
+        opened, notes = self._open(pictures)
         processor = self.model.processor_for_untrusted_text(self.image_detail)
         task, words = self.task, self.words
         if self.labels is not None:
@@ -182,13 +184,24 @@ class ExplanationCall:
             groups = group_words(processor.tokenizer, prompt.continuations[0], answer)
         images = self._explained_images(prompt, opened)
         shown = self._shown_pictures(opened, images)
-        return PreparedExplanation(self, self._method(prompt, shown, groups), groups, answer, shown)
+        method = self._method(prompt, shown, groups)
+        return PreparedExplanation(self, method, groups, answer, shown, notes)
 
-    def _open(self, picture: PictureOrVideo) -> PictureOrVideo:
-        """A picture with its pixels, which is then decoded once; a video as it is."""
-        if isinstance(picture, Video):
-            return picture
-        return replace(picture, source=open_picture(picture, self.model.processor.fetcher))
+    def _open(self, pictures: Sequence[PictureOrVideo]) -> tuple[list[PictureOrVideo], tuple[str, ...]]:
+        """The pictures with their pixels, so that each is decoded once, and their notes; videos as they are."""
+        opened: list[PictureOrVideo] = []
+        notes: dict[str, None] = {}
+        for picture in pictures:
+            if isinstance(picture, Video):
+                opened.append(picture)
+                continue
+            decoded = open_picture_with_note(picture, self.model.processor.fetcher)
+            # A new picture: the decoded one still has the file's orientation, by which it is turned already.
+            pixels = PIL.Image.fromarray(np.asarray(decoded.image))
+            opened.append(replace(picture, source=pixels))
+            if decoded.note:
+                notes[decoded.note] = None
+        return opened, tuple(notes)
 
     def _compose(self, task: Task, words: str, pictures: Sequence[PictureOrVideo]) -> TaskPrompt:
         """The prompt of the task about all pictures: the others stand before the last."""
