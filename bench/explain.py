@@ -1,8 +1,9 @@
 """What an explanation costs, as a multiple of the answer itself, by both methods.
 
 `python bench/explain.py [--model smolvlm-256m]`
-The answer is 8 tokens about a new photo, whose picture is encoded; the explanation is of these 8 tokens and the same photo,
-in a cache that holds nothing. Frames: how many went through the vision tower, and how many without reuse of tiles.
+The answer is 8 tokens about a new photo, whose picture is encoded; the explanation is of these 8 tokens and the same
+photo, in a cache that holds nothing. Frames: how many went through the vision tower, and how
+many without reuse of tiles.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from evaluate.spoilt_checkpoints import DEMO_FOLDERS, write_spoilt
+from evaluation.spoilt_checkpoints import DEMO_FOLDERS, write_spoilt
 from idefics import __version__
 from idefics.evaluate.check import check_run
 

@@ -284,6 +284,11 @@ def all_request_classes(kind=RequestModel):
 REQUEST_CLASSES = sorted({*all_request_classes()}, key=lambda kind: kind.__name__)
 CLASS_AND_UNUSED_FIELD = [(kind, name) for kind in REQUEST_CLASSES for name in kind.ignored_fields]
 SMALLEST_VALUE_BY_FIELD = {
+    "input_file_id": "file-1",
+    "endpoint": CHAT,
+    "completion_window": "24h",
+    "anchor": "created_at",
+    "seconds": 3600,
     "refusal": "A",
     "messages": [{"role": "user", "content": "Hi"}],
     "content": "Hi",

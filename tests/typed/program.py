@@ -9,6 +9,7 @@ from typing import Unpack, assert_type
 
 import idefics
 from idefics import (
+    AdapterMismatch,
     Alternative,
     Answer,
     BadCall,
@@ -61,6 +62,7 @@ from idefics import (
 
 ERROR_CLASSES: Sequence[type[IdeficsError]] = (
     BadCall,
+    AdapterMismatch,
     BadPicture,
     BadPrompt,
     BadRequest,

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from idefics import Idefics
 
 
+PICTURE_CACHE_BYTES = 16 * 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class WorkItem:
     """A row to be answered.
@@ -68,6 +71,7 @@ class LocalAnswerer:
         if first is None:
             return
         vlm = self._load_model()
+        limit_picture_cache(vlm)
 
         def rows() -> Iterator[dict[str, Any]]:
             item: WorkItem | None = first
@@ -80,6 +84,15 @@ class LocalAnswerer:
 
     def close(self) -> None:
         """Does nothing: the model belongs to who loads it."""
+
+
+def limit_picture_cache(vlm: Idefics) -> None:
+    """Makes the cache of encoded pictures small: a run computes equal pictures once, and no later row needs them.
+
+    Pictures of rows in hand are kept in any case, those of the few-shot examples among them.
+    """
+    cache = vlm.engine.encoder_cache
+    cache.max_bytes = min(cache.max_bytes, PICTURE_CACHE_BYTES)
 
 
 def answer_fields(result: Answer | Ranking | IdeficsError, vlm: Idefics) -> dict[str, Any]:

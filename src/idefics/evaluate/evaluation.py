@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from idefics.batch.ledger import Ledger
@@ -31,6 +30,7 @@ from idefics.evaluate.shots import (
 from idefics.evaluate.suite import EvaluationRow, Suite
 from idefics.evaluate.suite_data import SuiteData
 from idefics.evaluate.suites import SUITES
+from idefics.lazy import cached_property
 
 if TYPE_CHECKING:
     import numpy as np

@@ -45,8 +45,8 @@ class CoverablePicture:
             cells: (rows, columns), true where the picture is covered.
 
         Returns:
-            A picture of the same tiles, whose `base` is the uncovered one. Frames that show no covered cell are the same
-            arrays.
+            A picture of the same tiles, whose `base` is the uncovered one. Frames that show no covered cell are the
+            same arrays.
         """
         digest = hashlib.sha256(f"{self.image.content_hash} covered {cells.shape} ".encode())
         digest.update(np.packbits(cells).tobytes())

@@ -53,7 +53,7 @@ class ExplainedWord:
         return self.heat_of(0)
 
     def heat_of(self, picture: int) -> HeatMap:
-        """(H, W): the heat at each pixel of a picture, interpolated between the cells; its unit is the explanation's."""
+        """(H, W): the heat at each pixel of a picture, interpolated between cells; its unit is the explanation's."""
         import PIL.Image
 
         cells = PIL.Image.fromarray(self.cells[picture])

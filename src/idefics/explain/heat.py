@@ -17,8 +17,8 @@ class HeatMaps:
 
     The heat of a cell is what a token's log-probability loses, in nats, when a part that holds the cell is covered: the
     mean over the parts of one size, and then over the sizes. Parts overlap, so that each cell is in several; those in
-    whose middle it lies weigh more. Where parts of a size were left out since little was lost there, the loss of the next
-    larger size is shared out by area.
+    whose middle it lies weigh more. Where parts of a size were left out since little was lost there, the loss of the
+    next larger size is shared out by area.
 
     Args:
         grids: the grid of each picture.

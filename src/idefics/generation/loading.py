@@ -127,8 +127,8 @@ def find_adapter(
     weights.check_base_model(folder, config, model)
     if models.family_of_class(config.base_class) not in (None, checkpoint.family):
         raise UnsupportedModel(
-            f"the adapter {folder} was trained on a model of the class {config.base_class}, and {model} is of the family "
-            f"{checkpoint.family.name}: give {config.base_model or 'the model that it was trained on'}"
+            f"the adapter {folder} was trained on a model of the class {config.base_class}, and {model} is of the "
+            f"family {checkpoint.family.name}: give {config.base_model or 'the model that it was trained on'}"
         )
     return folder
 

@@ -73,8 +73,8 @@ def merge_adapter(
     checkpoint = models.read_checkpoint(folder)
     if checkpoint.quantization is not None:
         raise BadSetting(
-            f"{folder} is stored in {checkpoint.quantization.kind}, and an adapter cannot be merged into integers: give "
-            "the original model"
+            f"{folder} is stored in {checkpoint.quantization.kind}, and an adapter cannot be merged into integers: "
+            "give the original model"
         )
     settings = LoadSettings(adapter=adapter, offline=offline, progress=progress)
     adapter_folder = find_adapter(model, checkpoint, settings)

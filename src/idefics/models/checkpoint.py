@@ -217,7 +217,7 @@ def load_weights(
 def _check_changes_of_quantized(
     folder: Path, stored: QuantizationConfig, quantization: QuantizationConfig | None, adapter: Path | None
 ) -> None:
-    """Raises BadSetting if weights that are quantised in the folder are to be quantised again, or to have an adapter."""
+    """Raises BadSetting if weights that are quantised in the folder are to be quantised again or to have an adapter."""
     if quantization is not None:
         raise BadSetting(
             f"{folder} is stored in {stored.kind} already: leave quantize out, or give the original"

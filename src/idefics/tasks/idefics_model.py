@@ -93,8 +93,8 @@ class Idefics(
 
         Args:
             model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
-            adapter: a fine-tuned change of the model (LoRA, DoRA), as peft and transformers save it: its folder or hub id.
-                It is merged into the weights while they are loaded.
+            adapter: a fine-tuned change of the model (LoRA, DoRA), as peft and transformers save it: its folder or hub
+                id. It is merged into the weights while they are loaded.
             device: "auto" (CUDA, else Apple's GPU, else the CPU) or a torch device.
             dtype: "float32", "bfloat16", "float16" or "auto". On a GPU "auto" is the checkpoint's dtype. On a CPU
                 "auto" stores the weights as in the checkpoint and computes in float32; a 16-bit dtype is the storage

@@ -1,4 +1,4 @@
-"""Finds, checks and writes the folders of adapters: adapter_config.json and adapter_model.safetensors, as peft has them."""
+"""Finds, checks and writes the folders of adapters: adapter_config.json and adapter_model.safetensors, as in peft."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def check_base_model(folder: Path, config: AdapterConfig, model: str | os.PathLi
     names = [_model_id(name) for name in (config.base_model, os.fspath(model))]
     if all(names) and names[0].lower() != names[1].lower():
         raise UnsupportedModel(
-            f"the adapter {folder} was trained on {config.base_model}, not on {model}: give that model; if they are the "
-            f"same, change base_model_name_or_path in its {ADAPTER_CONFIG}"
+            f"the adapter {folder} was trained on {config.base_model}, not on {model}: give that model; if they are "
+            f"the same, change base_model_name_or_path in its {ADAPTER_CONFIG}"
         )
 
 

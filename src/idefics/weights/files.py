@@ -156,8 +156,9 @@ def adapter_error_message(name: str, path: Path | None = None) -> str:
     base_model = "" if path is None else _base_model_name(path)
     of = f" of {base_model}" if base_model else ""
     return (
-        f"{name} holds an adapter (LoRA){of}, not a whole model: give {base_model or 'its base model'} as the model, and "
-        f"this as its adapter: --adapter {name}, or adapter={name!r} in Python; `idefics merge` makes one model of both"
+        f"{name} holds an adapter (LoRA){of}, not a whole model: give {base_model or 'its base model'} as the model, "
+        f"and this as its adapter: --adapter {name}, or adapter={name!r} in Python; `idefics merge` makes one model "
+        "of both"
     )
 
 

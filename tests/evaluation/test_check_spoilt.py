@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from evaluate.spoilt_checkpoints import DEMO_FOLDERS, FOUND_WITHOUT_RECORD, SPOILS, write_spoilt
+from evaluation.spoilt_checkpoints import DEMO_FOLDERS, FOUND_WITHOUT_RECORD, SPOILS, write_spoilt
 from idefics.evaluate.check.activation_checks import ACTIVATION_CHECKS
 from idefics.evaluate.check.check_run import FILE_CHECKS, CheckSettings, make_subject, run_checks
 from idefics.evaluate.check.logits_record import RECORDS_FOLDER, make_record

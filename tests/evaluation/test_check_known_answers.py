@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluate.spoilt_checkpoints import DEMO_FOLDERS
+from evaluation.spoilt_checkpoints import DEMO_FOLDERS
 from idefics.catalog import CATALOG, find_entry
 from idefics.errors import BadPicture
 from idefics.evaluate.check import known_answers

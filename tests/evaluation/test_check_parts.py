@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evaluate.spoilt_checkpoints import DEMO_FOLDERS
+from evaluation.spoilt_checkpoints import DEMO_FOLDERS
 from idefics.errors import BadSetting
 from idefics.evaluate.check import (
     engine_checks,
