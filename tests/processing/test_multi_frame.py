@@ -55,7 +55,7 @@ def test_frames_that_are_left_out_are_noted(format, noun, tmp_path):
     data = encode_pages(format)
     assert (
         picture_note(data)
-        == f"a picture of {len(data)} bytes has 3 {noun}, and only the first was read: {SAVE_HINT}"
+        == f"a picture of {len(data):,} bytes has 3 {noun}, and only the first was read: {SAVE_HINT}"
     )
     path = tmp_path / "several"
     path.write_bytes(data)

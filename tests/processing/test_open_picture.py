@@ -172,7 +172,7 @@ def test_what_is_no_picture(data, tmp_path):
         open_trusted(path)
     assert assert_one_line(error)
     with pytest.raises(
-        BadPicture, match=f"a picture of {len(data)} bytes" if data else "the picture is empty"
+        BadPicture, match=f"a picture of {len(data):,} bytes" if data else "the picture is empty"
     ):
         open_trusted(data)
 

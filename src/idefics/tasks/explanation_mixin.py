@@ -86,8 +86,8 @@ class ExplanationMixin:
                 before the question.
             question: the question, or the text of another `task`.
             answer: the answer that is explained, which need not be the model's; None: the model's own, greedy.
-            method: "occlusion" blurs parts of the picture in turn, at three sizes, and measures what the log-probability of
-                each word loses, in nats. "fast" reads approximate maps from one pass; only for families whose image
+            method: "occlusion" blurs parts of the picture in turn, at three sizes, and measures what each word loses of
+                its log-probability, in nats. "fast" reads approximate maps from one pass; only for families whose image
                 tokens lie in a grid over the picture (Idefics 3, SmolVLM), and its values are shares of attention.
             grid: cells of a map along the picture's longer edge, 4 to 64; parts are 1/2, 1/4 and 1/8 of that edge.
             task: the task whose prompt is used.

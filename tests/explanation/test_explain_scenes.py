@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import idefics
-from explain.scenes import placed_questions
+from explanation.scenes import placed_questions
 from idefics.explain.covering import CoverablePicture
 from picturebook.drawing import FONT_PATH
 
