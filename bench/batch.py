@@ -149,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", choices=CASES, action="append", help="one of the above; all unless given")
     parser.add_argument("--model", default="smolvlm-256m", help="a short name or a folder")
+    parser.add_argument("--rounds", type=int, default=BenchmarkSize.num_rounds, help="of the case captions")
     parser.add_argument("--quick", action="store_true", help="the demo checkpoint, one round")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -156,7 +157,7 @@ def main() -> None:
     demo_folder = Path(idefics.__file__).parent / "demo" / "idefics3"
     report = BenchmarkReport("batch", is_quick=arguments.quick)
     for case in arguments.case or CASES:
-        size = QUICK_SIZE if arguments.quick else BenchmarkSize()
+        size = QUICK_SIZE if arguments.quick else BenchmarkSize(num_rounds=arguments.rounds)
         CASES[case](report, str(demo_folder) if arguments.quick else arguments.model, size)
     report.print_report()
 

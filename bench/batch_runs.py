@@ -22,8 +22,8 @@ class BenchmarkSize:
     """Numbers of rounds and rows; small for `--quick`."""
 
     num_rounds: int = 3
-    num_tiled: int = 8
-    num_untiled: int = 24
+    num_tiled: int = 2
+    num_untiled: int = 8
     num_classified: int = 40
     num_shots: int = 8
     num_labels: int = 20
