@@ -129,6 +129,20 @@ def test_texts_next_to_pictures_and_in_them(folder, call):
     assert (photos / "tower.txt").read_text() == f"mine, {TOWER}\n"
 
 
+def test_a_run_that_is_killed_after_a_text_was_written_does_not_append_twice(folder, call, monkeypatch):
+    from idefics.batch.ledger import Ledger
+
+    photos = folder / "photos"
+    (photos / "tower.txt").write_text("mine\n")
+    command = ["run", "photos/tower.png", "--sidecar", "txt", "--existing", "append", "--ledger", "l"]
+    with monkeypatch.context() as killed:
+        killed.setattr(Ledger, "mark_text_written", lambda *_: None)
+        call(*command)
+    assert (photos / "tower.txt").read_text() == f"mine, {TOWER}\n"
+    call(*command)
+    assert (photos / "tower.txt").read_text() == f"mine, {TOWER}\n"
+
+
 def test_two_pictures_of_one_sidecar_are_told(folder, call):
     shutil.copy(folder / "photos" / "tower.png", folder / "photos" / "puppy.jpg")
     code, _, err = call("run", "photos/puppy.png", "photos/puppy.jpg", "--sidecar", "txt", "--ledger", "l")
