@@ -15,7 +15,7 @@ from idefics.batch.text_settings import SidecarKind, TextKind, TextSettings
 from idefics.batch.xmp import prepare_description, read_description
 from idefics.errors import BadRequest, IdeficsError
 
-CAPTION_KIND: SidecarKind = "txt"  # the side-car that `{caption}` of a prompt reads
+CAPTION_KIND: SidecarKind = "txt"  # the sidecar that `{caption}` of a prompt reads
 
 
 class TextWriter:
