@@ -32,7 +32,8 @@ LEVELS = (
     ("tasks",),
     ("__init__",),
     ("batch",),
-    ("server", "page", "evaluate", "train", "compat"),
+    ("server", "page", "evaluate", "compat"),
+    ("train",),  # it reads the data of evaluation
     ("cli",),  # it starts the other frontends
     ("__main__",),
 )

@@ -1,0 +1,72 @@
+"""`TrainSettings`: all that determines a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """All that determines a training; `idefics.train.run` takes it.
+
+    Attributes:
+        data: rows to learn: a folder with metadata.jsonl, a .jsonl, .csv or .parquet file, or the name of a suite of
+            `idefics eval` that has a training split, such as "easy-vqa".
+        model: a short name, a hub id or a folder.
+        out: the folder to write: an adapter, or a checkpoint with `method` "full".
+        val: rows to validate with, in the same forms.
+        method: "lora" learns factors of low rank (arXiv 2106.09685); "full" changes the weights themselves.
+        quantize: "nf4" keeps the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), double quantisation included.
+        targets: which modules learn: "text" (the decoder, with Idefics 1's gated cross-attention and its gates),
+            "text+connector", "all", or a regular expression of their full names. None: "text", and "all" with "full".
+        rank, alpha, dropout: of the factors: their product is scaled by alpha / rank.
+        epochs: how many times all rows are seen; `steps` counts optimizer steps instead.
+        batch_size: rows of one optimizer step.
+        micro_batch_tokens: tokens that are computed at once; a row with more is computed alone.
+        learning_rate: the peak; None: 2e-4 for "lora", 2e-5 for "full".
+        warmup_steps: steps of linear warm-up, before a cosine to zero.
+        weight_decay, max_gradient_norm: of AdamW (arXiv 1711.05101), and of clipping.
+        optimizer: "adamw", or "adamw8bit" of bitsandbytes.
+        dtype: "auto": bfloat16 where the device computes it, else float32; learned weights are always float32.
+        device: as for `idefics.load`.
+        gradient_checkpointing: activations of layers are computed again instead of kept (arXiv 1604.06174).
+        seed: of the order of rows, the factors and dropout.
+        max_tokens: the longest row; None: the model's own limit.
+        too_long: what happens to a longer row: "refuse" ends before training, "skip" leaves it out and counts it.
+        max_tiles: the most tiles of a picture; None: as the checkpoint says.
+        validate_every, save_every, sample_every: in steps; 0: at the end only.
+        num_samples: rows whose answers are shown, of `val` if given.
+    """
+
+    data: str
+    model: str
+    out: Path
+    val: str | None = None
+    method: Literal["lora", "full"] = "lora"
+    quantize: Literal["nf4"] | None = None
+    targets: str | None = None
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 16
+    micro_batch_tokens: int = 4096
+    learning_rate: float | None = None
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    dtype: str = "auto"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    max_tokens: int | None = None
+    too_long: Literal["refuse", "skip"] = "refuse"
+    max_tiles: int | None = None
+    validate_every: int = 0
+    save_every: int = 0
+    sample_every: int = 0
+    num_samples: int = 4
