@@ -74,7 +74,7 @@ def _write_page(
     thumbnails: Callable[[OutputRecord], bytes | None],
     scores: Callable[[OutputRecord], RowScore | None],
 ) -> None:
-    style = (FOLDER / "report.css").read_text(encoding="utf-8")
+    style = read_report_style()
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
     statistics = RecordStatistics()
     chunks = ENVIRONMENT.get_template("report.html.jinja").generate(
@@ -89,15 +89,20 @@ def _write_page(
         max_thumbnails=MAX_THUMBNAILS,
         style=style,
         script=script,
-        style_hash=_content_hash(style),
-        script_hash=_content_hash(script),
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
         as_json=_script_json,
     )
     for chunk in chunks:
         file.write(escape_surrogates(chunk).encode())
 
 
-def _content_hash(text: str) -> str:
+def read_report_style() -> str:
+    """The style sheet that all reports have in common."""
+    return (FOLDER / "report.css").read_text(encoding="utf-8")
+
+
+def content_hash(text: str) -> str:
     """The hash of an inline style or script that a Content-Security-Policy allows (CSP Level 3, 2.3.1)."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 

@@ -119,7 +119,7 @@ def _histogram(title: str, unit: str, counts: Counter[float]) -> list[Chart]:
     values = sorted(counts)
     median, high = _percentile(counts, 0.5), _percentile(counts, 0.99)
     num_bins = min(MAX_BINS, ceil(2 * counts.total() ** (1 / 3)))
-    width = _bin_width((high - values[0]) / num_bins, at_least=1 if unit == "characters" else 0.001)
+    width = nice_step((high - values[0]) / num_bins, at_least=1 if unit == "characters" else 0.001)
     first, last = floor(values[0] / width + 1e-9), floor(high / width + 1e-9)
     bins = [0] * (last - first + 1)
     for value, count in counts.items():
@@ -152,7 +152,7 @@ def _percentile(counts: Counter[float], share: float) -> float:
     return max(counts)
 
 
-def _bin_width(width: float, *, at_least: float) -> float:
+def nice_step(width: float, *, at_least: float) -> float:
     """The least of 1, 2 and 5 times a power of ten that is at least as wide."""
     width = max(width, at_least)
     power = 10.0 ** floor(log10(width) + 1e-9)

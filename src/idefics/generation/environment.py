@@ -47,6 +47,7 @@ DISTRIBUTIONS_BY_EXTRA: Mapping[str, tuple[str, ...]] = {  # what `pip install i
     "batch": ("pyarrow",),
     "docs": ("pypdfium2", "docling-core"),
     "datasets": ("datasets",),
+    "train": ("tensorboard",),
     "ray": ("ray",),
 }
 REPORTED_DISTRIBUTIONS = (

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from idefics.errors import BadSetting
+from idefics.validation import (
+    reject_unknown_fields,
+    validate_bool,
+    validate_choice,
+    validate_range,
+    validate_text,
+)
+
+Method = Literal["lora", "full"]
+Optimizer = Literal["adamw", "adamw8bit"]
+TooLong = Literal["refuse", "skip"]
+TrainDtype = Literal["auto", "float32", "bfloat16"]
 
 
+@reject_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
     """All that determines a training; `idefics.train.run` takes it.
@@ -38,13 +53,16 @@ class TrainSettings:
         max_tiles: the most tiles of a picture; None: as the checkpoint says.
         validate_every, save_every, sample_every: in steps; 0: at the end only.
         num_samples: rows whose answers are shown, of `val` if given.
+
+    Raises:
+        BadSetting: a value is out of range, or two do not go together.
     """
 
     data: str
     model: str
     out: Path
     val: str | None = None
-    method: Literal["lora", "full"] = "lora"
+    method: Method = "lora"
     quantize: Literal["nf4"] | None = None
     targets: str | None = None
     rank: int = 16
@@ -58,15 +76,63 @@ class TrainSettings:
     warmup_steps: int = 20
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    dtype: str = "auto"
+    optimizer: Optimizer = "adamw"
+    dtype: TrainDtype = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
     seed: int = 0
     max_tokens: int | None = None
-    too_long: Literal["refuse", "skip"] = "refuse"
+    too_long: TooLong = "refuse"
     max_tiles: int | None = None
     validate_every: int = 0
     save_every: int = 0
     sample_every: int = 0
     num_samples: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
+        validate_text("data", self.data, "photos/")
+        validate_text("model", self.model, "smolvlm-500m")
+        validate_choice("method", self.method, get_args(Method))
+        validate_choice("optimizer", self.optimizer, get_args(Optimizer))
+        validate_choice("dtype", self.dtype, get_args(TrainDtype))
+        validate_choice("too_long", self.too_long, get_args(TooLong))
+        validate_bool("gradient_checkpointing", self.gradient_checkpointing)
+        if self.quantize not in (None, "nf4"):
+            raise BadSetting(f"quantize is {self.quantize!r}; training knows nf4 only")
+        if self.quantize is not None and self.method == "full":
+            raise BadSetting(
+                f"quantize={self.quantize} keeps the weights fixed in 4 bits, and full training changes them: "
+                "leave one of the two out"
+            )
+        for name, (low, high) in RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                validate_range(name, value, low, high)
+
+    @property
+    def training_folder(self) -> Path:
+        """The folder next to `out` that holds what a training writes on its way: checkpoints, the log, the report."""
+        return self.out.with_name(f"{self.out.name}.training")
+
+
+# The values of numbers, ends included; where the lowest is an int, a whole number is required.
+RANGES: dict[str, tuple[float, float]] = {
+    "rank": (1, 1024),
+    "alpha": (1e-6, 1e6),
+    "dropout": (0.0, 0.95),
+    "epochs": (1e-6, 1e6),
+    "steps": (1, 10**9),
+    "batch_size": (1, 10**6),
+    "micro_batch_tokens": (1, 10**7),
+    "learning_rate": (1e-12, 10.0),
+    "warmup_steps": (0, 10**9),
+    "weight_decay": (0.0, 10.0),
+    "max_gradient_norm": (1e-6, 1e6),
+    "seed": (0, 2**63 - 1),
+    "max_tokens": (1, 10**7),
+    "max_tiles": (1, 1000),
+    "validate_every": (0, 10**9),
+    "save_every": (0, 10**9),
+    "sample_every": (0, 10**9),
+    "num_samples": (0, 100),
+}
