@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idefics.messages import Picture
+import idefics
+from idefics.messages import Message, Picture
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from server.conftest import SyncClient, open_client
@@ -40,13 +41,18 @@ def assert_equals(body, explanation):
         ({"answer": "A car."}, {"question": QUESTION, "answer": "A car."}),
         ({"words": None, "labels": ["puppy", "car"]}, {"labels": ["puppy", "car"]}),
         ({"words": None, "task": "caption", "max_new_tokens": 4}, {"task": "caption", "max_new_tokens": 4}),
+        ({"method": "fast"}, {"question": QUESTION, "method": "fast"}),
+        (
+            {"words": None, "labels": ["puppy", "car"], "method": "fast"},
+            {"labels": ["puppy", "car"], "method": "fast"},
+        ),
     ],
 )
 def test_it_answers_as_the_method(client, vlm, fields, arguments):
     answer = client.post(PATH, explain_request(**fields))
     assert answer.status_code == 200, answer.text
     body = answer.json()
-    assert body.pop("object") == "image.explanation"
+    assert body["object"] == "image.explanation"
     assert_equals(body, vlm.explain(Picture(picture_data_uri("puppy")), grid=8, **arguments))
 
 
@@ -69,7 +75,7 @@ def test_a_stream_gets_finer_and_ends_with_the_result(client, vlm):
         ({"labels": ["a", "b"]}, "without a question"),
         ({"grid": 100}, "grid"),
         ({"task": "sing"}, "sing"),
-        ({"method": "fast"}, "method"),
+        ({"method": "slow"}, "method"),
         ({"image_url": "data:,x"}, "picture"),
     ],
 )
@@ -77,6 +83,62 @@ def test_wrong_requests_are_refused(client, fields, message):
     answer = client.post(PATH, explain_request(**fields))
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["occlusion", "fast"])
+def test_the_usage_counts_the_tokens_of_all_passes(client, vlm, method):
+    vlm.engine.clear_caches()
+    picture, answer = picture_data_uri("puppy"), "A puppy."
+    body = client.post(PATH, explain_request(answer=answer, method=method)).json()
+    prompt = vlm.prompt([Message("user", (Picture(picture), QUESTION))])
+    num_new = sum(len(word["tokens"]) for word in body["words"])
+    usage, passes = body["usage"], body["num_passes"]
+    assert passes == (3 if method == "fast" else body["max_passes"])
+    assert usage["prompt_tokens"] == passes * len(prompt)
+    assert usage["completion_tokens"] == passes * num_new
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["pictures"] == 1
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+
+
+def test_the_model_s_own_answer_is_in_the_usage(client):
+    given, own = (client.post(PATH, explain_request(answer=one, grid=4)).json() for one in ("A puppy.", None))
+    task = client.post("/v1/images/tasks/ask", {"image_url": picture_data_uri("puppy"), "words": QUESTION})
+    per_pass = given["usage"]["prompt_tokens"] // given["num_passes"]
+    assert (
+        own["usage"]["prompt_tokens"] == own["num_passes"] * per_pass + task.json()["usage"]["prompt_tokens"]
+    )
+
+
+def test_a_model_without_the_fast_method_says_so(monkeypatch):
+    first = idefics.load("demo-idefics1", remote_images="off")
+    client = SyncClient(create_app(first, Settings(model="demo-idefics1")))
+    refused = client.post(PATH, explain_request(method="fast"))
+    assert refused.status_code == 400
+    assert "occlusion" in refused.json()["error"]["message"]
+
+
+def test_the_fast_method_ends_with_its_client(app, vlm, monkeypatch):
+    attention, calls = vlm.engine.attention, []
+    monkeypatch.setattr(vlm.engine, "attention", lambda *arguments: calls.append(1) or attention(*arguments))
+    labels = [f"a thing number {number}" for number in range(200)]
+
+    async def leave():
+        async with open_client(app) as client:
+            body = explain_request(words=None, labels=labels, method="fast")
+            task = asyncio.ensure_future(client.post(PATH, json=body))
+            while not calls:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.sleep(0.3)
+        num_calls = len(calls)
+        await asyncio.sleep(0.3)
+        assert len(calls) == num_calls < len(labels)
+        assert not app.state.service.admission.slots
+
+    asyncio.run(leave())
 
 
 def test_it_is_admitted_by_the_tokens_of_all_passes(vlm):

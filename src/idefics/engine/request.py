@@ -10,6 +10,7 @@ from typing import Protocol
 
 from idefics.config import KVCacheLayout, Sampling
 from idefics.errors import BadPrompt, BadSetting, PromptTooLong, RequestTimeout
+from idefics.messages import RequestProgress
 from idefics.prompt import Prompt
 from idefics.validation import validate_range
 
@@ -109,6 +110,8 @@ class Request:
         constraint: restricts the ids of an answer without beams.
         beam_constraint: restricts the ids of a beam search.
         deadline: the request fails with RequestTimeout if it is not done by then, whether it waits or runs.
+        on_progress: called by the engine's thread while the request waits and its prompt is computed, in steps of a few
+            tiles; the last call is the one with all prompt tokens. It must not block.
     """
 
     prompt: Prompt
@@ -120,6 +123,7 @@ class Request:
     constraint: TokenConstraint | None = None
     beam_constraint: BeamConstraint | None = None
     deadline: Deadline | None = None
+    on_progress: Callable[[RequestProgress], None] | None = None
 
     def __post_init__(self) -> None:
         if self.constraint is not None and self.sampling.num_beams > 1:

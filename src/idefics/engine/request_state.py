@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from idefics.engine.beam_search import RequestBeamSearch
     from idefics.engine.continuation_scores import ContinuationScores
+    from idefics.engine.scheduler_output import BeamSearchResult, SampledToken
 
 
 class ImageSpan(NamedTuple):
@@ -109,6 +110,32 @@ class RequestState:
         self.sequences = [SequenceState(self, ids, PageKeys(self.request.prompt, self.uses_cross_attention))]
         self.beam_search: RequestBeamSearch | None = None
         self.continuation_scores: ContinuationScores | None = None
+
+    def append_token_or_finish(self, token: SampledToken) -> None:
+        """Appends a sampled token, and finishes the request at a stop or at its length limit."""
+        handle, request = self.handle, self.request
+        if token.id in request.stop_ids:
+            handle.finish("stop")
+            return
+        is_stopped = request.on_token is not None and request.on_token(token.id)
+        handle.append_token(token)
+        if is_stopped:
+            handle.finish("stop")
+        elif len(handle.ids) == self.max_new_tokens:
+            handle.finish("length")
+        else:
+            self.sequences[0].ids.append(token.id)
+
+    def finish_beam_search(self, result: BeamSearchResult) -> None:
+        """Writes the best beam's ids into the handle, up to the id at which `on_token` returns true."""
+        handle, on_token = self.handle, self.request.on_token
+        num_ids, reason = len(result.ids), result.finish_reason
+        for count, id in enumerate(result.ids if on_token is not None else (), start=1):
+            if on_token is not None and on_token(id):
+                num_ids, reason = count, "stop"
+                break
+        handle.ids, handle.logprobs = result.ids[:num_ids], result.logprobs[:num_ids]
+        handle.finish(reason)
 
 
 def _find_image_spans(request: Request, uses_cross_attention: bool) -> Iterator[ImageSpan]:

@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING
 from idefics.config import EngineConfig
 from idefics.engine.kv_cache_manager import KVCacheManager
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
+from idefics.engine.progress import (
+    REPORTED_FRAMES,
+    report_prompt_progress,
+    report_queue_position,
+    reports_progress,
+)
 from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler_output import (
     BeamSearchResult,
@@ -93,6 +99,7 @@ class Scheduler:
         if self.is_full:
             raise EngineBusy(self.config.waiting)
         self.waiting.append(state)
+        report_queue_position(state, len(self.waiting) - 1)
 
     def cancel(self, state: RequestState) -> None:
         """Finishes a request as cancelled. If it is running, its pages are released after the current step."""
@@ -116,8 +123,13 @@ class Scheduler:
         for state in self.running:
             if state.is_prefilling:
                 self._schedule_prefill(state, output)
+        num_waiting = len(self.waiting)
         while self.waiting and output.remaining_tokens > 0 and self._admit_next_request(output):
+            report_prompt_progress(self.running[-1], self.encoder_cache)
             self._schedule_prefill(self.running[-1], output)
+        if len(self.waiting) < num_waiting:
+            for index, state in enumerate(self.waiting):
+                report_queue_position(state, index)
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, outputs: RequestOutputs) -> None:
@@ -132,6 +144,9 @@ class Scheduler:
             if sequence.request_state not in failed and trie is None:
                 sequence.num_computed_tokens = end
                 self.kv_cache_manager.add_to_prefix_cache(sequence)
+        for state in scheduler_output.requests:
+            if state not in failed:
+                report_prompt_progress(state, self.encoder_cache)
         for state, output in outputs.items():
             if not state.handle.is_done:
                 self._apply_output(state, output)
@@ -191,6 +206,7 @@ class Scheduler:
                 output.add_chunk(PrefillChunk(sequence, start, start + len(trie), trie))
             return
         end = min(len(sequence.ids), start + output.remaining_tokens)
+        remaining_frames = REPORTED_FRAMES if reports_progress(state) else output.remaining_frames
         for image_span in state.image_spans:
             if image_span.last_position < start or image_span.first_position >= end:
                 continue
@@ -201,9 +217,10 @@ class Scheduler:
                 for other, num_frames in output.encoder_inputs
                 if other.content_hash == image.content_hash
             )
-            if num_frames := min(num_missing_frames, output.remaining_frames):
+            if num_frames := min(num_missing_frames, remaining_frames, output.remaining_frames):
                 output.encoder_inputs.append((image, num_frames))
                 output.remaining_frames -= num_frames
+                remaining_frames -= num_frames
             if num_frames < num_missing_frames:  # the chunk ends before the picture
                 end = max(image_span.first_position, start)
         if end > start:
@@ -245,43 +262,17 @@ class Scheduler:
                 case Exception():
                     state.handle.fail(output)
                 case SampledToken():
-                    self._append_token_or_finish(state, output)
+                    state.append_token_or_finish(output)
                 case NextBeams():
                     self.kv_cache_manager.fork_sequences(state, output.parent_rows, output.ids)
                 case BeamSearchResult():
-                    self._finish_beam_search(state, output)
+                    state.finish_beam_search(output)
                 case _:  # `ContinuationScores`
                     state.handle.continuation_logprobs = output.logprobs
                     state.handle.continuation_top_logprobs = output.top_logprobs
                     state.handle.finish("stop")
         except Exception as error:
             state.handle.fail(error)
-
-    def _append_token_or_finish(self, state: RequestState, token: SampledToken) -> None:
-        """Appends a sampled token to a request, and finishes the request at a stop or at its length limit."""
-        handle, request = state.handle, state.request
-        if token.id in request.stop_ids:
-            handle.finish("stop")
-            return
-        is_stopped = request.on_token is not None and request.on_token(token.id)
-        handle.append_token(token)
-        if is_stopped:
-            handle.finish("stop")
-        elif len(handle.ids) == state.max_new_tokens:
-            handle.finish("length")
-        else:
-            state.sequences[0].ids.append(token.id)
-
-    def _finish_beam_search(self, state: RequestState, result: BeamSearchResult) -> None:
-        """Writes the best beam's ids into the request's handle, up to the id at which `on_token` returns true."""
-        handle, on_token = state.handle, state.request.on_token
-        num_ids, reason = len(result.ids), result.finish_reason
-        for count, id in enumerate(result.ids if on_token is not None else (), start=1):
-            if on_token is not None and on_token(id):
-                num_ids, reason = count, "stop"
-                break
-        handle.ids, handle.logprobs = result.ids[:num_ids], result.logprobs[:num_ids]
-        handle.finish(reason)
 
     def _remove_finished_requests(self) -> None:
         """Removes done requests from the running ones and releases their pages.

@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from idefics.engine.engine import Engine
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Deadline, Request
 from idefics.explain.covering import CoverablePicture, gray_picture
@@ -70,7 +71,7 @@ class Occlusion:
         """How many passes of the model the explanation takes: one a part, one each with and without the pictures."""
         return 2 + count_parts(self.grids, self.grid)
 
-    def steps(self) -> Generator[list[Request] | TokenEvidence, list[RequestHandle]]:
+    def steps(self) -> Steps:
         """Yields requests to score, for which it is sent their finished handles, and in between what is known so far.
 
         So the caller decides how to wait. The last that it yields is the result.
@@ -79,9 +80,9 @@ class Occlusion:
         image_config = self.model.processor.image_config
         explained = pictures[len(pictures) - len(self.grids) :]
         # The pictures as they are come first and alone: later pictures use the features of their frames.
-        full = _token_scores((yield [self._request(explained)])[0])
+        full = token_scores((yield [self._request(explained)])[0])
         gray_pictures = [gray_picture(image, image_config) for image in explained]
-        gray = _token_scores((yield [self._request(gray_pictures)])[0])
+        gray = token_scores((yield [self._request(gray_pictures)])[0])
         coverable = [CoverablePicture(image) for image in explained]
         heat = HeatMaps(self.grids, part_sizes(self.grid), len(full))
         num_done = 2
@@ -89,25 +90,10 @@ class Occlusion:
             for batch in _batches(self._select(heat, level)):
                 handles = yield [self._request(self._cover(coverable, part)) for part in batch]
                 for part, handle in zip(batch, handles, strict=True):
-                    heat.add(level, part, full - _token_scores(handle))
+                    heat.add(level, part, full - token_scores(handle))
                 num_done += len(batch)
                 maps = [heat.maps(picture) for picture in range(len(self.grids))]
                 yield TokenEvidence(full, gray, maps, num_done, self.num_passes)
-
-    def run(self) -> Iterator[TokenEvidence]:
-        """Yields what is known after every few passes; the last is the result.
-
-        Raises:
-            IdeficsError: as `Engine.submit`, or RequestTimeout at the deadline.
-        """
-        steps = self.steps()
-        step: list[Request] | TokenEvidence | None = next(steps)
-        while step is not None:
-            if isinstance(step, TokenEvidence):
-                yield step
-                step = next(steps, None)
-            else:
-                step = steps.send(self._score(step))
 
     def _select(self, heat: HeatMaps, level: int) -> list[Part]:
         """The parts of a size that are covered: those where the words lost most so far."""
@@ -133,18 +119,37 @@ class Occlusion:
         prompt, continuations = self.prompt
         return Request(prompt.with_last_pictures(images), continuations=continuations, deadline=self.deadline)
 
-    def _score(self, requests: Sequence[Request]) -> list[RequestHandle]:
-        """Waits for requests; cancels all if one fails or the caller leaves."""
-        handles: list[RequestHandle] = []
-        try:
-            handles.extend(self.model.engine.submit(request, wait=True) for request in requests)
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
+
+Steps = Generator[list[Request] | TokenEvidence, list[RequestHandle]]
 
 
-def _token_scores(handle: RequestHandle) -> Scores:
+def run_steps(engine: Engine, steps: Steps) -> Iterator[TokenEvidence]:
+    """Yields what `steps` finds out, whose requests it has scored; the last is the result.
+
+    Raises:
+        IdeficsError: as `Engine.submit`, or RequestTimeout at the deadline.
+    """
+    step: list[Request] | TokenEvidence | None = next(steps)
+    while step is not None:
+        if isinstance(step, TokenEvidence):
+            yield step
+            step = next(steps, None)
+        else:
+            step = steps.send(_score(engine, step))
+
+
+def _score(engine: Engine, requests: Sequence[Request]) -> list[RequestHandle]:
+    """Waits for requests; cancels all if one fails or the caller leaves."""
+    handles: list[RequestHandle] = []
+    try:
+        handles.extend(engine.submit(request, wait=True) for request in requests)
+        return [handle.result() for handle in handles]
+    finally:
+        for handle in handles:
+            handle.cancel()
+
+
+def token_scores(handle: RequestHandle) -> Scores:
     """(T,) log-probabilities of the continuations' tokens, one continuation after another."""
     return np.array([*chain.from_iterable(handle.continuation_logprobs)])
 

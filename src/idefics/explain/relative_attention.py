@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from idefics.engine.request import Deadline, Request
 from idefics.errors import BadSetting
 from idefics.explain.covering import gray_picture
-from idefics.explain.occlusion import TokenEvidence
+from idefics.explain.occlusion import Steps, TokenEvidence, token_scores
 from idefics.generation.loading import LoadedModel
 from idefics.prompt import PreprocessedImage, ScoringPrompt
 
@@ -53,26 +53,30 @@ class RelativeAttention:
         """One pass for the answer or each label, and one each to score with and without the pictures."""
         return len(self.prompt.continuations) + 2
 
-    def run(self) -> TokenEvidence:
-        """Computes the maps, whose values are shares of attention.
+    def steps(self) -> Steps:
+        """Yields requests as `Occlusion.steps`, an empty list before each pass that it makes itself, and the result.
+
+        The values of the maps are shares of attention.
 
         Raises:
-            IdeficsError: as `Engine.submit`, or RequestTimeout at the deadline.
+            RequestTimeout: the deadline is over.
         """
         images = self.prompt.prompt.pictures[-self.num_pictures :]
         gray = [gray_picture(image, self.model.processor.image_config) for image in images]
-        full_scores, gray_scores = self._score(images), self._score(gray)
+        full_scores = token_scores((yield [self._request(images)])[0])
+        gray_scores = token_scores((yield [self._request(gray)])[0])
         positions = self.prompt.prompt.image_token_positions[-self.num_pictures :]
         keys = [*chain.from_iterable(positions)]
-        attention = np.concatenate(
-            [self._attention(one, keys) for one in self.prompt.continuations]
-        )  # (T, L)
+        rows = []
+        for continuation in self.prompt.continuations:
+            yield []  # so that the caller can end the work here
+            rows.append(self._attention(continuation, keys))
         ends = np.cumsum([len(one) for one in positions])[:-1]
         maps = [
             _arrange(values, image)
-            for values, image in zip(np.split(attention, ends, axis=1), images, strict=True)
+            for values, image in zip(np.split(np.concatenate(rows), ends, axis=1), images, strict=True)
         ]
-        return TokenEvidence(full_scores, gray_scores, maps, self.num_passes, self.num_passes)
+        yield TokenEvidence(full_scores, gray_scores, maps, self.num_passes, self.num_passes)
 
     def _attention(self, continuation: Sequence[int], keys: Sequence[int]) -> NDArray[np.float64]:
         """(T, L): the attention of a continuation's tokens to L image tokens, above that of the text before them."""
@@ -86,14 +90,10 @@ class RelativeAttention:
         above: NDArray[np.float64] = np.maximum(recorded[num_before:] - common, 0)
         return above
 
-    def _score(self, images: Sequence[PreprocessedImage]) -> NDArray[np.float64]:
-        """(T,) log-probabilities of the continuations' tokens with these pictures."""
+    def _request(self, images: Sequence[PreprocessedImage]) -> Request:
+        """The request that scores the tokens with these pictures."""
         prompt, continuations = self.prompt
-        request = Request(
-            prompt.with_last_pictures(images), continuations=continuations, deadline=self.deadline
-        )
-        handle = self.model.engine.submit(request, wait=True).result()
-        return np.array([*chain.from_iterable(handle.continuation_logprobs)])
+        return Request(prompt.with_last_pictures(images), continuations=continuations, deadline=self.deadline)
 
 
 def _arrange(values: NDArray[np.float64], image: PreprocessedImage) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -226,6 +226,10 @@ class Stream:
         """Ends the answer and drops what was not read, without waiting; its memory is free after the current step."""
         self._deltas.close()
         self._generation.handle.cancel()
+
+    def call_when_done(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` once, when the answer is complete, failed or cancelled, in any thread; it must not block."""
+        self._generation.handle.call_when_done(callback)
 
     def cancel(self) -> None:
         """Ends the answer, from any thread: a reader gets what was generated so far and then the end."""

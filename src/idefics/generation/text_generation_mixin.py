@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Unpack, overload
 
@@ -11,7 +11,7 @@ from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import EXAMPLE_START, parse_prompts_argument, require_prompt
 from idefics.generation.streaming import GenerationResult, Stream
-from idefics.messages import Answer
+from idefics.messages import Answer, RequestProgress
 from idefics.options import (
     AnswerKeywords,
     GenerationOptions,
@@ -240,6 +240,7 @@ class TextGenerationMixin:
         *,
         start: str = "",
         continues: bool = False,
+        on_progress: Callable[[RequestProgress], None] | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
         """Submits a prompt and returns at once, for servers: it may be called in an event loop.
@@ -251,6 +252,8 @@ class TextGenerationMixin:
             prompt: a prompt made by `prompt`.
             start: text that the answer's text begins with, before the generated text.
             continues: the answer continues the prompt's text, so that a space at its beginning is kept.
+            on_progress: called with a `messages.RequestProgress` while the request waits and its prompt is computed, by
+                a thread that it must not block; the last call has all prompt tokens done.
             **options: see `GenerationOptions`; the options about pictures are arguments of `prompt`.
 
         Returns:
@@ -268,4 +271,4 @@ class TextGenerationMixin:
             text_prefix=start,
             is_continuation=continues,
         )
-        return Stream(call.submit(require_prompt(prompt), wait=False))
+        return Stream(call.submit(require_prompt(prompt), wait=False, on_progress=on_progress))

@@ -111,6 +111,7 @@ class Fetcher:
         decode_slots: held while a picture is decoded and preprocessed, not while it is fetched; a semaphore bounds how
             many are decoded at the same time.
         fetch_slots: held while a URL is fetched; a semaphore bounds how many are fetched at the same time.
+        on_opened: called after each picture or video of a prompt is opened and preprocessed; None: nothing is called.
     """
 
     policy: UrlPolicy = "any"
@@ -119,6 +120,7 @@ class Fetcher:
     untrusted: bool = False
     decode_slots: AbstractContextManager[Any] = field(default_factory=nullcontext)
     fetch_slots: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    on_opened: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         parse_allowed_hosts(self.policy)

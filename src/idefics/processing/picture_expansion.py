@@ -11,7 +11,7 @@ from itertools import chain, groupby, repeat
 
 from idefics.config import ImageProcessorConfig, PromptFormat
 from idefics.errors import BadPrompt
-from idefics.messages import ImageDetail, Picture, PictureOrVideo, Video
+from idefics.messages import ImageDetail, Picture, PictureOrVideo
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, open_picture
@@ -48,11 +48,16 @@ def expand_pictures(
     fetcher = create_prefetcher(fetcher, sources)
 
     def preprocess(part: PromptPart) -> Sequence[TextPiece | PreprocessedImage]:
+        if not isinstance(part, PictureOrVideo):
+            return [part]
+        preprocessed: Sequence[TextPiece | PreprocessedImage]
         if isinstance(part, Picture):
-            return [open_and_preprocess(part, image_config, fetcher, image_detail)]
-        if isinstance(part, Video):
-            return expand_video(part, image_config, fetcher)
-        return [part]
+            preprocessed = [open_and_preprocess(part, image_config, fetcher, image_detail)]
+        else:
+            preprocessed = expand_video(part, image_config, fetcher)
+        if fetcher.on_opened is not None:
+            fetcher.on_opened()
+        return preprocessed
 
     pieces: list[TextPiece] = []
     pictures: list[PreprocessedImage] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, ClassVar, Literal, NotRequired
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from idefics.server.request_body import JSONBodyRoute
 from idefics.server.response_fields import (
     ChoicesFields,
     CompletionUsage,
+    ProgressField,
     ResponseFields,
     ResponseFinishReason,
     StreamUsageField,
@@ -130,7 +132,7 @@ class ChatChunkChoice(ResponseFields):
     finish_reason: ResponseFinishReason | None
 
 
-class ChatCompletionChunk(ChoicesFields, StreamUsageField):
+class ChatCompletionChunk(ChoicesFields, StreamUsageField, ProgressField):
     """An event of a stream of `/v1/chat/completions`."""
 
     object: Literal["chat.completion.chunk"]
@@ -145,14 +147,16 @@ async def chat(request: ChatRequest, service: ServerStateDep, context: RequestCo
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     messages = [message.to_message() for message in request.messages]
-    await submit_conversation(context, messages, request.generation_kwargs(), num_choices=request.n or 1)
+    submit = partial(
+        submit_conversation, context, messages, request.generation_kwargs(), num_choices=request.n or 1
+    )
     common_fields = {
         "id": f"chatcmpl-{uuid4().hex}",
         "created": int(time.time()),
         "model": service.settings.served_model_name,
         "object": "chat.completion.chunk" if request.stream else "chat.completion",
     }
-    return await _ChatResponseBuilder(context, request, common_fields).build_response()
+    return await _ChatResponseBuilder(context, request, common_fields).build_response(submit)
 
 
 class _ChatResponseBuilder(ChoicesResponseBuilder):

@@ -196,7 +196,7 @@ async def submit_conversation(
         )
     await context.submit_prompt(
         partial(
-            context.service.vlm.prompt,
+            context.vlm.prompt,
             messages,
             continue_final_message=generation_kwargs.get("continues", False),
         ),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastapi.responses import JSONResponse, Response
@@ -31,7 +32,7 @@ class ChoicesResponseBuilder(ABC):
     context: RequestContext
     request: ChoicesRequest
     common_fields: Mapping[str, object]
-    empty_answers: Sequence[Answer] = ()
+    empty_answers: list[Answer] = field(default_factory=list)
 
     last_chunk_fields: ClassVar[ChoiceFields]
 
@@ -52,8 +53,17 @@ class ChoicesResponseBuilder(ABC):
     def chunk_fields(self, index: int, delta: Delta) -> ChoiceFields:
         """The fields of the chunk that adds a delta to the choice number `index`; empty: no chunk is sent for it."""
 
-    async def build_response(self) -> Response:
-        """The response: with the complete answer, once all choices have ended, or with a stream of chunks."""
+    async def build_response(self, submit: Callable[[], Coroutine[Any, Any, None]]) -> Response:
+        """The response: with the complete answer, once all choices have ended, or with a stream of chunks.
+
+        Args:
+            submit: makes the prompts and submits them to the engine. If the progress is streamed, the response begins
+                before, so that an error of `submit` is its last event.
+        """
+        if self.request.streams_progress:
+            self.context.start_reporting()
+            return EventStreamResponse(self._stream_progress_and_events(submit))
+        await submit()
         if self.request.stream:
             return EventStreamResponse(self._stream_events())
         answers = self.empty_answers or await self.context.wait_for_answers()
@@ -65,6 +75,18 @@ class ChoicesResponseBuilder(ABC):
         return JSONResponse(
             {**self.common_fields, "choices": choices, "usage": usage, **collect_notes(answers)}
         )
+
+    async def _stream_progress_and_events(
+        self, submit: Callable[[], Coroutine[Any, Any, None]]
+    ) -> AsyncGenerator[bytes]:
+        """The formatted events of a stream with progress: chunks without choices, until the prompt is computed."""
+        context = self.context
+        async with aclosing(context.progress_of(context.submit_and_wait_for_prompt(submit))) as reported:
+            async for progress in reported:
+                yield format_event({**self.common_fields, "choices": [], "progress": progress._asdict()})
+        async with aclosing(self._stream_events()) as events:
+            async for event in events:
+                yield event
 
     async def _stream_events(self) -> AsyncGenerator[bytes]:
         """The formatted events of the stream: first chunks of all choices, text, last chunks, then the usage."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import uuid4
@@ -29,6 +29,7 @@ from idefics.server.request_model import text_or_list
 from idefics.server.response_fields import (
     ChoicesFields,
     CompletionUsage,
+    ProgressField,
     ResponseFields,
     ResponseFinishReason,
     StreamUsageField,
@@ -109,7 +110,7 @@ class CompletionChunkChoice(ResponseFields):
     finish_reason: ResponseFinishReason | None
 
 
-class CompletionChunk(CompletionFields, StreamUsageField):
+class CompletionChunk(CompletionFields, StreamUsageField, ProgressField):
     """An event of a stream of `/v1/completions`."""
 
     choices: list[CompletionChunkChoice]
@@ -121,33 +122,20 @@ async def complete(
 ) -> Response:
     """Continues each prompt, without a chat template."""
     service.check_model(request.model)
-    num_choices = request.n or 1
-    prefixes: list[Delta | None] = []
-    empty_answers: list[Answer] = []
-    for text in request.prompt_texts:
+    texts = request.prompt_texts
+    if request.streams_progress and len(texts) > 1:
+        message = f"include_progress is for one prompt, and there are {len(texts)}: send one, or leave it out"
+        raise APIError(400, message, param="stream_options")
+    for text in texts:
         context.check_and_count_texts([text])
-    for text in request.prompt_texts:
-        make_prompt = partial(service.vlm.prompt, [text])
-        prefix = Delta(text, ()) if request.echo else None
-        if request.echo and request.logprobs is not None:
-            prefix = await compute_prompt_logprobs(context, make_prompt, text, request.logprobs)
-        if request.max_tokens == 0:
-            prompt = await context.run_in_worker(make_prompt)
-            context.record_prompt_metrics(prompt)
-            logprobs = None if request.logprobs is None else ()
-            answer = Answer("", (), "length", Usage(len(prompt), 0, 0, 0), Timings(0, 0, 0), logprobs)
-            empty_answers += [answer] * num_choices
-        else:
-            await context.submit_prompt(make_prompt, request.generation_kwargs(), num_choices=num_choices)
-        prefixes += [prefix] * num_choices
     common_fields = {
         "id": f"cmpl-{uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": service.settings.served_model_name,
     }
-    builder = _CompletionResponseBuilder(context, request, common_fields, empty_answers, prefixes)
-    return await builder.build_response()
+    builder = _CompletionResponseBuilder(context, request, common_fields)
+    return await builder.build_response(partial(builder.submit, texts))
 
 
 @dataclass
@@ -156,15 +144,40 @@ class _CompletionResponseBuilder(ChoicesResponseBuilder):
 
     Attributes:
         prefixes: what the text of each choice begins with: its prompt with `echo`, otherwise None.
+        token_texts: the decoder of each choice's tokens.
+        text_offsets: where the next text of each choice begins.
     """
 
-    prefixes: Sequence[Delta | None] = ()
+    request: CompletionRequest
+
+    prefixes: list[Delta | None] = field(default_factory=list)
+    token_texts: list[TokenTextDecoder] = field(default_factory=list)
+    text_offsets: list[int] = field(default_factory=list)
 
     last_chunk_fields: ClassVar[ChoiceFields] = {"text": "", "logprobs": None}
 
-    def __post_init__(self) -> None:
-        self.token_texts = [TokenTextDecoder(self.context.service.tokenizer) for _ in self.prefixes]
-        # Where the next text of each choice begins.
+    async def submit(self, texts: Sequence[str]) -> None:
+        """Submits the prompts, or sets `empty_answers` where no tokens are generated; sets what their texts begin with.
+
+        Raises:
+            APIError, IdeficsError: as `RequestContext.submit_prompt`.
+        """
+        context, request, num_choices = self.context, self.request, self.request.n or 1
+        for text in texts:
+            make_prompt = partial(context.vlm.prompt, [text])
+            prefix = Delta(text, ()) if request.echo else None
+            if request.echo and request.logprobs is not None:
+                prefix = await compute_prompt_logprobs(context, make_prompt, text, request.logprobs)
+            if request.max_tokens == 0:
+                prompt = await context.run_in_worker(make_prompt)
+                context.record_prompt_metrics(prompt)
+                logprobs = None if request.logprobs is None else ()
+                answer = Answer("", (), "length", Usage(len(prompt), 0, 0, 0), Timings(0, 0, 0), logprobs)
+                self.empty_answers += [answer] * num_choices
+            else:
+                await context.submit_prompt(make_prompt, request.generation_kwargs(), num_choices=num_choices)
+            self.prefixes += [prefix] * num_choices
+        self.token_texts = [TokenTextDecoder(context.service.tokenizer) for _ in self.prefixes]
         self.text_offsets = [len(prefix.text) if prefix else 0 for prefix in self.prefixes]
 
     def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -16,18 +17,19 @@ from pydantic import Field
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Request
 from idefics.errors import EngineBusy
-from idefics.explain.explanation import Explanation
-from idefics.explain.occlusion import Occlusion, TokenEvidence
+from idefics.explain.explanation import Explanation, Method
+from idefics.explain.occlusion import TokenEvidence
+from idefics.messages import RequestProgress, Usage
 from idefics.server.request_body import JSONBodyRoute, read_json_or_form
-from idefics.server.request_context import RequestContext
-from idefics.server.response_fields import NotesField, ResponseFields
+from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields
 from idefics.server.routing import RequestContextDep, document_responses
-from idefics.server.sampling_fields import TokenLimit
+from idefics.server.sampling_fields import StreamFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 from idefics.server.tasks import (
     MAX_LABEL_CHARACTERS,
     PictureRequest,
     TaskInputs,
+    TaskUsage,
     document_request_body,
 )
 from idefics.tasks import classify
@@ -42,7 +44,7 @@ BUSY_SECONDS = 0.05  # until a pass is submitted again that found the engine's q
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"], route_class=JSONBodyRoute)
 
 
-class ExplanationRequest(PictureRequest):
+class ExplanationRequest(PictureRequest, StreamFields):
     """A picture, and a question or labels; without an answer the model's own is explained."""
 
     words: str | None = None
@@ -51,9 +53,9 @@ class ExplanationRequest(PictureRequest):
     labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] | None = Field(
         None, min_length=2, max_length=classify.MAX_LABELS
     )
+    method: Method = "occlusion"
     grid: int = Field(16, ge=MIN_GRID, le=MAX_GRID)
     max_new_tokens: TokenLimit | None = None
-    stream: bool | None = None
 
 
 class PictureSize(ResponseFields):
@@ -86,31 +88,39 @@ class ExplanationResponse(NotesField):
     max_passes: int
     pictures: list[PictureSize]
     words: list[WordExplanation]
+    usage: TaskUsage
+
+
+class ExplanationProgressEvent(ResponseFields):
+    """An event of a stream with `include_progress`: how far the explanation is."""
+
+    object: Literal["image.explanation.progress"]
+    progress: ProgressFields
 
 
 @router.post(
     "/explain",
     name="explain",
     summary="Say which parts of a picture carried the words of an answer, or labels.",
-    responses=document_responses(ExplanationResponse, ExplanationResponse),
+    responses=document_responses(ExplanationResponse, ExplanationResponse | ExplanationProgressEvent),
     openapi_extra={"requestBody": document_request_body(ExplanationRequest)},
 )
 async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -> Response:
     """Answers with the explanation, or with a stream of explanations that get finer."""
     body, file = await read_json_or_form(request, ExplanationRequest)
+    if body.streams_progress:
+        context.start_reporting()
     inputs = TaskInputs(context, body, file)
     inputs.check_and_count_texts(" ".join([body.words or "", body.answer or "", *(body.labels or ())]))
-    call = _make_call(inputs, body, body.answer)
-    if call.answer is None and call.labels is None:
-        call = _make_call(inputs, body, await _generate_answer(inputs, call.task, call.words, body))
-    prepared = await context.prepare_passes(
-        partial(call.prepare, [inputs.picture]), pictures=[inputs.picture, *inputs.shot_pictures]
-    )
+    explainer = _Explainer(inputs, body, _make_call(inputs, body, body.answer))
+    if body.streams_progress:
+        return EventStreamResponse(explainer.stream_progress_and_events())
+    await explainer.prepare()
     if body.stream:
-        return EventStreamResponse(_stream_events(context, prepared))
-    async for explanation in _explanations(context, prepared):
-        last = explanation
-    return JSONResponse(_to_response(prepared, last))
+        return EventStreamResponse(explainer.stream_events())
+    async for event in explainer.events():
+        last = event
+    return JSONResponse(last)
 
 
 def _make_call(inputs: TaskInputs, body: ExplanationRequest, answer: str | None) -> ExplanationCall:
@@ -120,7 +130,7 @@ def _make_call(inputs: TaskInputs, body: ExplanationRequest, answer: str | None)
         inputs.shots,
         body.words,
         answer,
-        method="occlusion",
+        method=body.method,
         grid=body.grid,
         task=body.task,
         labels=body.labels,
@@ -130,62 +140,141 @@ def _make_call(inputs: TaskInputs, body: ExplanationRequest, answer: str | None)
     )
 
 
-async def _generate_answer(inputs: TaskInputs, task: Task, words: str, body: ExplanationRequest) -> str:
-    """The model's own answer, greedy; it is generated like that of the task's route."""
-    await inputs.context.submit_prompt(
-        partial(inputs.vlm.task_prompt, task, inputs.picture, words, inputs.detail),
-        {"max_new_tokens": body.max_new_tokens or task.max_new_tokens},
-        pictures=[inputs.picture, *inputs.shot_pictures],
-    )
-    (answer,) = await inputs.context.wait_for_answers()
-    return answer.text
+class _Explainer:
+    """Carries out one request.
 
+    Args:
+        inputs: its picture and examples.
+        body: its fields.
+        call: the checked arguments.
+    """
 
-async def _stream_events(context: RequestContext, prepared: PreparedExplanation) -> AsyncGenerator[bytes]:
-    """Yields the formatted events: explanations that get finer."""
-    async with aclosing(_explanations(context, prepared)) as explanations:
-        async for explanation in explanations:
-            yield format_event(_to_response(prepared, explanation))
-    yield DONE_EVENT
+    def __init__(self, inputs: TaskInputs, body: ExplanationRequest, call: ExplanationCall) -> None:
+        self.inputs, self.body, self.call = inputs, body, call
+        self.context = inputs.context
+        self.prepared: PreparedExplanation
+        self.num_passes = 0
+        self.usage = Counter[str]()
 
+    async def prepare(self) -> None:
+        """Generates the model's own answer if the request has none, and makes the prompt."""
+        call, pictures = self.call, [self.inputs.picture, *self.inputs.shot_pictures]
+        if call.answer is None and call.labels is None:
+            call = _make_call(self.inputs, self.body, await self._generate_answer(call.task, call.words))
+        self.prepared = await self.context.prepare_passes(
+            partial(call.prepare, [self.inputs.picture]), pictures=pictures
+        )
 
-def _to_response(prepared: PreparedExplanation, explanation: Explanation) -> dict[str, Any]:
-    """An explanation as `ExplanationResponse`."""
-    notes = {"notes": list(prepared.notes)} if prepared.notes else {}
-    return {"object": "image.explanation", **explanation.to_dict(), **notes}
+    async def _generate_answer(self, task: Task, words: str) -> str:
+        """The model's own answer, greedy; it is generated like that of the task's route."""
+        inputs = self.inputs
+        await self.context.submit_prompt(
+            partial(inputs.vlm.task_prompt, task, inputs.picture, words, inputs.detail),
+            {"max_new_tokens": self.body.max_new_tokens or task.max_new_tokens},
+            pictures=[inputs.picture, *inputs.shot_pictures],
+        )
+        (answer,) = await self.context.wait_for_answers()
+        self._count(answer.usage)
+        return answer.text
 
+    async def stream_progress_and_events(self) -> AsyncGenerator[bytes]:
+        """Yields the formatted events of a stream with progress: that of `prepare` first."""
+        async with aclosing(self.context.progress_of(self.prepare())) as reported:
+            async for progress in reported:
+                yield format_event(_progress_event(progress))
+        async with aclosing(self.stream_events()) as events:
+            async for event in events:
+                yield event
 
-async def _explanations(
-    context: RequestContext, prepared: PreparedExplanation
-) -> AsyncGenerator[Explanation]:
-    """Yields explanations as their passes are done. Parts are covered in a worker; waiting occupies none."""
-    assert isinstance(prepared.method, Occlusion)
-    steps = prepared.method.steps()
-    step: list[Request] | TokenEvidence | None = await context.run_in_worker(partial(next, steps, None))
-    while step is not None:
-        context.check_not_cancelled()
-        if isinstance(step, TokenEvidence):
-            yield prepared.explanation_of(step)
-            step = await context.run_in_worker(partial(next, steps, None))
-        else:
-            step = await context.run_in_worker(partial(steps.send, await _score(context, step)))
+    async def stream_events(self) -> AsyncGenerator[bytes]:
+        """Yields the formatted events: explanations that get finer."""
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                yield format_event(event)
+        yield DONE_EVENT
 
+    async def events(self) -> AsyncGenerator[dict[str, Any]]:
+        """Yields explanations, and between them progress if it is streamed; the last is the result.
 
-async def _score(context: RequestContext, requests: Sequence[Request]) -> list[RequestHandle]:
-    """Waits until requests are scored, a few at once. An error or the end of the task cancels the others."""
-    slots = asyncio.Semaphore(MAX_PASSES_AT_ONCE)
+        Parts are covered, and passes of the fast method made, in a worker; waiting for the engine occupies none.
+        """
+        context, steps = self.context, self.prepared.method.steps()
+        step: list[Request] | TokenEvidence | None = await context.run_in_worker(partial(next, steps, None))
+        while step is not None:
+            context.check_not_cancelled()
+            if isinstance(step, TokenEvidence):
+                yield self._to_response(self.prepared.explanation_of(step))
+                step = await context.run_in_worker(partial(next, steps, None))
+            else:
+                handles: list[RequestHandle] = []
+                async with aclosing(context.progress_of(self._score(step, handles))) as reported:
+                    async for progress in reported:
+                        yield _progress_event(progress)
+                step = await context.run_in_worker(partial(steps.send, handles))
 
-    async def score(request: Request) -> RequestHandle:
+    async def _score(self, requests: Sequence[Request], handles: list[RequestHandle]) -> None:
+        """Waits until requests are scored, a few at once, and adds them to `handles` in order.
+
+        An error or the end of the task cancels the others.
+        """
+        slots = asyncio.Semaphore(MAX_PASSES_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._score_one(request, slots)) for request in requests]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        handles += [task.result() for task in tasks]
+
+    async def _score_one(self, request: Request, slots: asyncio.Semaphore) -> RequestHandle:
+        """Waits until a request is scored; tries again while the engine's queue is full."""
         async with slots:
             while True:
                 try:
-                    return await context.service.vlm.engine.submit(request)
+                    handle = await self.context.service.vlm.engine.submit(request)
+                    break
                 except EngineBusy:
                     await asyncio.sleep(BUSY_SECONDS)
+        self._count(handle.usage)
+        self.num_passes += 1
+        self.context.report(RequestProgress("passes", self.num_passes, self.prepared.num_passes))
+        return handle
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(score(request)) for request in requests]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    def _count(self, usage: Usage) -> None:
+        """Adds the tokens of one pass, or of the model's own answer."""
+        self.usage["prompt_tokens"] += usage.prompt_tokens
+        self.usage["completion_tokens"] += usage.completion_tokens
+        self.usage["cached_tokens"] += usage.cached_tokens
+
+    def _to_response(self, explanation: Explanation) -> dict[str, Any]:
+        """An explanation as `ExplanationResponse`."""
+        prepared = self.prepared
+        notes = {"notes": list(prepared.notes)} if prepared.notes else {}
+        return {
+            "object": "image.explanation",
+            **explanation.to_dict(),
+            "usage": self._task_usage(explanation),
+            **notes,
+        }
+
+    def _task_usage(self, explanation: Explanation) -> TaskUsage:
+        """The tokens of all passes so far; those that the fast method makes itself are not in `usage`."""
+        prompt, continuations = self.prepared.method.prompt
+        num_prompt_tokens, num_completion_tokens = (
+            self.usage["prompt_tokens"],
+            self.usage["completion_tokens"],
+        )
+        if num_own_passes := explanation.num_passes - self.num_passes:
+            num_prompt_tokens += num_own_passes * len(prompt)
+            num_completion_tokens += sum(map(len, continuations))
+        return {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": num_completion_tokens,
+            "total_tokens": num_prompt_tokens + num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.usage["cached_tokens"]},
+            "pictures": len(prompt.pictures),
+        }
+
+
+def _progress_event(progress: RequestProgress) -> dict[str, Any]:
+    """Progress as `ExplanationProgressEvent`."""
+    return {"object": "image.explanation.progress", "progress": progress._asdict()}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from idefics.config import Sampling
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Request
-from idefics.messages import Answer, Delta, PictureOrVideo
+from idefics.messages import Answer, Delta, PictureOrVideo, RequestProgress
 from idefics.server.errors import shutting_down_error
+from idefics.server.progress import ProgressQueue
 from idefics.server.server_state import ServerState
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class RequestContext:
         streams: its answers, one per choice.
         scoring_handle: the scoring request that it waits for.
         preparation_time: seconds from its arrival until its answers were submitted.
+        vlm: the model; it reports pictures that it has opened, if the progress is reported.
         num_characters: characters of all its texts.
         is_cancelled: whether a shutdown cancelled it, or it is closed.
     """
@@ -42,8 +46,39 @@ class RequestContext:
         self.streams: list[Stream] = []
         self.scoring_handle: RequestHandle | None = None
         self.preparation_time = 0.0
+        self.vlm = service.vlm
+        self._progress: ProgressQueue | None = None
         self.num_characters = 0
         self.is_cancelled = False
+
+    def start_reporting(self) -> None:
+        """From now on progress is reported, for `progress_of`. To be called before prompts are made."""
+        self._progress = ProgressQueue()
+        fetcher = replace(self.vlm.processor.fetcher, on_opened=self._progress.report_opened)
+        self.vlm = self.vlm.fetching(fetcher)
+
+    async def progress_of(self, work: Coroutine[Any, Any, None]) -> AsyncGenerator[RequestProgress]:
+        """Runs `work`, a part of the request, and yields its progress until it ends; nothing if none is reported.
+
+        Raises what `work` raises. The reader must close the generator, which then cancels the work.
+        """
+        if self._progress is None:
+            await work
+            return
+        async with aclosing(self._progress.run_and_report(work)) as reported:
+            async for progress in reported:
+                yield progress
+
+    async def submit_and_wait_for_prompt(self, submit: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Submits prompts by `submit`, and waits until the first of them is computed, or its answer has ended."""
+        await submit()
+        if self.streams and self._progress is not None:
+            await self._progress.wait_for_prompt()
+
+    def report(self, progress: RequestProgress) -> None:
+        """Reports progress of the work that `progress_of` runs."""
+        if self._progress is not None:
+            self._progress.report(progress)
 
     def check_and_count_texts(self, texts: Iterable[str]) -> None:
         """Checks the length of a prompt's texts before they are tokenized, and adds it to `num_characters`.
@@ -163,6 +198,8 @@ class RequestContext:
         """
         admission = self.service.admission
         admission.reserve(self.slot, pictures=len(pictures))
+        if self._progress is not None:
+            self._progress.expect_pictures(len(pictures))
         prompt = await self.run_in_worker(make_prompt, pictures)
         admission.reserve(self.slot, tokens=count_tokens(prompt))
         self.check_not_cancelled()
@@ -186,8 +223,15 @@ class RequestContext:
         seed = generation_kwargs.get("seed")
         for choice_index in range(num_choices):
             seed_kwargs = {} if seed is None else {"seed": (seed + choice_index) % (1 << 63)}
-            stream = self.service.vlm.submit(prompt, **{**generation_kwargs, **seed_kwargs})
+            progress = None if self.streams else self._progress  # that of the first answer
+            stream = self.vlm.submit(
+                prompt,
+                on_progress=None if progress is None else progress.report,
+                **{**generation_kwargs, **seed_kwargs},
+            )
             self.streams.append(stream)
+            if progress is not None:
+                stream.call_when_done(progress.end_prompt)
             if self.is_cancelled:  # since this thread was started
                 stream.close()
 

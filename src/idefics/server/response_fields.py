@@ -12,7 +12,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from idefics.engine.handle import RequestHandle
-from idefics.messages import Answer
+from idefics.messages import Answer, ProgressStage
 from idefics.prompt import Prompt
 
 ResponseFinishReason = Literal["stop", "length"]  # cancelled answers are never sent
@@ -54,6 +54,24 @@ class ChoicesFields(NotesField):
     id: str
     created: int
     model: str
+
+
+class ProgressFields(ResponseFields):
+    """How far a request is that has no token yet: how many of a stage are done, and how many there are.
+
+    The stages: `pictures` opened; `queued` behind `total` others; `tiles` encoded; tokens of the `prompt` computed;
+    `passes` of an explanation.
+    """
+
+    stage: ProgressStage
+    done: int
+    total: int
+
+
+class ProgressField(ResponseFields):
+    """Base of the events of a stream: with `include_progress`, those before the first token have the progress."""
+
+    progress: NotRequired[ProgressFields]
 
 
 class StreamUsageField(ResponseFields):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from idefics.messages import ContentPart, Detail, Message
 from idefics.server import ignored_field_tables
@@ -31,7 +31,7 @@ from idefics.server.request_model import (
 from idefics.server.response_builder import ResponseBuilder, ResponseObject, ResponseStreamEvent
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.sampling_fields import ConversationRequest, TokenLimit
+from idefics.server.sampling_fields import ConversationRequest, StreamOptions, TokenLimit
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
@@ -151,6 +151,16 @@ class ResponseRequest(ConversationRequest):
     text: ResponseTextConfig | None = None
     include: list[IncludeOption] | None = Field(None, max_length=16)
     truncation: Literal["disabled"] | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _refuse_progress(cls, options: StreamOptions | None) -> StreamOptions | None:
+        """Raises an error for `include_progress`, for which the events of this route have no form."""
+        if options is not None and options.include_progress:
+            raise ValueError(
+                "include_progress is not supported here: use /v1/chat/completions, or leave it out"
+            )
+        return options
 
     def to_messages(self) -> list[Message]:
         """The conversation as `idefics.Message`s: `instructions` as a system message, then `input`."""

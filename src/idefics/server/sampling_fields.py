@@ -80,7 +80,13 @@ def _require_false(value: bool) -> bool:
 OnlyFalse = Annotated[bool, AfterValidator(_require_false)]
 
 
-class StreamOptions(RequestModel):
+class ProgressOptions(RequestModel):
+    """Options of a stream: whether its first events say how far the request is."""
+
+    include_progress: bool | None = None
+
+
+class StreamOptions(ProgressOptions):
     """Options of a stream; OpenAI's others are ignored."""
 
     ignored_fields = make_field_table(
@@ -89,6 +95,36 @@ class StreamOptions(RequestModel):
     )
 
     include_usage: bool | None = None
+
+
+STREAM_OPTION_HINTS = {"include_usage": " (an answer that is not streamed always has its usage)"}
+
+
+class StreamFields(RequestModel):
+    """Whether an answer is streamed, and how."""
+
+    stream: bool | None = None
+    stream_options: ProgressOptions | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _check_stream_options(
+        cls, options: ProgressOptions | None, info: ValidationInfo
+    ) -> ProgressOptions | None:
+        """Raises an error for options in a request that is not streamed; else returns them."""
+        if options is not None and not info.data.get("stream"):
+            for name, value in options.model_dump().items():
+                if value:
+                    raise ValueError(
+                        f'{name} is for streams, and stream is not true: give "stream": true, or leave it out'
+                        f"{STREAM_OPTION_HINTS.get(name, '')}"
+                    )
+        return options
+
+    @property
+    def streams_progress(self) -> bool:
+        """Whether the first events of the stream say how far the request is."""
+        return self.stream_options is not None and bool(self.stream_options.include_progress)
 
 
 class ReasoningConfig(RequestModel):
@@ -110,11 +146,10 @@ class ReasoningConfig(RequestModel):
     )
 
 
-class OpenAIRequest(SamplingFields):
+class OpenAIRequest(SamplingFields, StreamFields):
     """Fields that OpenAI's routes share, in addition to sampling."""
 
     model: str
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)
 
@@ -124,19 +159,6 @@ class ChoicesRequest(OpenAIRequest):
 
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     max_tokens: TokenLimit | None = None
-
-    @field_validator("stream_options")
-    @classmethod
-    def _check_stream_options(
-        cls, options: StreamOptions | None, info: ValidationInfo
-    ) -> StreamOptions | None:
-        """Raises an error for `include_usage` in a request that is not streamed; else returns the options."""
-        if options is not None and options.include_usage and not info.data.get("stream"):
-            raise ValueError(
-                'include_usage is for streams, and stream is not true: give "stream": true, or leave it out (an answer '
-                "that is not streamed always has its usage)"
-            )
-        return options
 
     @property
     def streams_usage(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,13 +22,14 @@ from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import (
     CompletionUsage,
     NotesField,
+    ProgressFields,
     ResponseFields,
     ResponseFinishReason,
     collect_notes,
     sum_usage,
 )
 from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, ResponseDocs, document_responses
-from idefics.server.sampling_fields import SamplingFields, TokenLimit
+from idefics.server.sampling_fields import SamplingFields, StreamFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 from idefics.tasks import TASKS, classify
 from idefics.tasks.ranking import neutral_picture
@@ -61,12 +63,11 @@ class PictureRequest(RequestModel):
     shots: list[FewShotExample] = Field([], max_length=MAX_PICTURES - 1)
 
 
-class TaskRequest(PictureRequest, SamplingFields):
+class TaskRequest(PictureRequest, SamplingFields, StreamFields):
     """A picture, and options for the text about it."""
 
     max_new_tokens: TokenLimit | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
-    stream: bool | None = None
 
 
 class ClassificationRequest(PictureRequest):
@@ -104,6 +105,12 @@ class TaskTextEvent(ResponseFields):
     """An event of a stream: what it adds to the text."""
 
     text: str
+
+
+class TaskProgressEvent(TaskTextEvent):
+    """An event before the text, with `include_progress`; its text is empty."""
+
+    progress: ProgressFields
 
 
 class TaskFinalEvent(TaskTextEvent, TaskFinalFields):
@@ -151,7 +158,7 @@ class TaskInputs:
             Shot(picture_from_url(shot.image_url), shot.answer, shot.question) for shot in request.shots
         ]
         self.shot_pictures = [shot.picture for shot in self.shots]
-        self.vlm: Idefics = context.service.vlm.with_shots(self.shots)
+        self.vlm: Idefics = context.vlm.with_shots(self.shots)
 
     def check_and_count_texts(self, words: str) -> None:
         """Checks and counts the texts of the task and of the examples, as `RequestContext.check_and_count_texts`.
@@ -173,17 +180,33 @@ async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -
         "start": task.answer_start.format(words=words),
     }
     inputs.check_and_count_texts(words)
-    await context.submit_prompt(
+    submit = partial(
+        context.submit_prompt,
         partial(inputs.vlm.task_prompt, task, inputs.picture, words, inputs.detail),
         generation_kwargs,
         pictures=[inputs.picture, *inputs.shot_pictures],
     )
+    if request.streams_progress:
+        return EventStreamResponse(_stream_progress_and_events(context, submit))
+    await submit()
     if request.stream:
         return EventStreamResponse(_stream_events(context))
     (answer,) = await context.wait_for_answers()
     return JSONResponse(
         {"object": "image.task", "task": task.name, "text": answer.text, **_final_fields(answer)}
     )
+
+
+async def _stream_progress_and_events(
+    context: RequestContext, submit: Callable[[], Coroutine[Any, Any, None]]
+) -> AsyncGenerator[bytes]:
+    """Yields the formatted events of a streamed answer with its progress: `TaskProgressEvent`s come first."""
+    async with aclosing(context.progress_of(context.submit_and_wait_for_prompt(submit))) as reported:
+        async for progress in reported:
+            yield format_event({"text": "", "progress": progress._asdict()})
+    async with aclosing(_stream_events(context)) as events:
+        async for event in events:
+            yield event
 
 
 async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
@@ -254,6 +277,8 @@ def _add_route(
 
     async def handle_task(request: Request, context: RequestContextDep) -> Response:
         task_request, file = await read_json_or_form(request, request_class)
+        if isinstance(task_request, StreamFields) and task_request.streams_progress:
+            context.start_reporting()
         return await answer(TaskInputs(context, task_request, file), task_request)
 
     router.add_api_route(
@@ -285,5 +310,5 @@ for _task in TASKS.values():
         _docs = document_responses(ClassificationResponse)
         _add_route(_task, ClassificationRequest, _rank_labels, _docs)
     else:
-        _docs = document_responses(TaskResponse, TaskTextEvent | TaskFinalEvent)
+        _docs = document_responses(TaskResponse, TaskTextEvent | TaskProgressEvent | TaskFinalEvent)
         _add_route(_task, _make_request_class(_task), partial(_generate_text, _task), _docs)

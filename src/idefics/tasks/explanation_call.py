@@ -12,7 +12,7 @@ import PIL.Image
 from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, BadRequest, BadSetting
 from idefics.explain.explanation import Explanation, Method, build_explanation
-from idefics.explain.occlusion import Occlusion, TokenEvidence
+from idefics.explain.occlusion import Occlusion, TokenEvidence, run_steps
 from idefics.explain.parts import CellGrid
 from idefics.explain.relative_attention import RelativeAttention
 from idefics.explain.words import TokenGroup, group_labels, group_words
@@ -66,10 +66,7 @@ class PreparedExplanation:
 
     def run(self) -> Iterator[Explanation]:
         """Yields explanations that get finer; the last is the result."""
-        if isinstance(self.method, Occlusion):
-            yield from map(self.explanation_of, self.method.run())
-        else:
-            yield self.explanation_of(self.method.run())
+        yield from map(self.explanation_of, run_steps(self.call.model.engine, self.method.steps()))
 
     def explanation_of(self, evidence: TokenEvidence) -> Explanation:
         """The explanation by what is known so far."""
