@@ -7,6 +7,7 @@ from playwright.sync_api import sync_playwright
 
 from idefics.demo import pictures
 from idefics.processing.fetch import Fetcher
+from page import web
 from page.browser import CHROMIUM_FLAGS, CHROMIUM_PATH, DESKTOP_SIZE, open_page, serve_app
 
 
@@ -71,3 +72,42 @@ def page(chromium_browser, page_url):
     yield page
     page.context.close()
     assert foreign_urls == []
+
+
+@pytest.fixture(scope="module")
+def web_app(demo_model):
+    """The server's application with the page."""
+    from idefics.page.static_files import mount_static_page
+    from idefics.server.app import create_app
+    from idefics.server.settings import Settings
+
+    app = create_app(demo_model, Settings(model="demo"))
+    mount_static_page(app)
+    return app
+
+
+@pytest.fixture(scope="module")
+def web_url(web_app):
+    """The address of a server with the page, for the tests of one file."""
+    with web.serve_app(web_app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def web_browser(web_url):
+    """A browser with a camera, started after the server: in its thread no other event loop can run."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=web.CHROMIUM_PATH,
+            args=web.CHROMIUM_FLAGS,
+            ignore_default_args=["--hide-scrollbars"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def web_page(web_browser, web_url):
+    """The page in a new browser context; fails on console errors and requests to other servers."""
+    with web.open_page(web_browser, web_url) as page:
+        yield page

@@ -162,8 +162,10 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, server_url: str)
     """Adds the page at `/`, with the API's keys and limits; the code that it shows sends requests to `server_url`."""
     try:
         from idefics.page.app import mount_page
+        from idefics.page.static_files import mount_static_page
     except ModuleNotFoundError:
         raise MissingExtra("the page in the browser", "ui") from None
+    mount_static_page(app, "/page")
     page_settings = _make_page_settings(
         settings,
         settings.served_model_name,

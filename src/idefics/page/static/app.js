@@ -1,0 +1,210 @@
+/** Starts the page: the header, routing by fragment, drawers, messages, and pictures that are dropped or pasted. */
+
+import * as api from "./api.js";
+import { startComposer } from "./composer.js";
+import { button, element } from "./dom.js";
+import { State, emptyConversation } from "./state.js";
+
+const UNDO_SECONDS = 12;
+const byId = (id) => document.getElementById(id);
+const state = new State();
+
+/** What every module gets: see its methods. */
+export const app = {
+  api,
+  state,
+  /** The stage, once there is a picture; null before. See stage.js. */
+  stage: null,
+  notify,
+  confirmUndo,
+  announce,
+  showProblem,
+  openDrawer,
+  openPanel,
+  closePanel,
+  addFiles: async (files) => (await import("./pictures.js")).addFiles(app, files),
+  newConversation: () => {
+    state.openConversation(emptyConversation());
+    location.hash = "#/";
+    byId("words").focus();
+  },
+};
+
+/** Shows a message that belongs to no place of the page. @param {string} message */
+function notify(message) {
+  const toast = element("div.toast", {}, element("p", { text: message }));
+  toast.append(button("Close", () => toast.remove()));
+  byId("toasts").append(toast);
+  return toast;
+}
+
+/** Says what was done, with a button that undoes it. @param {string} message @param {function(): void} undo */
+function confirmUndo(message, undo) {
+  const toast = notify(message);
+  const undoButton = button("Undo", () => {
+    undo();
+    toast.remove();
+  });
+  toast.insertBefore(undoButton, toast.lastChild);
+  setTimeout(() => toast.matches(":hover, :focus-within") || toast.remove(), UNDO_SECONDS * 1000);
+}
+
+/** Says something to screen readers. @param {string} message */
+function announce(message) {
+  byId("announcer").textContent = message;
+}
+
+/** Shows below the composer what is wrong with what was typed or added; "" hides it. @param {string} message */
+function showProblem(message) {
+  byId("composer-note").textContent = message;
+}
+
+/**
+ * Opens a drawer at the side; Escape, a click outside or its button closes it.
+ * @param {string} name of a module with `open(root, app, argument)` and `TITLE`.
+ * @param {*} [argument] passed on.
+ */
+async function openDrawer(name, argument) {
+  const module = await import(`./${name}.js`);
+  const opener = document.activeElement;
+  const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id: `drawer-${name}` });
+  const body = element("div.drawer-body");
+  const close = button("Close", () => drawer.close());
+  drawer.append(element("header", {}, element("h2", { text: module.TITLE }), close), body);
+  document.body.append(drawer);
+  const cleanUp = module.open(body, app, argument);
+  drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
+  drawer.addEventListener("close", () => {
+    drawer.remove();
+    cleanUp?.();
+    if (opener?.isConnected) opener.focus();
+  });
+  drawer.showModal();
+}
+
+let closeOpenPanel = null;
+
+/** Shows a module in place of the conversation, with the picture on its left, such as a comparison. */
+async function openPanel(name, argument) {
+  closePanel();
+  const module = await import(`./${name}.js`);
+  const panel = byId("panel");
+  panel.setAttribute("aria-label", module.TITLE);
+  closeOpenPanel = module.open(panel, app, argument) ?? (() => {});
+  panel.hidden = false;
+  byId("conversation").hidden = true;
+}
+
+/** Shows the conversation again. */
+function closePanel() {
+  if (!closeOpenPanel) return;
+  closeOpenPanel();
+  closeOpenPanel = null;
+  byId("panel").replaceChildren();
+  byId("panel").hidden = true;
+  byId("conversation").hidden = false;
+}
+
+let closeView = null;
+
+/** Shows what the fragment names: "#/batch" and "#/live" are views of their own, all else is the stage. */
+async function route() {
+  const name = location.hash.slice(2).split("/")[0];
+  const link = document.querySelector(`.views a[data-view="${CSS.escape(name)}"]`);
+  const isView = Boolean(name && link);
+  closeView?.();
+  closeView = null;
+  byId("view").replaceChildren();
+  byId("view").hidden = !isView;
+  byId("workspace").hidden = byId("composer").hidden = isView;
+  for (const one of document.querySelectorAll(".views a")) one.removeAttribute("aria-current");
+  (isView ? link : document.querySelector('.views a[data-view=""]')).setAttribute("aria-current", "page");
+  if (isView) closeView = (await import(`./${name}.js`)).open(byId("view"), app) ?? null;
+  else if (name === "c") await (await import("./history.js")).openById(app, location.hash.split("/")[2]);
+}
+
+/** Shows the cards or the stage, and loads what the stage needs. */
+async function showWorkspace() {
+  const { pictures, turns } = state.conversation;
+  const isEmpty = !pictures.length && !turns.length;
+  byId("workspace").toggleAttribute("data-empty", isEmpty);
+  byId("welcome").hidden = !isEmpty;
+  byId("stage").hidden = byId("conversation").hidden = isEmpty;
+  byId("new-conversation").hidden = isEmpty;
+  if (isEmpty || app.stage) return;
+  const [stage, answers] = await Promise.all([import("./stage.js"), import("./answers.js")]);
+  if (app.stage) return;
+  app.stage = stage.openStage(byId("stage"), app);
+  answers.openAnswers(byId("turns"), app);
+}
+
+async function loadModel() {
+  try {
+    state.setModel(await api.fetchModel());
+    byId("model").textContent = state.model.id;
+  } catch (error) {
+    byId("model").textContent = "no model";
+    notify(error.message).append(button("Try again", (event) => {
+      event.target.closest(".toast").remove();
+      void loadModel();
+    }));
+  }
+}
+
+async function runCard(card) {
+  const { task, picture, words } = card.dataset;
+  state.setTask(task);
+  try {
+    const blob = await api.fetchBundledPicture(picture);
+    await app.addFiles([new File([blob], picture, { type: blob.type })]);
+    (await import("./run.js")).ask(state, { task, words });
+  } catch (error) {
+    notify(error.message);
+  }
+  byId("words").focus();
+}
+
+const carriesFiles = (transfer) => [...(transfer?.types ?? [])].includes("Files");
+
+/** Takes pictures that are dropped or pasted anywhere; the browser never leaves the page for them. */
+function watchFiles() {
+  const hint = byId("drop-hint");
+  addEventListener("dragover", (event) => {
+    if (!carriesFiles(event.dataTransfer)) return;
+    event.preventDefault();
+    hint.hidden = false;
+  });
+  addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) hint.hidden = true;
+  });
+  addEventListener("drop", async (event) => {
+    if (!carriesFiles(event.dataTransfer)) return;
+    event.preventDefault();
+    hint.hidden = true;
+    const { filesOfDrop } = await import("./pictures.js");
+    const files = await filesOfDrop(event.dataTransfer);
+    const taken = new CustomEvent("idefics-files", { detail: files, cancelable: true });
+    if (byId("view").dispatchEvent(taken)) await app.addFiles(files);
+  });
+  addEventListener("paste", async (event) => {
+    if (!event.clipboardData.files.length) return;
+    event.preventDefault();
+    await app.addFiles([...event.clipboardData.files]);
+  });
+}
+
+function start() {
+  startComposer(byId("composer"), app);
+  for (const topic of ["pictures", "turns", "conversation"]) state.subscribe(topic, showWorkspace);
+  for (const one of document.querySelectorAll("[data-drawer]")) {
+    one.addEventListener("click", () => openDrawer(one.dataset.drawer));
+  }
+  for (const card of document.querySelectorAll(".card")) card.addEventListener("click", () => runCard(card));
+  byId("new-conversation").addEventListener("click", app.newConversation);
+  addEventListener("hashchange", route);
+  watchFiles();
+  void loadModel();
+  void route();
+}
+
+start();

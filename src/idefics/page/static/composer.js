@@ -1,0 +1,139 @@
+/** The composer: what to do, the words for it, pictures to add, send and stop. */
+
+import { button, element } from "./dom.js";
+import { TASKS, taskByName } from "./state.js";
+
+const MAX_ROWS_HEIGHT = 180; // pixels of the text field before it scrolls
+
+/**
+ * Connects the composer of the page.
+ * @param {HTMLFormElement} form
+ * @param {Object} app see app.js.
+ */
+export function startComposer(form, app) {
+  const { state } = app;
+  const words = form.querySelector("#words");
+  const note = form.querySelector("#composer-note");
+  addChips(form.querySelector("#tasks"), state);
+  addMenu(app, note);
+
+  words.addEventListener("input", () => {
+    note.textContent = "";
+    state.drafts[state.task] = words.value;
+    fitHeight(words);
+  });
+  words.addEventListener("keydown", (event) => {
+    const isBreak = event.shiftKey || event.altKey || event.isComposing;
+    if (event.key !== "Enter" || isBreak) return;
+    event.preventDefault();
+    form.requestSubmit();
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    void send(app, words, note);
+  });
+  form.querySelector("#stop").addEventListener("click", () => stopAll(app, words));
+  state.subscribe("task", () => showTask(form, state));
+  state.subscribe("draft", () => showTask(form, state));
+  for (const topic of ["turn", "turns"]) state.subscribe(topic, () => showBusy(form, state));
+  showTask(form, state);
+}
+
+function addChips(fieldset, state) {
+  for (const { name, label } of TASKS) {
+    const input = element("input.visually-hidden", { type: "radio", name: "task", value: name });
+    input.addEventListener("change", () => state.setTask(name));
+    fieldset.append(element("label.chip", {}, input, element("span", { text: label })));
+  }
+}
+
+/** Shows what the task asks for. The words of another task are kept for it. */
+function showTask(form, state) {
+  const task = taskByName(state.task);
+  const words = form.querySelector("#words");
+  form.querySelector(`input[value="${task.name}"]`).checked = true;
+  form.querySelector("#words-label").textContent = task.words;
+  form.querySelector("#composer-note").textContent = "";
+  words.placeholder = task.placeholder;
+  words.readOnly = Boolean(task.takesNoWords);
+  words.value = task.takesNoWords ? "" : (state.drafts[task.name] ?? "");
+  fitHeight(words);
+}
+
+function fitHeight(words) {
+  words.style.height = "auto";
+  words.style.height = `${Math.min(words.scrollHeight, MAX_ROWS_HEIGHT)}px`;
+}
+
+function showBusy(form, state) {
+  const isBusy = state.conversation.turns.some((turn) => ["queued", "waiting", "writing"].includes(turn.status));
+  form.querySelector("#stop").hidden = !isBusy;
+}
+
+async function stopAll(app, words) {
+  words.focus();
+  const { isBusy, stop } = await import("./run.js");
+  for (const turn of app.state.conversation.turns.filter(isBusy).reverse()) stop(app.state, turn);
+}
+
+/** Sends what is typed, or says what is missing. A question that is sent while another is answered waits for it. */
+async function send(app, words, note) {
+  const { state } = app;
+  const task = taskByName(state.task);
+  const text = words.value.trim();
+  note.textContent = missing(state, task, text);
+  if (note.textContent) {
+    words.focus();
+    return;
+  }
+  state.setDraft(task.name, "");
+  words.focus();
+  app.closePanel();
+  const { ask } = await import("./run.js");
+  ask(state, { task: task.name, words: text });
+}
+
+function missing(state, task, text) {
+  if (!state.activePicture && task.name !== "chat") {
+    return "There is no picture yet: drop one here, paste one, or press +.";
+  }
+  if (task.needsWords && !text) return `${task.words} missing: type ${task.name === "classify" ? "at least two labels, with commas between" : "it into the box"}.`;
+  if (task.name === "classify" && !/[,،\n]/.test(text)) return "One label is no choice: type at least two, with commas between.";
+  return "";
+}
+
+/** Fills the menu of "+": files, a folder, the camera, an address, the clipboard. */
+function addMenu(app, note) {
+  const menu = document.getElementById("add-menu");
+  const opener = document.getElementById("add");
+  const input = element("input", { type: "file", multiple: true, accept: "image/*,video/*", hidden: true, id: "file-input" });
+  input.addEventListener("change", async () => {
+    await app.addFiles([...input.files]);
+    input.value = "";
+  });
+  const choose = async (name) => {
+    menu.hidePopover();
+    note.textContent = "";
+    try {
+      await (await import("./pictures.js"))[name](app);
+    } catch (error) {
+      note.textContent = error.message;
+    }
+  };
+  menu.append(
+    input,
+    button("Upload pictures", () => {
+      menu.hidePopover();
+      input.click();
+    }),
+    button("Take a photo", () => choose("takePhoto")),
+    button("Paste", () => choose("pasteFromClipboard")),
+  );
+  menu.addEventListener("toggle", (event) => {
+    if (event.newState !== "open") return;
+    const box = opener.getBoundingClientRect();
+    menu.style.bottom = `${innerHeight - box.top + 8}px`;
+    menu.style.insetInlineStart = `${document.dir === "rtl" ? innerWidth - box.right : box.left}px`;
+    menu.querySelector("button").focus();
+  });
+}

@@ -1,0 +1,221 @@
+/** Asks the server what a turn asks, one turn after the other, and records what comes. */
+
+import { classify, streamChat, streamTask } from "./api.js";
+import { newId, taskByName } from "./state.js";
+
+const SEED_LIMIT = 2 ** 31;
+const running = { turn: null, abort: null };
+
+/**
+ * Adds a turn about the picture on the stage and asks it, after those that wait already.
+ * @param {State} state
+ * @param {{task: string, words: string, settings?: Object, shots?: Shot[]}} asked
+ * @returns {Turn}
+ */
+export function ask(state, { task, words, settings = state.settings, shots = state.conversation.shots }) {
+  const turn = {
+    id: newId(),
+    task,
+    words,
+    pictureIds: picturesOf(state, task),
+    settings: withSeed(settings),
+    shots: task === "chat" ? [] : [...shots],
+    ...emptyAnswer(),
+  };
+  state.addTurn(turn);
+  void runNext(state);
+  return turn;
+}
+
+/** Asks a turn again. With sampling it has another seed. @param {State} state @param {Turn} turn */
+export function retry(state, turn) {
+  const settings = withSeed({ ...turn.settings, seed: state.settings.seed });
+  state.updateTurn(turn, { ...emptyAnswer(), settings });
+  void runNext(state);
+}
+
+/** Stops a turn, whether it waits or runs; what it has stays. */
+export function stop(state, turn) {
+  if (running.turn === turn) running.abort.abort();
+  else if (turn.status === "queued") state.updateTurn(turn, { status: "stopped" });
+}
+
+/** Whether a turn waits or runs. @param {Turn} turn */
+export const isBusy = (turn) => ["queued", "waiting", "writing"].includes(turn.status);
+
+function emptyAnswer() {
+  return {
+    status: "queued",
+    progress: null,
+    text: "",
+    labels: null,
+    error: "",
+    usage: null,
+    finishReason: "",
+    notes: [],
+    startedAt: 0,
+    firstSeconds: 0,
+    totalSeconds: 0,
+  };
+}
+
+/** In a chat the pictures that no earlier turn showed; else the one on the stage. */
+function picturesOf(state, task) {
+  const { pictures, turns, activePictureId } = state.conversation;
+  if (task !== "chat") return activePictureId ? [activePictureId] : [];
+  const shown = new Set(turns.filter((turn) => turn.task === "chat").flatMap((turn) => turn.pictureIds));
+  return pictures.map((picture) => picture.id).filter((id) => !shown.has(id));
+}
+
+function withSeed(settings) {
+  const seed = settings.seed ?? Math.floor(Math.random() * SEED_LIMIT);
+  return { ...settings, seed: settings.strategy === "sampling" ? seed : null };
+}
+
+async function runNext(state) {
+  if (running.turn) return;
+  const turn = state.conversation.turns.find((one) => one.status === "queued");
+  if (!turn) return;
+  running.turn = turn;
+  running.abort = new AbortController();
+  state.updateTurn(turn, { status: "waiting", startedAt: Date.now() });
+  try {
+    await run(state, turn, running.abort.signal);
+    state.updateTurn(turn, { status: "done" });
+  } catch (error) {
+    if (error.name === "AbortError") state.updateTurn(turn, { status: "stopped" });
+    else state.updateTurn(turn, { status: "failed", error: error.message });
+  } finally {
+    state.updateTurn(turn, { totalSeconds: secondsSince(turn), progress: null });
+    running.turn = null;
+  }
+  void runNext(state);
+}
+
+const secondsSince = (turn) => (Date.now() - turn.startedAt) / 1000;
+
+async function run(state, turn, signal) {
+  if (turn.task === "classify") {
+    const { labels, usage, notes = [] } = await classify(await taskFields(state, turn), signal);
+    state.updateTurn(turn, { labels, usage, notes });
+    return;
+  }
+  const events =
+    turn.task === "chat"
+      ? streamChat(await chatBody(state, turn), signal)
+      : streamTask(turn.task, await taskFields(state, turn), signal);
+  for await (const event of events) {
+    if (event.progress) state.updateTurn(turn, { progress: event.progress });
+    if (event.text) addText(state, turn, event.text);
+    if (event.end) state.updateTurn(turn, event.end);
+  }
+}
+
+function addText(state, turn, text) {
+  const firstSeconds = turn.firstSeconds || secondsSince(turn);
+  state.updateTurn(turn, { status: "writing", text: turn.text + text, firstSeconds });
+}
+
+/**
+ * The settings of a turn as fields of the API; what the task ignores or what is the default is left out.
+ * @param {Turn} turn
+ * @returns {Object<string, *>}
+ */
+export function settingFields(turn) {
+  const { settings, task } = turn;
+  const detail = settings.detail === "high" ? {} : { detail: settings.detail };
+  if (task === "classify") {
+    return {
+      ...detail,
+      ...(settings.calibrated && { calibrated: true }),
+      ...(settings.lengthNormalized && { length_normalized: true }),
+    };
+  }
+  const length = settings.maxNewTokens ?? 0;
+  const isOtherLength = length && length !== taskByName(task).maxNewTokens;
+  return {
+    ...(isOtherLength && { max_new_tokens: length }),
+    ...strategyFields(settings, task),
+    ...(settings.repetitionPenalty !== 1 && { repetition_penalty: settings.repetitionPenalty }),
+    ...detail,
+  };
+}
+
+function strategyFields(settings, task) {
+  if (settings.strategy === "beams" && task !== "chat") return { num_beams: settings.numBeams };
+  if (settings.strategy !== "sampling") return {};
+  return {
+    temperature: settings.temperature,
+    ...(settings.topP !== 1 && { top_p: settings.topP }),
+    ...(settings.topK && { top_k: settings.topK }),
+    ...(settings.minP && { min_p: settings.minP }),
+    seed: settings.seed,
+  };
+}
+
+/** The labels of a text: one on each line, or separated by commas. @param {string} words @returns {string[]} */
+export function parseLabels(words) {
+  const lines = words.split("\n").filter((line) => line.trim());
+  return (lines.length > 1 ? lines : words.split(/[,،]/)).map((label) => label.trim()).filter(Boolean);
+}
+
+/** The fields of a task's request for a turn. @param {State} state @param {Turn} turn */
+export async function taskFields(state, turn) {
+  const picture = state.picture(turn.pictureIds[0]);
+  if (!picture) throw new Error("The picture of this question was removed. Undo that, or ask about another one.");
+  const shots = await Promise.all(
+    turn.shots.map(async ({ picture: shown, question, answer }) => ({
+      image_url: await toDataUri(shown.blob),
+      question,
+      answer,
+    })),
+  );
+  return {
+    image: picture.blob,
+    ...(turn.task === "classify" ? { labels: parseLabels(turn.words) } : turn.words && { words: turn.words }),
+    ...settingFields(turn),
+    ...(shots.length && { shots }),
+  };
+}
+
+/** The body of a chat completion for a turn: it has all earlier turns of the chat. */
+export async function chatBody(state, turn) {
+  const { turns } = state.conversation;
+  const earlier = turns
+    .slice(0, turns.indexOf(turn))
+    .filter((one) => one.task === "chat" && ["done", "stopped"].includes(one.status) && one.text);
+  const messages = [];
+  for (const one of earlier) {
+    messages.push(await userMessage(state, one, turn), { role: "assistant", content: one.text });
+  }
+  messages.push(await userMessage(state, turn, turn));
+  const { detail, max_new_tokens: length, ...fields } = settingFields(turn);
+  return {
+    model: state.model.id,
+    messages,
+    max_completion_tokens: length ?? taskByName("chat").maxNewTokens,
+    ...fields,
+  };
+}
+
+async function userMessage(state, turn, asked) {
+  const pictures = turn.pictureIds.map((id) => state.picture(id)).filter(Boolean);
+  const { detail } = asked.settings;
+  const parts = await Promise.all(
+    pictures.map(async ({ blob }) => ({
+      type: "image_url",
+      image_url: { url: await toDataUri(blob), ...(detail !== "high" && { detail }) },
+    })),
+  );
+  return { role: "user", content: [...parts, { type: "text", text: turn.words }] };
+}
+
+/** A file as a data URI. @param {Blob} blob @returns {Promise<string>} */
+export function toDataUri(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error("The picture cannot be read any more: add it again."));
+    reader.readAsDataURL(blob);
+  });
+}

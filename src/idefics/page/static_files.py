@@ -1,0 +1,92 @@
+"""The page's files: HTML, CSS, JavaScript modules and the bundled pictures, served from memory.
+
+The page is a client of the public API on the same server. Nothing of it is made or stored here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from idefics.demo import pictures as bundled_pictures
+
+STATIC_FOLDER = Path(__file__).parent / "static"
+INDEX_NAME = "index.html"
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+COMPRESSED_SUFFIXES = (".css", ".html", ".js")
+# Scripts and styles of this server alone, and none inside the HTML: text of a model could not run even as HTML.
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StaticFile:
+    """A file in memory, with what HTTP needs to send it.
+
+    Attributes:
+        content: its bytes.
+        media_type: its type.
+        compressed: its bytes in gzip; empty for files that are compressed already.
+        etag: identifies the content, so that a browser asks whether its copy is still right.
+    """
+
+    content: bytes
+    media_type: str
+    compressed: bytes = b""
+    etag: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "etag", f'"{hashlib.sha256(self.content).hexdigest()[:20]}"')
+
+    @classmethod
+    def read(cls, path: Path) -> StaticFile:
+        """Reads a file of one of `MEDIA_TYPES`."""
+        content = path.read_bytes()
+        is_compressed = path.suffix in COMPRESSED_SUFFIXES
+        compressed = gzip.compress(content, 9, mtime=0) if is_compressed else b""
+        return cls(content, MEDIA_TYPES[path.suffix], compressed)
+
+    def respond(self, request: Request) -> Response:
+        """The response to a request for the file: 304 without content if the browser's copy is the same."""
+        headers = {**SECURITY_HEADERS, "cache-control": "no-cache", "etag": self.etag}
+        if self.compressed:
+            headers["vary"] = "Accept-Encoding"
+        if self.etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        if self.compressed and "gzip" in request.headers.get("accept-encoding", ""):
+            headers["content-encoding"] = "gzip"
+            return Response(self.compressed, headers=headers, media_type=self.media_type)
+        return Response(self.content, headers=headers, media_type=self.media_type)
+
+
+def mount_static_page(app: FastAPI, path: str = "/") -> None:
+    """Adds the page to the application of the API: its HTML at `path`, all other files below `/ui/`."""
+    files = {one.name: StaticFile.read(one) for one in STATIC_FOLDER.iterdir()}
+    files |= {f"pictures/{one.name}": StaticFile.read(one) for one in bundled_pictures()}
+    index = files.pop(INDEX_NAME)
+
+    async def serve_index(request: Request) -> Response:
+        return index.respond(request)
+
+    async def serve_file(request: Request, name: str) -> Response:
+        file = files.get(name)
+        return Response("no such file", 404) if file is None else file.respond(request)
+
+    for route, handler in ((path, serve_index), ("/ui/{name:path}", serve_file)):
+        app.add_api_route(route, handler, methods=["GET", "HEAD"], include_in_schema=False)

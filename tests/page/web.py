@@ -1,0 +1,95 @@
+"""Drives the page in a browser."""
+
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+from playwright.sync_api import expect
+
+CHROMIUM_PATH = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER_MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM_PATH is None, reason="no Chromium: apt-get install chromium"),
+]
+CHROMIUM_FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+LAPTOP_SIZE, PHONE_SIZE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
+expect.set_options(timeout=15_000)
+
+
+@contextmanager
+def serve_app(app):
+    """The address of an application while it runs in a thread."""
+    config = uvicorn.Config(app, port=0, log_level="error", ws="none", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Complaints:
+    """What a page must not do: errors in its console, and requests to other servers."""
+
+    def __init__(self, page, address, expected=()):
+        self.found, self.expected = [], list(expected)
+        page.on("pageerror", lambda error: self.found.append(str(error)))
+        page.on("console", self._note_message)
+        page.on("request", lambda request: self._note_request(request.url, address))
+
+    def _note_message(self, message):
+        if message.type in ("error", "warning") and not any(one in message.text for one in self.expected):
+            self.found.append(message.text)
+
+    def _note_request(self, url, address):
+        if not url.startswith((address, "data:", "blob:")):
+            self.found.append(f"request to {url}")
+
+
+@contextmanager
+def open_page(browser, address, *, path="/", expected=(), **context):
+    """The page in a new browser context; fails at the end if it did what it must not.
+
+    Args:
+        expected: parts of console messages that the test provokes, such as "status of 429".
+    """
+    page = browser.new_context(**{"viewport": LAPTOP_SIZE, **context}).new_page()
+    page.set_default_timeout(15_000)
+    complaints = Complaints(page, address, expected)
+    page.goto(address + path)
+    try:
+        yield page
+        assert complaints.found == []
+    finally:
+        page.context.close()
+
+
+def choose_task(page, label):
+    """Chooses a task chip."""
+    page.locator("label.chip", has_text=label).click()
+
+
+def add_pictures(page, *paths):
+    """Adds pictures by the menu's file field, and waits until the last is on the stage."""
+    page.locator("#file-input").set_input_files([str(path) for path in paths])
+    expect(page.locator("#stage .picture-name")).to_contain_text(paths[-1].name)
+
+
+def send(page, text=""):
+    """Types a text into the composer and sends it."""
+    if text:
+        page.locator("#words").fill(text)
+    page.locator("#words").press("Enter")
+
+
+def last_turn(page):
+    """The last turn of the conversation."""
+    return page.locator(".turn").last
