@@ -9,6 +9,7 @@ import pytest
 from evaluation.spoilt_checkpoints import DEMO_FOLDERS, write_spoilt
 from idefics import __version__
 from idefics.evaluate.check import check_run
+from models.tiny_adapters import write_demo_adapter
 
 
 def test_a_line_for_each_check(run_idefics):
@@ -59,6 +60,49 @@ def test_a_record_is_written_and_compared(run_idefics, tmp_path):
     done = run_idefics("check", str(spoilt), "--device", "cpu", "--quick", "--against", str(record))
     assert done.exit_code == 1
     assert "model.text_model.layers.1.input_layernorm.weight has a root mean square of" in done.stdout
+
+
+def test_a_damaged_file_is_named_once_and_the_report_names_no_path(run_idefics, tmp_path):
+    report, folder = tmp_path / "report.md", tmp_path / "damaged"
+    shutil.copytree(DEMO_FOLDERS["demo"], folder)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1000])
+    done = run_idefics("check", str(folder), "--device", "cpu", "--quick", "--report", str(report))
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("OFF")] == ["OFF tensors"]
+    assert any("the same error as of 'tensors'" in line for line in lines if line.startswith("-   copies"))
+    assert any("the model cannot be loaded" in line for line in lines if line.startswith("-   batch"))
+    assert str(tmp_path) in done.stdout
+    assert str(tmp_path) not in report.read_text()
+    assert "    - model.safetensors " in report.read_text()
+
+
+def test_an_adapter_is_compared_as_it_computes(run_idefics, tmp_path):
+    adapter, record = write_demo_adapter(tmp_path / "adapter"), tmp_path / "record.json"
+    command = ["check", "demo", "--device", "cpu", "--quick"]
+    with_adapter = [*command, "--adapter", str(adapter), "--report", str(report := tmp_path / "report.md")]
+    done = run_idefics(*with_adapter, "--record", str(record))
+    assert done.exit_code == 0
+    assert "answer: " not in done.stdout  # those are the answers of the model alone
+    assert " adapter=adapter\n" in report.read_text()
+    assert "- adapter_model.safetensors: " in report.read_text()
+    lines = run_idefics(*with_adapter, "--against", str(record)).stdout.splitlines()
+    assert any(line.startswith("ok  recorded logits") for line in lines)
+    assert any("has an adapter: logits are compared instead" in line for line in lines)
+    done = run_idefics(*command, "--against", str(record))
+    assert [line[:20] for line in done.stdout.splitlines() if line.startswith("OFF")] == [
+        "OFF recorded logits "
+    ]
+    done = run_idefics(*command, "--adapter", str(tmp_path))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "has no adapter_config.json" in done.stderr
+
+
+def test_a_setting_that_is_wrong_is_no_fault_of_the_model(run_idefics):
+    done = run_idefics("check", "demo", "--quick", "--threads", "0")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith("idefics check: --threads is 0")
 
 
 def test_the_bug_report_names_no_path(run_idefics, tmp_path):

@@ -17,6 +17,7 @@ from idefics.evaluate.check import (
     kernel_checks,
     picture_checks,
     quantization_checks,
+    record_checks,
     released_checks,
     text_checks,
     trained_checks,
@@ -307,11 +308,94 @@ def test_the_packaged_records_are_those_of_the_demos(name):
     subject.close()
     assert found.config == stored.config
     assert found.weights.keys() == stored.weights.keys()
-    for weight, numbers in stored.weights.items():
-        assert found.weights[weight] == pytest.approx(numbers, abs=1e-4)
+    assert found.processing == stored.processing
+    for weight, facts in stored.weights.items():
+        assert found.weights[weight]["digest"] == facts["digest"]
+        assert found.weights[weight]["dtypes"] == facts["dtypes"] == ["BF16"]
+        for number in ("rms", "projections"):
+            assert found.weights[weight][number] == pytest.approx(facts[number], abs=1e-4)
     for prompt, facts in stored.prompts.items():
         assert found.prompts[prompt]["ids"] == facts["ids"]
         assert found.prompts[prompt]["logprobs"] == pytest.approx(facts["logprobs"], abs=1e-3)
+
+
+@pytest.fixture
+def demo_record():
+    return LogitsRecord.read(RECORDS_FOLDER / "demo.json")
+
+
+def test_small_changes_in_the_same_number_format(demo_copy, demo_record):
+    """Two rows are exchanged, numbers have noise of 1 %: too small for projections."""
+
+    up_proj = "model.text_model.layers.0.mlp.up_proj.weight"
+
+    def edit(weights):
+        weights["lm_head.weight"][[1000, 1001]] = weights["lm_head.weight"][[1001, 1000]]
+        weight = weights[up_proj].float()
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        weights[up_proj] = (weight + 0.01 * weight.std() * noise).bfloat16()
+
+    subject = demo_copy("demo", edit)
+    subject.expected = demo_record
+    assert details(record_checks.check_recorded_weights, subject) == tuple(
+        f"{name} holds a few other numbers than in the record, or slightly different ones"
+        for name in ("lm_head.weight", up_proj)
+    )
+
+
+def test_weights_in_another_number_format(demo_copy, demo_record):
+    def edit(weights):
+        weights |= {name: weight.float() for name, weight in weights.items()}
+
+    subject = demo_copy("demo", edit)
+    subject.expected = demo_record
+    outcome = record_checks.check_recorded_weights(subject)
+    assert (outcome.status, outcome.measured[:28]) == ("ok", "118 weights, 0 with equal by")
+
+
+def test_small_files_that_differ_from_the_record(demo_copy, demo_record):
+    """Two tokens are exchanged, the template, a mean and a stop id edited."""
+    subject = demo_copy("demo")
+    subject.expected = demo_record
+
+    def edit(name, change):
+        path = subject.folder / name
+        change(content := json.loads(path.read_text()))
+        path.write_text(json.dumps(content))
+
+    def exchange(tokenizer):
+        vocabulary = tokenizer["model"]["vocab"]
+        a, b = list(vocabulary)[1000:1002]
+        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+    edit("tokenizer.json", exchange)
+    edit("chat_template.json", lambda file: file.update(chat_template=file["chat_template"] + " "))
+    edit("preprocessor_config.json", lambda config: config.update(image_mean=[0.5, 0.5, 0.4]))
+    edit("generation_config.json", lambda config: config.update(eos_token_id=3))
+    found = details(record_checks.check_recorded_config, subject)
+    assert [line.partition(" is ")[0] for line in found] == [
+        *("chat template", "frames of a picture", "ids that end an answer"),
+        *("pictures.mean", "stop_ids", "vocabulary"),
+    ]
+
+
+def test_a_record_of_another_model(demo, demo_record, monkeypatch):
+    """Without one of the prompts, and with an id that the model does not have."""
+    [*prompts] = demo_record.prompts.items()
+    prompts = {prompts[0][0]: {**prompts[0][1], "top": [[10**6, -1.0]]}, **dict(prompts[1:2])}
+    monkeypatch.setattr(demo, "expected", replace(demo_record, prompts=prompts))
+    assert details(record_checks.check_recorded_logits, demo) == (
+        "text: the likeliest id 1000000 has log-probability -inf, recorded -1.000",
+        "two pictures: the prompt is not in the record",
+    )
+
+
+def test_picture_settings_of_a_released_checkpoint_that_are_edited(demo, monkeypatch):
+    config = replace(demo.processor.image_config, mean=(0.45, 0.5, 0.5))
+    monkeypatch.setitem(demo.__dict__, "processor", SimpleNamespace(image_config=config))
+    assert details(picture_checks.check_frames, demo) == ("preprocessor_config.json is not the released one",)
+    monkeypatch.setitem(demo.__dict__, "entry", None)
+    assert picture_checks.check_frames(demo).status == "skipped"
 
 
 def test_files_that_are_no_records(tmp_path):

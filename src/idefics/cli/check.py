@@ -33,6 +33,9 @@ class CheckFlags:
     )
     against: Path | None = input_flag("Compare with this record, which --record has written.")
     device: str = model_flag("auto, cpu, cuda, cuda:1 or mps.", default="auto", metavar="DEVICE")
+    adapter: str | None = model_flag(
+        "Folder or hub id of an adapter (LoRA), merged into the model while it is loaded.", metavar="PATH"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = model_flag(
         "auto, float32, bfloat16 or float16.", default="auto", metavar="DTYPE"
     )
@@ -64,7 +67,9 @@ def check(writer: OutputWriter, flags: CheckFlags) -> None:
     from idefics.evaluate.check.logits_record import make_record
     from idefics.generation.load_settings import LoadSettings
 
+    check_folders(flags.record, flags.report)
     settings = LoadSettings(
+        adapter=flags.adapter,
         device=flags.device,
         dtype=flags.dtype,
         quantize=flags.quantize,
@@ -85,7 +90,9 @@ def check(writer: OutputWriter, flags: CheckFlags) -> None:
             _write_result(writer, result)
         if flags.record is not None:
             make_record(subject).write(flags.record)
-            writer.print_status(f"{flags.record} is written")
+            num_off = sum(result.outcome.status == "off" for result in results)
+            warning = f", of a model of which {num_off} checks are off" if num_off else ""
+            writer.print_status(f"{flags.record} is written{warning}")
     except KeyboardInterrupt:
         writer.print_status(f"interrupted after {_summary(results)}")
         raise
@@ -99,6 +106,14 @@ def check(writer: OutputWriter, flags: CheckFlags) -> None:
         writer.exit_code = EXIT_OFF
     if not writer.as_json:
         print(_summary(results))
+
+
+def check_folders(*paths: Path | None) -> None:
+    """Raises OutputError if a file is to be written into a folder that does not exist."""
+    for path in filter(None, paths):
+        if path.is_dir() or not path.parent.is_dir():
+            what = "is a folder" if path.is_dir() else "cannot be written (no such folder)"
+            raise OutputError(f"{path} {what}: give another file")
 
 
 def _write_result(writer: OutputWriter, result: CheckResult) -> None:

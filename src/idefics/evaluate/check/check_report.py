@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from idefics.errors import format_bytes
 from idefics.evaluate.check.checks import CheckResult
 from idefics.evaluate.check.subject import CheckSubject
 from idefics.generation.environment import describe_environment
-from idefics.weights import safetensors_files
 
-HASHED_SMALL_FILES = ("*.json", "*.jinja")
+HASHED_FILES = ("*.json", "*.jinja", "*.safetensors")
 
 
 def result_row(result: CheckResult) -> dict[str, Any]:
@@ -34,9 +34,8 @@ def result_row(result: CheckResult) -> dict[str, Any]:
 
 def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """Size in bytes and SHA-256 (hex) of each file of a checkpoint: weights, and the small files that are read."""
-    small = [path for pattern in HASHED_SMALL_FILES for path in folder.glob(pattern)]
     hashes = {}
-    for path in sorted({*small, *safetensors_files(folder)}):
+    for path in sorted(path for pattern in HASHED_FILES for path in folder.glob(pattern)):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         hashes[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
@@ -51,11 +50,12 @@ def bug_report(subject: CheckSubject, results: Sequence[CheckResult]) -> str:
 def _report_lines(subject: CheckSubject, results: Sequence[CheckResult]) -> Iterator[str]:
     """The lines of a bug report."""
     settings, environment = subject.settings, describe_environment()
-    yield f"### idefics check {Path(subject.model).name if Path(subject.model).exists() else subject.model}"
+    yield f"### idefics check {subject.label}"
     yield f"idefics {__version__}, Python {environment['python']}"
     yield (
         f"loaded with device={settings.device} dtype={settings.dtype} quantize={settings.quantize} "
         f"kernels={settings.kernels} revision={settings.revision}"
+        + ("" if subject.adapter is None else f" adapter={subject.adapter.name}")
     )
     yield f"processor: {environment['processor']}, {environment['cores']} cores, {environment['threads']} threads"
     yield f"devices: {', '.join(environment['devices'])}; used: {environment['device']}"
@@ -68,7 +68,15 @@ def _report_lines(subject: CheckSubject, results: Sequence[CheckResult]) -> Iter
         outcome = result.outcome
         limit = f" (limit: {outcome.limit})" if outcome.limit else ""
         yield f"- {outcome.status} **{result.check.name}**: {outcome.measured}{limit}, {result.seconds:.1f} s"
-        yield from (f"    - {detail}" for detail in outcome.details)
+        yield from (f"    - {_without_paths(detail, subject)}" for detail in outcome.details)
     yield ""
-    for name, facts in file_hashes(subject.folder).items():
-        yield f"- {name}: {facts['bytes']:,} bytes, sha256 {facts['sha256']}"
+    for folder in filter(None, (subject.folder, subject.adapter)):
+        for name, facts in file_hashes(folder).items():
+            yield f"- {name}: {facts['bytes']:,} bytes, sha256 {facts['sha256']}"
+
+
+def _without_paths(text: str, subject: CheckSubject) -> str:
+    """The text with the names of the folders of the checkpoint and the adapter in place of their paths."""
+    for folder in filter(None, (subject.folder, subject.adapter)):
+        text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+    return text

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idefics.catalog import find_entry
-from idefics.errors import IdeficsError
+from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.check.activation_checks import ACTIVATION_CHECKS
 from idefics.evaluate.check.checks import CheckOutcome, CheckResult, ModelCheck, judge, skipped
 from idefics.evaluate.check.engine_checks import ENGINE_CHECKS
@@ -50,7 +50,12 @@ def make_subject(model: str, settings: LoadSettings, checked: CheckSettings) -> 
         BadSetting: the record cannot be read.
     """
     path = checked.against
-    if path is None and (entry := find_entry(model)) is not None and entry.package_folder:
+    if (
+        path is None
+        and settings.adapter is None
+        and (entry := find_entry(model)) is not None
+        and entry.package_folder
+    ):
         path = RECORDS_FOLDER / f"{entry.name}.json"
     record = None if path is None else LogitsRecord.read(path)
     return CheckSubject(model, settings, record, checked.fetch)
@@ -76,27 +81,42 @@ def list_checks(subject: CheckSubject, *, quick: bool) -> list[ModelCheck]:
 def run_checks(subject: CheckSubject, *, quick: bool) -> Iterator[CheckResult]:
     """Runs the checks and yields each result as soon as it is there.
 
-    A check that fails with an error of this package is off. Once the model cannot be loaded, what needs it is skipped.
+    A check that fails with an error of this package is off; others that fail with the same error are skipped. Once the
+    model cannot be loaded, what needs it is skipped.
 
     Raises:
-        ModelError: there is no such checkpoint, or its small files cannot be read.
+        ModelError: there is no such checkpoint or adapter, or its small files cannot be read.
+        BadSetting: it cannot be loaded in this way.
     """
-    _ = subject.checkpoint
-    load_error = ""
+    _ = subject.checkpoint, subject.adapter
+    load_error, check_by_error = "", dict[str, str]()
     for check in list_checks(subject, quick=quick):
         start = time.perf_counter()
         if load_error and check not in FILE_CHECKS:
             outcome = skipped(load_error)
         else:
-            outcome = _run_check(check, subject)
-            if outcome.status == "off" and check not in FILE_CHECKS and not subject.has_loaded:
+            outcome = _run_check(check, subject, check_by_error)
+            if outcome.status != "ok" and check not in FILE_CHECKS and not subject.has_loaded:
                 load_error = "the model cannot be loaded"
         yield CheckResult(check, outcome, time.perf_counter() - start)
 
 
-def _run_check(check: ModelCheck, subject: CheckSubject) -> CheckOutcome:
-    """The outcome of one check; an error of this package is what is wrong."""
+def _run_check(check: ModelCheck, subject: CheckSubject, check_by_error: dict[str, str]) -> CheckOutcome:
+    """The outcome of one check; an error of this package is what is wrong, if no earlier check has named it.
+
+    Args:
+        check, subject: which check of which checkpoint.
+        check_by_error: the messages so far, with the names of the checks; this one's is added.
+
+    Raises:
+        BadSetting: the model cannot be loaded as the settings say, which is no fault of the model.
+    """
     try:
         return check.run(subject)
+    except BadSetting:
+        raise
     except IdeficsError as error:
+        first = check_by_error.setdefault(str(error), check.name)
+        if first != check.name:
+            return skipped(f"the same error as of {first!r}")
         return judge("an error", "none", [str(error)])

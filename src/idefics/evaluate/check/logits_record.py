@@ -1,4 +1,4 @@
-"""`LogitsRecord`: what a checkpoint computes for fixed prompts, and a digest of each weight, as a JSON file.
+"""`LogitsRecord`: what a checkpoint computes for fixed prompts, its settings and a digest of each weight, as JSON.
 
 Records tell a spoilt weight from a right one where nothing else can. They are compared across machines, kernels and
 number formats, so that they hold numbers that rounding hardly changes.
@@ -6,6 +6,7 @@ number formats, so that they hold numbers that rounding hardly changes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,9 @@ import torch
 
 from idefics import __version__
 from idefics.errors import BadSetting, OutputError
+from idefics.evaluate.check.picture_checks import frames_hash
+from idefics.evaluate.check.text_checks import ROUND_TRIPS
+from idefics.generation.loading import collect_stop_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +28,10 @@ if TYPE_CHECKING:
     from idefics.evaluate.check.subject import CheckSubject
     from idefics.prompt import Prompt
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 RECORDS_FOLDER = Path(__file__).parent / "records"
 NUM_TOP_TOKENS = 5
+DIGEST_CHARACTERS = 16  # of a SHA-256 (hex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +39,20 @@ class LogitsRecord:
     """What a checkpoint computed when it was known to be right.
 
     Attributes:
-        model: its name, as it was given.
+        model: its name, or that of its folder.
         idefics: the version that wrote the record.
         config: the fields of `ModelConfig`, without the dtype.
-        weights: by the model's names: root mean square and `WeightStatistics.projections`; {} for quantised weights.
+        processing: the result of `describe_processing`.
+        weights: by the model's names: "digest", "dtypes", "rms" and "projections" of `WeightStatistics`; {} where the
+            files do not hold the weights (see `CheckSubject.files_hold_weights`).
         prompts: by name: "ids", "logprobs" of the ids after the first, and "top": the likeliest next ids.
     """
 
     model: str
     idefics: str
     config: Mapping[str, Any]
-    weights: Mapping[str, list[float]]
+    processing: Mapping[str, Any]
+    weights: Mapping[str, Mapping[str, Any]]
     prompts: Mapping[str, Mapping[str, Any]]
 
     @classmethod
@@ -81,20 +89,24 @@ class LogitsRecord:
 
 def make_record(subject: CheckSubject) -> LogitsRecord:
     """The record of a checkpoint, as it is now."""
-    weights = {} if subject.checkpoint.quantization is not None else weight_digests(subject)
+    weights = describe_weights(subject) if subject.files_hold_weights else {}
     prompts = {
         name: _describe_prompt(prompt, subject.fixed_logits[name])
         for name, prompt in subject.fixed_prompts.items()
     }
-    return LogitsRecord(
-        subject.model, __version__, describe_config(subject.checkpoint.config), weights, prompts
-    )
+    config, processing = describe_config(subject.checkpoint.config), describe_processing(subject)
+    return LogitsRecord(subject.label, __version__, config, processing, weights, prompts)
 
 
-def weight_digests(subject: CheckSubject) -> dict[str, list[float]]:
-    """Root mean square and projections of each weight."""
+def describe_weights(subject: CheckSubject) -> dict[str, dict[str, Any]]:
+    """The numbers of `WeightStatistics` that a record holds, for each weight."""
     return {
-        name: [_round(number) for number in (one.rms, *one.projections)]
+        name: {
+            "digest": one.digest[:DIGEST_CHARACTERS],
+            "dtypes": sorted(set(one.dtype_names)),
+            "rms": _round(one.rms),
+            "projections": [_round(number) for number in one.projections],
+        }
         for name, one in sorted(subject.statistics.items())
     }
 
@@ -104,6 +116,26 @@ def describe_config(config: ModelConfig) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     del fields["dtype"]
     return fields
+
+
+def describe_processing(subject: CheckSubject) -> dict[str, Any]:
+    """What makes ids of texts and frames of pictures, as JSON values; a digest of what is long."""
+    processor = subject.processor
+    tokenizer = processor.tokenizer
+    described: dict[str, Any] = {
+        "vocabulary": _digest(json.dumps(sorted(tokenizer.get_vocab().items()))),
+        "text ids": [tokenizer.encode(text, add_special_tokens=True) for text in ROUND_TRIPS],
+        "chat template": _digest(processor.prompt_format.chat_template),
+        "ids that end an answer": sorted(collect_stop_ids(subject.checkpoint, processor)),
+        "pictures": asdict(processor.image_config),
+        "frames of a picture": frames_hash(processor.image_config)[1],
+    }
+    return dict(json.loads(json.dumps(described)))
+
+
+def _digest(text: str) -> str:
+    """The beginning of the SHA-256 (hex) of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARACTERS]
 
 
 def _describe_prompt(prompt: Prompt, logits: Tensor) -> dict[str, Any]:

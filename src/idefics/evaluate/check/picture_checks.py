@@ -48,7 +48,10 @@ def check_frames(subject: CheckSubject) -> CheckOutcome:
     known = json.loads(HASHES_FILE.read_text(encoding="utf-8")).get(key)
     num_frames, found = frames_hash(subject.processor.image_config)
     if known is None:
-        return skipped(f"no hash is known for these picture settings: {num_frames} frames, {found}")
+        measured = f"no hash is known for these picture settings: {num_frames} frames, {found}"
+        if subject.entry is None:
+            return skipped(measured)
+        return judge(measured, "the released settings", ["preprocessor_config.json is not the released one"])
     wrong = [] if found == known else [f"the frames have the hash {found}, known is {known}"]
     return judge(f"{num_frames} frames, {found[:8]}", known[:8], wrong)
 

@@ -15,7 +15,7 @@ from idefics import models, weights
 from idefics.catalog import CATALOG, CatalogEntry, find_entry
 from idefics.evaluate.check.drawn_pictures import fixed_items
 from idefics.generation.load_settings import LoadSettings
-from idefics.generation.loading import create_processor, load_model
+from idefics.generation.loading import create_processor, find_adapter, load_model
 from idefics.lazy import cached_property
 from idefics.messages import ImageDetail
 from idefics.nn.upcast import UpcastLinear
@@ -53,13 +53,25 @@ class CheckSubject:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of the checkpoint, which is downloaded if necessary."""
+        """The absolute path of the checkpoint, which is downloaded if necessary."""
         return weights.find_checkpoint(
             self.model,
             revision=self.settings.revision,
             offline=self.settings.offline,
             progress=self.settings.progress,
-        )
+        ).absolute()
+
+    @cached_property
+    def adapter(self) -> Path | None:
+        """The absolute path of the adapter, which is downloaded if necessary; None: there is none."""
+        found = find_adapter(self.model, self.checkpoint, self.settings)
+        return None if found is None else found.absolute()
+
+    @property
+    def label(self) -> str:
+        """The model as it was given, without the path of a folder."""
+        path = Path(self.model).expanduser()
+        return path.absolute().name if path.exists() else self.model
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -145,6 +157,11 @@ class CheckSubject:
         """Whether the weights are quantised, in the files or while they are loaded."""
         return self.checkpoint.quantization is not None or self.settings.quantize is not None
 
+    @property
+    def files_hold_weights(self) -> bool:
+        """Whether the model's weights are those in its files: neither quantised there, nor changed by an adapter."""
+        return self.checkpoint.quantization is None and self.settings.adapter is None
+
     @contextmanager
     def second_model(self, **changes: object) -> Iterator[Idefics]:
         """The checkpoint loaded with other settings; closed at the end of the context.
@@ -165,5 +182,12 @@ class CheckSubject:
             self._vlm = None
 
     def _local_settings(self) -> LoadSettings:
-        """The settings for the folder, which has no revision; encoded pictures are computed, not read from files."""
-        return replace(self.settings, revision=None, offline=None, progress=None, feature_cache=False)
+        """The settings for folders, which have no revision; encoded pictures are computed, not read from files."""
+        return replace(
+            self.settings,
+            adapter=self.adapter,
+            revision=None,
+            offline=None,
+            progress=None,
+            feature_cache=False,
+        )
