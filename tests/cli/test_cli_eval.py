@@ -211,6 +211,19 @@ def test_shots_are_the_same_for_a_row_whatever_the_limit(folder, call):
     assert "random, drawn for each row, seed 5" in first["settings"]["selection"]
 
 
+def test_a_changed_picture_of_an_example_is_another_request(folder, call):
+    (folder / "two.csv").write_text(
+        "image,question,answer\ntower.png,Is it day or night?,night\ndoor.png,Is it day or night?,night\n"
+    )
+    words = ("folder", "--data", "two.csv", "--shots", "1", "--out", "r.json")
+    call(*words)
+    shutil.copy("shapes.png", "door.png")
+    _, _, err = call(*words)
+    assert err[0] == "2 written"
+    _, _, err = call(*words)
+    assert err[0] == "0 written, 2 done before"
+
+
 def test_it_goes_on_after_it_was_killed(folder, call):
     pytest.importorskip("easy_vqa")
     words = ["eval", "easy-vqa", "--limit", "3000", "--out", "r.json"]

@@ -3,7 +3,9 @@
 import pytest
 from eval_rows import evaluation_row
 
+from idefics.batch.sources.media import file_media
 from idefics.errors import BadPrompt, BadSetting
+from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import choose_style
 from idefics.evaluate.prompts import SuitePrompts, picture_place
 from idefics.evaluate.request import EvaluationRequest, PictureRef
@@ -44,7 +46,7 @@ class FixedShots:
 def prompts(suite, kind="base", family="idefics1", choice="auto", shots=()):
     selector = FixedShots(*shots) if shots else None
     style = choose_style(suite, family=family, kind=kind, choice=choice, has_shots=bool(shots))
-    return SuitePrompts(suite, style, style, kind, selector, seed=0)
+    return SuitePrompts(suite, style, style, kind, selector, 0, PictureContents())
 
 
 def text_of(request):
@@ -164,6 +166,18 @@ def test_further_pictures_are_those_of_shots_and_of_the_row():
         PictureRef("q#picture1"),
         "?",
     )
+
+
+def test_a_request_changes_with_the_content_of_a_further_picture(tmp_path):
+    path = tmp_path / "s.png"
+    texts = set()
+    for data in (b"one", b"two"):
+        path.write_bytes(data)
+        shot = evaluation_row("s1", media=file_media(path, "s.png"), fields={"question": "What?"})
+        row = evaluation_row("q", fields={"question": f"Is it {picture_place(1)}?"}, more_media=(shot.media,))
+        texts.add(prompts(OWN, kind="chat", family="idefics3", shots=[shot]).render(QUERY, None))
+        texts.add(prompts(OWN, kind="chat", family="idefics3").render(row, None))
+    assert len(texts) == 4
 
 
 def test_a_missing_field_names_the_row():

@@ -15,6 +15,7 @@ from idefics.batch.row_selection import RowSelection
 from idefics.batch.run_settings import RunSettings
 from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings
+from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
 from idefics.evaluate.scoring import EvaluatedRow
@@ -81,8 +82,11 @@ class Evaluation:
                 )
             suite = replace(suite, answer="text", prompts=suite.open_prompts)
         self.suite = suite
-        shots = self._create_shots() if settings.num_shots else None
-        self.prompts = SuitePrompts(suite, self.style, self.open_style, checkpoint.kind, shots, settings.seed)
+        contents = PictureContents()
+        shots = self._create_shots(contents) if settings.num_shots else None
+        self.prompts = SuitePrompts(
+            suite, self.style, self.open_style, checkpoint.kind, shots, settings.seed, contents
+        )
 
     @cached_property
     def style(self) -> PromptStyle:
@@ -182,16 +186,16 @@ class Evaluation:
             if answer is not None:
                 yield _evaluated(row, answer, pattern, row.labels or self.suite.labels), answer
 
-    def _create_shots(self) -> ShotSelector:
+    def _create_shots(self, contents: PictureContents) -> ShotSelector:
         """What chooses the few-shot examples."""
         settings = self.settings
         is_embedded_here = settings.selection == "rices" and settings.embeddings is None
         max_rows = MAX_EMBEDDED_ROWS if is_embedded_here else MAX_SUPPORT_ROWS
         support_rows = choose_support(self._support(), settings.seed, settings.num_shots, max_rows)
         if settings.selection == "random":
-            return RandomShots(support_rows, settings.num_shots, settings.seed)
+            return RandomShots(support_rows, settings.num_shots, settings.seed, contents)
         embed = self._embed if settings.embeddings is None else EmbeddingFile(settings.embeddings).embed
-        return NearestShots(support_rows, settings.num_shots, embed)
+        return NearestShots(support_rows, settings.num_shots, embed, contents)
 
     def _embed(self, row: EvaluationRow) -> NDArray[np.float32]:
         """The embedding of a row's picture by the model's own vision features."""

@@ -6,10 +6,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from idefics.batch.rows import BatchRow, Media
 from idefics.errors import BadPrompt
+from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle
 from idefics.evaluate.request import QUERY_PICTURE, EvaluationRequest, Part, PictureRef, raw_turn
 from idefics.evaluate.shots import ShotSelector
@@ -36,6 +38,7 @@ class SuitePrompts:
         kind: the checkpoint's kind.
         shots: chooses the few-shot examples of a row; None: there are none.
         seed: of the captions that are drawn for shots.
+        contents: of the rows' pictures, so that a request changes with the pictures of its examples.
     """
 
     needs_caption = False
@@ -48,16 +51,17 @@ class SuitePrompts:
         kind: Literal["base", "chat"],
         shots: ShotSelector | None,
         seed: int,
+        contents: PictureContents,
     ) -> None:
         self.suite, self.style, self.open_style = suite, style, open_style
-        self._kind, self._shots, self._seed = kind, shots, seed
+        self._kind, self._shots, self._seed, self._contents = kind, shots, seed, contents
 
     def render(self, row: BatchRow, caption: str | None) -> str:
         """The request of a row as text.
 
         Raises:
             BadPrompt: the row lacks a field that the prompt names, or its right answer is not one of its labels.
-            BadPicture: shots are chosen by the picture, which cannot be read.
+            BadPicture: there are shots or further pictures, and a picture cannot be read.
         """
         assert isinstance(row, EvaluationRow)
         labels = row.labels or self.suite.labels
@@ -86,10 +90,23 @@ class SuitePrompts:
 
     def make_request(self, row: EvaluationRow) -> EvaluationRequest:
         """The request of a row; see `render`."""
+        shots = self._shots.select(row) if self._shots is not None else ()
+        request = self._fill_in(row, shots)
+        ids = request.further_picture_ids
+        if not ids:
+            return request
+        content_by_id = {
+            _picture_id(one.name, number) if number else one.name: content
+            for one in (*shots, row)
+            for number, content in enumerate(self._contents.find(one))
+        }
+        return replace(request, contents=tuple(content_by_id[id] for id in ids))
+
+    def _fill_in(self, row: EvaluationRow, shots: Sequence[EvaluationRow]) -> EvaluationRequest:
+        """The request of a row after its few-shot examples, without the contents of pictures."""
         labels = row.labels or self.suite.labels
         is_ranked = self.suite.answer == "rank" and bool(labels)
         style = self.style if is_ranked else self.open_style
-        shots = self._shots.select(row) if self._shots is not None else ()
         extra = {"label_list": task_and_label_text(labels, self._kind)[1]} if labels else {}
         answers = [(shot, self._shot_answer(row, shot)) for shot in shots]
         if style.is_chat:

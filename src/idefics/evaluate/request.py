@@ -31,6 +31,7 @@ class EvaluationRequest:
         label_start, label_end: the texts around each label, whose log-probabilities are summed with the label's. In a
             raw prompt `label_start` follows the prompt directly.
         begins_with_bos: whether the authors' prompt begins with the token that begins a document.
+        contents: what identifies the content of each of `further_picture_ids`; see `PictureContents.find`.
     """
 
     turns: tuple[tuple[Literal["raw", "user", "assistant"], tuple[Part, ...]], ...]
@@ -38,6 +39,7 @@ class EvaluationRequest:
     label_start: str = ""
     label_end: str = ""
     begins_with_bos: bool = True
+    contents: tuple[str, ...] = ()
 
     @property
     def continuations(self) -> tuple[str, ...]:
@@ -68,6 +70,8 @@ class EvaluationRequest:
         if self.labels:
             labels = SUITE_LABELS if self.labels == suite_labels else self.labels
             value |= {"labels": labels, "around": [self.label_start, self.label_end]}
+        if self.contents:
+            value["contents"] = self.contents
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -82,6 +86,7 @@ class EvaluationRequest:
             label_start=start,
             label_end=end,
             begins_with_bos=value["bos"],
+            contents=tuple(value.get("contents", ())),
         )
 
     def describe(self) -> str:

@@ -6,10 +6,12 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from idefics.errors import BadPicture, BadSetting
+from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.suite import EvaluationRow
 
 if TYPE_CHECKING:
@@ -30,7 +32,12 @@ class ShotSelector(Protocol):
     support_by_name: Mapping[str, EvaluationRow]
 
     def select(self, row: EvaluationRow) -> Sequence[EvaluationRow]:
-        """The examples in the order of the prompt; never the row itself, nor one with its picture."""
+        """The examples in the order of the prompt; never the row itself, nor one with its picture, by its content.
+
+        Raises:
+            BadPicture: the row's own picture cannot be read.
+            BadSetting: there are fewer such rows than shots.
+        """
         ...
 
 
@@ -49,7 +56,9 @@ def choose_support(
     usable = (row for row in rows if row.media is not None and row.references)
     chosen = {row.name: row for row in heapq.nsmallest(max_rows, usable, key=order)}
     if len(chosen) <= num_shots:
-        raise BadSetting(f"shots is {num_shots}, but there are only {len(chosen)} rows to take examples from")
+        raise BadSetting(
+            f"shots is {num_shots}, but the rows to take examples from are only {len(chosen)}: there has to be one more"
+        )
     return chosen
 
 
@@ -60,16 +69,23 @@ class RandomShots:
         support_by_name: the rows that examples are taken from.
         num_shots: how many are drawn.
         seed: of the draws.
+        contents: of the rows' pictures.
     """
 
-    def __init__(self, support_by_name: Mapping[str, EvaluationRow], num_shots: int, seed: int) -> None:
+    def __init__(
+        self,
+        support_by_name: Mapping[str, EvaluationRow],
+        num_shots: int,
+        seed: int,
+        contents: PictureContents,
+    ) -> None:
         self.support_by_name, self._num_shots, self._seed = support_by_name, num_shots, seed
-        self._names = sorted(support_by_name)
+        self._contents, self._names = contents, sorted(support_by_name)
 
     def select(self, row: EvaluationRow) -> list[EvaluationRow]:
         """See `ShotSelector.select`."""
         drawn = _draw(self._names, random.Random(f"{self._seed} {row.name}"))
-        return _first((self.support_by_name[name] for name in drawn), row, self._num_shots)
+        return _first((self.support_by_name[name] for name in drawn), row, self._num_shots, self._contents)
 
 
 def _draw(names: Sequence[str], generator: random.Random) -> Iterator[str]:
@@ -87,7 +103,11 @@ class NearestShots:
     Args:
         support_by_name: the rows that examples are taken from.
         num_shots: how many are taken.
-        embed: the embedding of a row's picture, a vector.
+        embed: the embedding of a row's picture, a vector; raises BadPicture if it has none.
+        contents: of the rows' pictures.
+
+    Raises:
+        BadSetting: too few of the rows have an embedding.
     """
 
     def __init__(
@@ -95,53 +115,55 @@ class NearestShots:
         support_by_name: Mapping[str, EvaluationRow],
         num_shots: int,
         embed: Callable[[EvaluationRow], NDArray[np.float32]],
+        contents: PictureContents,
     ) -> None:
         self.support_by_name, self._num_shots, self._embed = support_by_name, num_shots, embed
-        self._names: list[str] = []
-        self._matrix: NDArray[np.float32] | None = None
+        self._contents = contents
+        self._names, self._matrix = self._embed_support()
 
     def select(self, row: EvaluationRow) -> list[EvaluationRow]:
         """See `ShotSelector.select`."""
         import numpy as np
 
-        matrix = self._support_matrix()
-        similarity = matrix @ _normalized(self._embed(row))
+        similarity = self._matrix @ _normalized(self._embed(row))
         nearest = (
             self.support_by_name[self._names[index]] for index in np.argsort(-similarity, kind="stable")
         )
-        return _first(nearest, row, self._num_shots)[::-1]
+        return _first(nearest, row, self._num_shots, self._contents)[::-1]
 
-    def _support_matrix(self) -> NDArray[np.float32]:
-        """The embeddings of the support rows, one a line; a picture that cannot be read is left out."""
+    def _embed_support(self) -> tuple[list[str], NDArray[np.float32]]:
+        """The names of the support rows and their embeddings, one a line; rows without an embedding are left out."""
         import numpy as np
 
-        if self._matrix is None:
-            vectors = []
-            for name, row in self.support_by_name.items():
-                try:
-                    vectors.append(_normalized(self._embed(row)))
-                except BadPicture:
-                    continue
-                self._names.append(name)
-            if len(vectors) <= self._num_shots:
-                raise BadSetting(f"only {len(vectors)} pictures to take examples from can be read")
-            self._matrix = np.stack(vectors)
-        return self._matrix
+        names, vectors = [], []
+        for name, row in self.support_by_name.items():
+            with suppress(BadPicture):
+                vectors.append(_normalized(self._embed(row)))
+                names.append(name)
+        if len(vectors) <= self._num_shots:
+            raise BadSetting(
+                f"shots is {self._num_shots}, but only {len(vectors)} of {len(self.support_by_name)} rows to take "
+                "examples from have an embedding of their picture"
+            )
+        return names, np.stack(vectors)
 
 
-def _first(rows: Iterable[EvaluationRow], query: EvaluationRow, count: int) -> list[EvaluationRow]:
-    """The first rows that are neither the query nor about its picture."""
+def _first(
+    rows: Iterable[EvaluationRow], query: EvaluationRow, count: int, contents: PictureContents
+) -> list[EvaluationRow]:
+    """The first rows that are neither the query nor about one of its pictures, and whose own can be read."""
+    own_contents = set(contents.find(query))
     chosen: list[EvaluationRow] = []
     for row in rows:
         if len(chosen) == count:
             break
-        assert row.media is not None
-        is_query = row.name == query.name or (query.media is not None and row.media.path == query.media.path)
-        if not is_query:
+        if row.name == query.name or not contents.can_be_example(row):
+            continue
+        if own_contents.isdisjoint(contents.find(row)):
             chosen.append(row)
     if len(chosen) < count:
         raise BadSetting(
-            f"shots is {count}, but only {len(chosen)} other pictures are there for {query.name}"
+            f"shots is {count}, but the examples with another picture than {query.name} are only {len(chosen)}"
         )
     return chosen
 
@@ -158,7 +180,7 @@ class EmbeddingFile:
     """Embeddings from a file: `FILE.npy`, (N, D) numbers, and `FILE.ids.txt` with the id or name of each row's line.
 
     Raises:
-        BadSetting: a file is missing or does not fit the other.
+        BadSetting: a file is missing, malformed or does not fit the other.
     """
 
     def __init__(self, path: Path) -> None:
@@ -167,15 +189,18 @@ class EmbeddingFile:
         ids_path = path.with_suffix(".ids.txt")
         try:
             matrix: Any = np.load(path, allow_pickle=False)
-            ids = ids_path.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
+            ids = ids_path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError, EOFError) as error:
             raise BadSetting(f"embeddings cannot be read from {path} and {ids_path}: {error}") from None
+        if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiu":
+            raise BadSetting(f"{path} is no array of numbers: write it with numpy.save")
         if matrix.ndim != 2 or len(ids) != len(matrix):
             raise BadSetting(
                 f"{path} has the shape {matrix.shape}, and {ids_path} {len(ids)} lines: give one vector for each line"
             )
-        vectors: NDArray[np.float32] = matrix.astype(np.float32)
-        self._vector_by_id: dict[str, NDArray[np.float32]] = dict(zip(ids, vectors, strict=True))
+        if not np.isfinite(matrix).all():
+            raise BadSetting(f"{path} has numbers that are infinite or NaN")
+        self._vector_by_id = _by_id(ids, matrix.astype(np.float32), ids_path)
 
     def embed(self, row: EvaluationRow) -> NDArray[np.float32]:
         """The embedding of a row. Raises BadPicture if the file has none."""
@@ -183,3 +208,12 @@ class EmbeddingFile:
             if id in self._vector_by_id:
                 return self._vector_by_id[id]
         raise BadPicture(f"{row.id or row.name} is not among the ids of the embeddings")
+
+
+def _by_id(ids: Sequence[str], vectors: NDArray[np.float32], path: Path) -> dict[str, NDArray[np.float32]]:
+    """The vectors by their ids. Raises BadSetting if an id is there twice."""
+    vector_by_id = dict(zip(ids, vectors, strict=True))
+    if len(vector_by_id) < len(ids):
+        twice = next(id for index, id in enumerate(ids) if id in ids[:index])
+        raise BadSetting(f"{path} has the id {twice!r} twice: give each row its own")
+    return vector_by_id
