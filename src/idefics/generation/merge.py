@@ -10,15 +10,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from idefics import models, weights
 from idefics.errors import BadSetting
 from idefics.generation.load_settings import LoadSettings
 from idefics.generation.loading import find_adapter
+from idefics.models import Checkpoint
 from idefics.processing.checkpoint_settings import read_json_object
 from idefics.weights.adapters import WeightChange, read_weight_changes
 from idefics.weights.file_tensors import FileTensor, open_file_tensors
@@ -80,15 +81,70 @@ def merge_adapter(
     adapter_folder = find_adapter(model, checkpoint, settings)
     assert adapter_folder is not None
     module = models.build_on_meta_device(checkpoint)
+    with ExitStack() as stack:
+        changes = read_weight_changes(adapter_folder, module, checkpoint.family.key_rules, stack)
+        return _write_checkpoint(checkpoint, module, changes, out)
+
+
+def write_changed_checkpoint(
+    checkpoint: Checkpoint, out: Path, values: Mapping[str, Tensor]
+) -> MergedCheckpoint:
+    """Writes a checkpoint with new values for some of its weights; on an error the folder is not created.
+
+    Files, names and dtypes are those of the checkpoint.
+
+    Args:
+        checkpoint: not quantised.
+        out: the folder to write; it must be new or empty.
+        values: by the model's names; of a tied weight by one of them.
+
+    Raises:
+        BadSetting: the folder is not empty or cannot be written.
+    """
+    module = models.build_on_meta_device(checkpoint)
+    changes: dict[str, _NewValue] = {}
+    for parameter in state_dict_tensors_tied_once(module):
+        if name := next((name for name in parameter.names if name in values), None):
+            changes |= dict.fromkeys(parameter.names, _NewValue(values[name]))
+    return _write_checkpoint(checkpoint, module, changes, out)
+
+
+class _Change(Protocol):
+    """How a weight is changed: `WeightChange`, or a new value."""
+
+    def read_changed(
+        self, parts: Sequence[FileTensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """The changed value; arguments as of `WeightChange.read_changed`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _NewValue:
+    """A weight that is replaced by a value."""
+
+    value: Tensor
+
+    def read_changed(
+        self, parts: Sequence[FileTensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """The value, in a dtype and on a device."""
+        return self.value.reshape(*shape).to(device, dtype)
+
+
+def _write_checkpoint(
+    checkpoint: Checkpoint, module: nn.Module, changes: Mapping[str, _Change], out: Path
+) -> MergedCheckpoint:
+    """Writes a checkpoint with changes of its weights; `module` has their shapes."""
+    folder = checkpoint.folder
     with write_whole_folder(out) as temporary, ExitStack() as stack:
         file_tensors = open_file_tensors(weights.safetensors_files(folder), stack)
-        rules = checkpoint.family.key_rules
         merging = _Merging(
-            read_weight_changes(adapter_folder, module, rules, stack),
+            changes,
             state_dict_tensors_tied_once(module),
             {
                 target: [file_tensors[name] for name in names]
-                for target, names in rules.source_names_by_target(file_tensors).items()
+                for target, names in checkpoint.family.key_rules.source_names_by_target(file_tensors).items()
             },
         )
         replaced = merging.changed_tensors()
@@ -114,16 +170,18 @@ class _Merging:
         sources: the file tensors of each name of the model, to be concatenated.
     """
 
-    changes: Mapping[str, WeightChange]
+    changes: Mapping[str, _Change]
     parameters: Sequence[TensorWithNames]
     sources: Mapping[str, Sequence[FileTensor]]
 
     @property
     def unties(self) -> bool:
-        """Whether a tensor with several names is changed under one of them."""
-        return any(
-            len(one.names) > 1 and not self.changes.keys().isdisjoint(one.names) for one in self.parameters
-        )
+        """Whether a tensor with several names is changed under one of them, and not alike under the others."""
+        return any(map(self._is_untied, self.parameters))
+
+    def _is_untied(self, parameter: TensorWithNames) -> bool:
+        """Whether the names of a tensor have different changes."""
+        return len({id(self.changes.get(name)) for name in parameter.names}) > 1
 
     def changed_tensors(self) -> dict[str, list[TensorToWrite]]:
         """The tensors to write in the place of a file tensor, by its name; of a tied one under all its names."""
@@ -132,7 +190,7 @@ class _Merging:
             if self.changes.keys().isdisjoint(parameter.names):
                 continue
             in_files = [name for name in parameter.names if name in self.sources]
-            for name in parameter.names:
+            for name in parameter.names if self._is_untied(parameter) else in_files:
                 parts = self.sources.get(name) or self.sources[in_files[0]]
                 change = self.changes.get(name, WeightChange())
                 for index, part in enumerate(parts):
@@ -143,7 +201,7 @@ class _Merging:
 
 
 def _part_to_write(
-    name: str, change: WeightChange, parts: Sequence[FileTensor], index: int, shape: Sequence[int]
+    name: str, change: _Change, parts: Sequence[FileTensor], index: int, shape: Sequence[int]
 ) -> TensorToWrite:
     """A part of a changed tensor, in the dtype and shape that the part has in its file."""
     part = parts[index]

@@ -29,14 +29,22 @@ from idefics.weights import KeyRules
 class ModelBackbone(nn.Module):
     """Vision tower and decoder: everything but the head, under the names that checkpoints use."""
 
+    vision_model: nn.Module
+
     @property
     def decoder(self) -> Any:
         """The module that has the decoder's `embed_tokens`, `layers` and `norm`."""
         raise NotImplementedError
 
+    @property
+    def connector_module(self) -> nn.Module:
+        """The module between the vision tower and the decoder: (P, S, D') patches -> (P, M, D') image features."""
+        raise NotImplementedError
+
     def encode(self, frames: Tensor) -> Tensor:
         """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D') image features."""
-        raise NotImplementedError
+        out: Tensor = self.connector_module(self.vision_model(frames))
+        return out
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV | None:
         """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each.
@@ -171,10 +179,10 @@ class InlineImageBackbone(ModelBackbone):
         """The decoder: embedding, layers and norm."""
         return self.text_model
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D) image features."""
-        out: Tensor = self.connector(self.vision_model(frames))
-        return out
+    @property
+    def connector_module(self) -> nn.Module:
+        """The connector: (P, S, D') patches -> (P, M, D) image features."""
+        return self.connector
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
         """The decoder: embeddings (N, D) at positions (N,) -> hidden states (N, D) after the last norm."""

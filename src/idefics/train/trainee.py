@@ -1,0 +1,103 @@
+"""Loads a model to be trained: `load_trainee`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from idefics import models, weights
+from idefics.config import QuantizationConfig
+from idefics.errors import BadSetting
+from idefics.generation.load_settings import LoadSettings, plan_computation
+from idefics.generation.loading import create_processor
+from idefics.models import Checkpoint
+from idefics.models.vision_language_model import VisionLanguageModel
+from idefics.nn.attention_backends import set_attention_backend
+from idefics.placement.devices import allocation_errors_as_out_of_memory, get_available_device
+from idefics.processing.fetch import Fetcher
+from idefics.processing.processor import Processor
+from idefics.train.settings import TrainSettings
+from idefics.train.trainable import LearnedParameters, make_trainable
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """A model that is ready to learn.
+
+    Attributes:
+        checkpoint: its configs and its folder.
+        model: its weights, frozen but for what learns.
+        learned: what learns.
+    """
+
+    checkpoint: Checkpoint
+    model: VisionLanguageModel
+    learned: LearnedParameters
+
+
+def find_trainable_checkpoint(settings: TrainSettings) -> Checkpoint:
+    """Finds the checkpoint to train, and downloads it if necessary.
+
+    Raises:
+        ModelError: it is not found or not supported.
+        BadSetting: its weights are quantised in the files.
+    """
+    checkpoint = models.read_checkpoint(weights.find_checkpoint(settings.model))
+    if checkpoint.quantization is not None:
+        raise BadSetting(
+            f"{settings.model} is stored in {checkpoint.quantization.kind}, which cannot be trained: give the original "
+            'model, with quantize="nf4" if it is to be small'
+        )
+    if settings.method == "full" and settings.quantize is not None:
+        raise BadSetting(
+            f'method is "full" and quantize {settings.quantize!r}: 4-bit weights learn factors only'
+        )
+    return checkpoint
+
+
+def make_processor(checkpoint: Checkpoint) -> Processor:
+    """The processor of a checkpoint, for training rows."""
+    return create_processor(checkpoint, Fetcher())
+
+
+def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
+    """Loads a checkpoint's weights and makes them learn as the settings say.
+
+    Frozen weights are stored as in the checkpoint, in 16 bits or in 4, and computed with as `idefics.load` does; learned
+    ones are float32.
+
+    Raises:
+        BadSetting: a setting that this model or machine does not support.
+        OutOfMemory: the weights do not fit.
+        MissingExtra: `quantize` without bitsandbytes.
+    """
+    device = get_available_device(settings.device)
+    module = models.build_on_meta_device(checkpoint)
+    dtype = "float32" if settings.method == "full" else settings.dtype
+    plan = plan_computation(
+        module, device, _trainable_dtype(checkpoint.config.dtype), LoadSettings(dtype=dtype, device=device)
+    )
+    quantization = (
+        None if settings.quantize is None else QuantizationConfig(kind=settings.quantize, double=True)
+    )
+    num_bytes = sum(path.stat().st_size for path in weights.safetensors_files(checkpoint.folder))
+    with allocation_errors_as_out_of_memory("the model", num_bytes, device):
+        models.load_weights(
+            module,
+            checkpoint.folder,
+            checkpoint.family.key_rules,
+            dtype=plan.dtype,
+            device=device,
+            storage=plan.storage,
+            quantization=quantization,
+            kernel_choice=plan.kernel_choice,
+            mmap=settings.method != "full",
+        )
+        set_attention_backend(module, plan.attention_backend)
+        model = cast(VisionLanguageModel, module)
+        return Trainee(checkpoint, model, make_trainable(model, settings))
+
+
+def _trainable_dtype(name: str | None) -> str | None:
+    """The dtype to compute in on a GPU for weights that are stored in another: float16 would overflow in training."""
+    return "bfloat16" if name in ("float16", None) else name

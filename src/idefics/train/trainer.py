@@ -1,0 +1,235 @@
+"""`Trainer`: the training loop over a model, its learned parameters and rows of data."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from idefics.errors import BadSetting
+from idefics.models.vision_language_model import VisionLanguageModel
+from idefics.train.checkpoints import (
+    TrainingState,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    settings_to_json,
+)
+from idefics.train.forward import compute_token_losses
+from idefics.train.optimizers import make_optimizer
+from idefics.train.packing import PackedBatch, pack_rows, split_by_tokens
+from idefics.train.pictures import Frames, PictureStore
+from idefics.train.records import StepRecord, TrainingListener, ValidationRecord
+from idefics.train.rows import TrainingRows
+from idefics.train.schedule import make_schedule
+from idefics.train.settings import TrainSettings
+from idefics.train.trainable import LearnedParameters
+
+STEPS_IN_ESTIMATE = 20  # the latest ones, of which the time that is left is estimated
+VALIDATION_ROWS_AT_ONCE = 256  # sorted by length and packed together
+
+
+class PreparedBatch(NamedTuple):
+    """A micro batch, and the frames of those of its pictures that are not kept yet."""
+
+    batch: PackedBatch
+    frames_by_key: Mapping[str, Frames]
+
+
+class Trainer:
+    """Trains the learned parameters of a model.
+
+    Args:
+        model: on its device.
+        learned: its parameters that learn.
+        rows: the training data.
+        settings: of the training.
+        folder: for checkpoints and features of pictures.
+        listeners: receive what happens.
+
+    Attributes:
+        step: optimizer steps that are done.
+        num_steps: of the whole training.
+        stops: whether training stops after the current step; another thread or a signal handler may set it.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        learned: LearnedParameters,
+        rows: TrainingRows,
+        settings: TrainSettings,
+        folder: Path,
+        listeners: Sequence[TrainingListener] = (),
+    ) -> None:
+        self.model, self.learned, self.rows, self.settings = model, learned, rows, settings
+        self.folder, self.listeners = folder, listeners
+        self.schedule = make_schedule(settings, len(rows))
+        self.num_steps = self.schedule.num_steps
+        self.optimizer = make_optimizer(learned, settings)
+        self.store = PictureStore(model, folder / "features")
+        self.step, self.stops = 0, False
+        self._step_seconds = deque[float](maxlen=STEPS_IN_ESTIMATE)
+
+    def resume(self) -> bool:
+        """Continues from the latest checkpoint in the folder; returns whether there is one.
+
+        Raises:
+            BadSetting: it is of another training.
+        """
+        path = find_checkpoint(self.folder)
+        if path is not None:
+            self.step = load_checkpoint(
+                path, self.settings, len(self.rows), self.learned, self.optimizer
+            ).step
+        return path is not None
+
+    def save(self) -> Path:
+        """Writes a checkpoint."""
+        state = TrainingState(
+            step=self.step, num_rows=len(self.rows), settings=settings_to_json(self.settings)
+        )
+        path = save_checkpoint(self.folder, state, self.learned, self.optimizer)
+        for listener in self.listeners:
+            listener.on_checkpoint(self.step, str(path))
+        return path
+
+    def train(self, after_step: Callable[[], None]) -> None:
+        """Runs the steps that are left, up to the last one or until `stops` is set; saves as the settings say.
+
+        Args:
+            after_step: called after each step.
+
+        Raises:
+            BadSetting: a loss is not a number; the error names the row.
+            BadPicture: a picture cannot be read.
+        """
+        for number, prepared in self._prepare_ahead():
+            if self.stops:
+                break
+            record = self.run_step(number, prepared)
+            for listener in self.listeners:
+                listener.on_step(record)
+            if self.settings.save_every and self.step % self.settings.save_every == 0:
+                self.save()
+            after_step()
+
+    def prepare_step(self, step: int) -> list[PreparedBatch]:
+        """Reads and packs the rows of a step."""
+        rows = [self.rows[index] for index in self.schedule.rows_of_step(step)]
+        batches = [pack_rows(some) for some in split_by_tokens(rows, self.settings.micro_batch_tokens)]
+        return [PreparedBatch(batch, self.store.read_missing(batch.pictures)) for batch in batches]
+
+    def compute_gradients(self, prepared: Sequence[PreparedBatch]) -> float:
+        """Adds the gradients of the mean loss of a step's learned tokens; returns that loss, in nats.
+
+        Raises:
+            BadSetting: a loss is not a number.
+        """
+        num_targets = max(1, sum(len(batch.target_ids) for batch, _ in prepared))
+        total = 0.0
+        self.model.train()
+        for batch, frames_by_key in prepared:
+            losses = compute_token_losses(self.model, batch, self.store, frames_by_key).losses
+            loss = losses.sum() / num_targets
+            if not math.isfinite(value := loss.item()):
+                raise self._not_finite("loss", _rows_with_bad_losses(batch, losses), value)
+            loss.backward()
+            total += value
+        return total
+
+    def run_step(self, number: int, prepared: Sequence[PreparedBatch]) -> StepRecord:
+        """Runs one optimizer step, whose number counts from 1."""
+        start = time.perf_counter()
+        torch.manual_seed(self.settings.seed + (number << 32))  # of dropout
+        loss = self.compute_gradients(prepared)
+        norm = float(clip_grad_norm_(self.learned.by_name.values(), self.settings.max_gradient_norm))
+        if not math.isfinite(norm):
+            names = [name for batch, _ in prepared for name in batch.names]
+            raise self._not_finite("gradient", names, norm)
+        learning_rate = self.schedule.learning_rate(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step = number
+        seconds = time.perf_counter() - start
+        self._step_seconds.append(seconds)
+        return StepRecord(
+            step=number,
+            num_steps=self.num_steps,
+            epoch=self.schedule.epoch_after(number),
+            loss=loss,
+            learning_rate=learning_rate,
+            gradient_norm=norm,
+            num_tokens=sum(len(batch.ids) for batch, _ in prepared),
+            num_targets=sum(len(batch.target_ids) for batch, _ in prepared),
+            seconds=seconds,
+            seconds_left=sum(self._step_seconds) / len(self._step_seconds) * (self.num_steps - number),
+        )
+
+    @torch.no_grad()
+    def validate(self, rows: TrainingRows) -> ValidationRecord:
+        """Computes the loss of validation rows, and how many of their tokens are the most likely ones."""
+        self.model.eval()
+        loss, num_right, num_targets, num_right_rows = 0.0, 0, 0, 0
+        for start in range(0, len(rows), VALIDATION_ROWS_AT_ONCE):
+            some = [rows[i] for i in range(start, min(len(rows), start + VALIDATION_ROWS_AT_ONCE))]
+            for micro in split_by_tokens(some, self.settings.micro_batch_tokens):
+                batch = pack_rows(micro)
+                losses, is_right = compute_token_losses(self.model, batch, self.store)
+                loss += losses.double().sum().item()
+                num_right += int(is_right.sum())
+                num_targets += len(losses)
+                wrong_rows = batch.target_rows[~is_right.cpu()].unique()
+                num_right_rows += len(micro) - len(wrong_rows)
+        record = ValidationRecord(
+            step=self.step,
+            loss=loss / max(1, num_targets),
+            token_accuracy=num_right / max(1, num_targets),
+            row_accuracy=num_right_rows / max(1, len(rows)),
+            num_rows=len(rows),
+        )
+        for listener in self.listeners:
+            listener.on_validation(record)
+        return record
+
+    def _prepare_ahead(self) -> Iterator[tuple[int, list[PreparedBatch]]]:
+        """The steps that are left, and their batches; each is read in a thread while the one before is computed."""
+        numbers = range(self.step + 1, self.num_steps + 1)
+        with ThreadPoolExecutor(1, thread_name_prefix="idefics-prepare") as pool:
+            pending: deque[Future[list[PreparedBatch]]] = deque()
+            try:
+                for number in numbers:
+                    if not pending:
+                        pending.append(pool.submit(self.prepare_step, number))
+                    if number < self.num_steps:
+                        pending.append(pool.submit(self.prepare_step, number + 1))
+                    yield number, pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _not_finite(self, what: str, names: Sequence[str], value: float) -> BadSetting:
+        """The error about a loss or a gradient that is not a number."""
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        path = find_checkpoint(self.folder)
+        kept = f"the checkpoint {path} is kept" if path else "there is no checkpoint yet"
+        return BadSetting(
+            f"the {what} of {shown} is {value} in step {self.step + 1}: look at these rows, or give a smaller "
+            f"learning rate than {self.schedule.peak:g}; {kept}"
+        )
+
+
+def _rows_with_bad_losses(batch: PackedBatch, losses: Tensor) -> list[str]:
+    """The names of the rows that have a loss which is not a number."""
+    numbers = batch.target_rows[~losses.detach().isfinite().cpu()].unique()
+    return [batch.names[number] for number in numbers.tolist()]
