@@ -29,11 +29,6 @@ FREE_SETTINGS = frozenset(
 )
 
 
-def training_folder(out: Path) -> Path:
-    """The folder of a training's checkpoints and other files, next to its result `out`."""
-    return out.with_name(f"{out.name}.training")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
     """What a checkpoint has besides tensors.
@@ -83,6 +78,17 @@ def save_checkpoint(
     for old in older:
         shutil.rmtree(old)
     return path
+
+
+def checkpoint_step(path: Path) -> int:
+    """How many optimizer steps were done when a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes all checkpoints of a training, and what was left of one that was being written."""
+    for path in (*_checkpoints(folder), *folder.glob(".step-*")):
+        shutil.rmtree(path)
 
 
 def find_checkpoint(folder: Path) -> Path | None:

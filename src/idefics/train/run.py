@@ -14,13 +14,15 @@ from types import FrameType
 import torch
 
 from idefics.errors import BadSetting
-from idefics.train.checkpoints import find_checkpoint, training_folder
+from idefics.generation.loading import collect_stop_ids, read_generation_config
+from idefics.train.checkpoints import find_checkpoint, remove_checkpoints
 from idefics.train.records import TrainingListener, ValidationRecord
 from idefics.train.result import write_result
 from idefics.train.rows import TrainingRows
+from idefics.train.samples import SampleAnswerer
 from idefics.train.settings import TrainSettings
 from idefics.train.trainee import Trainee, find_trainable_checkpoint, load_trainee, make_processor
-from idefics.train.trainer import Trainer
+from idefics.train.trainer import FEATURES, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,27 +64,39 @@ def run(
         BadPicture: a picture cannot be read.
         OutOfMemory, MissingExtra: as for `idefics.load`.
     """
-    from idefics.train.data import read_training_rows
+    from idefics.train.data.training_rows import read_training_rows  # type: ignore[import-not-found, unused-ignore]
 
-    check_folders(settings.out, resume)
+    check_folders(settings, resume)
     checkpoint = find_trainable_checkpoint(settings)
     processor = make_processor(checkpoint)
-    rows = read_training_rows(settings.data, processor, settings)
-    validation_rows = None if settings.val is None else read_training_rows(settings.val, processor, settings)
-    return train_rows(load_trainee(checkpoint, settings), rows, validation_rows, settings, listeners)
+    stop_ids = collect_stop_ids(checkpoint, processor)
+    rows, validation_rows = (
+        None if path is None else read_training_rows(path, processor, stop_ids, settings)
+        for path in (settings.data, settings.val)
+    )
+    assert rows is not None
+    trainee = load_trainee(checkpoint, settings)
+    shown = validation_rows or rows
+    answerer = SampleAnswerer(
+        trainee.model,
+        [shown[index] for index in range(min(settings.num_samples, len(shown)))],
+        processor.tokenizer,
+        stop_ids,
+        processor.image_placeholder_ids | read_generation_config(checkpoint).banned_ids(stop_ids),
+    )
+    return train_rows(trainee, rows, validation_rows, settings, listeners, answerer)
 
 
-def check_folders(out: Path, resume: bool) -> None:
+def check_folders(settings: TrainSettings, resume: bool) -> None:
     """Raises BadSetting if a training cannot write its result, or begin or continue as `resume` says."""
+    out, folder = settings.out, settings.training_folder
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
-    checkpoint = find_checkpoint(training_folder(out))
+    checkpoint = find_checkpoint(folder)
     if resume and checkpoint is None:
-        raise BadSetting(f"{training_folder(out)} has no checkpoint: begin without resume")
+        raise BadSetting(f"{folder} has no checkpoint: begin without resume")
     if checkpoint is not None and not resume:
-        raise BadSetting(
-            f"{checkpoint} is there: continue with resume, or remove {training_folder(out)} to begin again"
-        )
+        raise BadSetting(f"{checkpoint} is there: continue with resume, or remove {folder} to begin again")
 
 
 def train_rows(
@@ -91,32 +105,44 @@ def train_rows(
     validation_rows: TrainingRows | None,
     settings: TrainSettings,
     listeners: Sequence[TrainingListener] = (),
+    answerer: SampleAnswerer | None = None,
 ) -> TrainResult:
     """Trains a loaded model on rows that are read, and writes the result; continues from a checkpoint if there is one.
+
+    Args:
+        answerer: answers the sample rows; None: there are none.
 
     Raises:
         BadSetting, BadPicture: as for `run`.
     """
-    folder = training_folder(settings.out)
+    folder = settings.training_folder
     trainer = Trainer(trainee.model, trainee.learned, rows, settings, folder, listeners)
     trainer.resume()
     validation: ValidationRecord | None = None
 
+    def is_due(every: int) -> bool:
+        is_end = trainer.step in (0, trainer.num_steps)
+        return is_end or (every > 0 and trainer.step % every == 0)
+
     def after_step() -> None:
         nonlocal validation
-        is_due = settings.validate_every and trainer.step % settings.validate_every == 0
-        if validation_rows is not None and (is_due or trainer.step == trainer.num_steps):
+        if validation_rows is not None and is_due(settings.validate_every):
             validation = trainer.validate(validation_rows)
+        if answerer is not None and is_due(settings.sample_every):
+            for record in answerer.answer(trainer.step):
+                for listener in listeners:
+                    listener.on_sample(record)
 
     with _stop_on_interrupt(trainer), torch.random.fork_rng():
-        if validation_rows is not None and trainer.step == 0:
-            validation = trainer.validate(validation_rows)
+        if trainer.step == 0:
+            after_step()
         trainer.train(after_step)
     is_finished = trainer.step == trainer.num_steps
     checkpoint = None if is_finished else trainer.save()
     if is_finished:
         write_result(trainee, settings.out)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_checkpoints(folder)
+        shutil.rmtree(folder / FEATURES, ignore_errors=True)
     return TrainResult(
         out=settings.out if is_finished else None,
         checkpoint=checkpoint,

@@ -33,6 +33,7 @@ from idefics.train.schedule import make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters
 
+FEATURES = "features"  # the folder with files of pictures, in that of the training
 STEPS_IN_ESTIMATE = 20  # the latest ones, of which the time that is left is estimated
 VALIDATION_ROWS_AT_ONCE = 256  # sorted by length and packed together
 
@@ -75,7 +76,7 @@ class Trainer:
         self.schedule = make_schedule(settings, len(rows))
         self.num_steps = self.schedule.num_steps
         self.optimizer = make_optimizer(learned, settings)
-        self.store = PictureStore(model, folder / "features")
+        self.store = PictureStore(model, folder / FEATURES)
         self.step, self.stops = 0, False
         self._step_seconds = deque[float](maxlen=STEPS_IN_ESTIMATE)
 
