@@ -199,10 +199,10 @@ class Idefics1Backbone(ModelBackbone):
         """The backbone itself, which has embedding, decoder layers and norm as its own modules."""
         return self
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """Encodes images: (P, 3, h, h) normalised pixels -> (P, M, D') image features."""
-        out: Tensor = self.perceiver_resampler(self.vision_model(frames))
-        return out
+    @property
+    def connector_module(self) -> nn.Module:
+        """The resampler, or nothing: (P, 1 + S, D') patches -> (P, M, D') image features."""
+        return self.perceiver_resampler
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV:
         """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each."""
