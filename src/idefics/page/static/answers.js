@@ -1,7 +1,7 @@
 /** The conversation: what was asked, what is happening, and what was answered. All of it is text, never HTML. */
 
 import { button, count, duration, element } from "./dom.js";
-import { isBusy, retry, stop } from "./run.js";
+import { ask, isBusy, retry, stop } from "./run.js";
 import { taskByName } from "./state.js";
 
 const MAX_BARS = 20; // labels that are shown before "show all"
@@ -28,11 +28,12 @@ export function openAnswers(list, app) {
   const { state } = app;
   /** @type {Map<Turn, Item>} */
   const items = new Map();
+  const suggestions = suggest(app);
   const showAll = () => {
     const { turns } = state.conversation;
     for (const turn of turns) if (!items.has(turn)) items.set(turn, new Item(turn, app));
     for (const turn of items.keys()) if (!turns.includes(turn)) items.delete(turn);
-    const wanted = turns.map((turn) => items.get(turn).root);
+    const wanted = turns.length ? turns.map((turn) => items.get(turn).root) : [suggestions];
     if (wanted.some((root, index) => list.children[index] !== root) || list.children.length !== wanted.length) {
       list.replaceChildren(...wanted);
       list.parentElement.scrollTop = list.parentElement.scrollHeight;
@@ -40,10 +41,31 @@ export function openAnswers(list, app) {
   };
   state.subscribe("turns", showAll);
   state.subscribe("turn", (turn) => items.get(turn)?.show());
+  state.subscribe("pictures", () => {
+    for (const item of items.values()) item.showThumbnails();
+    showAll();
+  });
   setInterval(() => {
     for (const [turn, item] of items) if (turn.status === "waiting") item.showProgress();
   }, TICK_MILLISECONDS);
   showAll();
+}
+
+/** Questions for a picture about which nothing was asked yet. */
+function suggest({ state }) {
+  const run = (task, words) => () => {
+    state.setTask(task);
+    ask(state, { task, words });
+    document.getElementById("words").focus();
+  };
+  return element(
+    "li.suggestions",
+    {},
+    element("p", { text: "What would you like to know?" }),
+    button("What is in this image?", run("ask", "What is in this image?")),
+    button("Describe it", run("caption", "")),
+    button("Write a story", run("write", "Use the image to write a story.")),
+  );
 }
 
 /** A turn in the list. Its parts are made once and changed in place, so that focus and selection stay. */
@@ -73,10 +95,19 @@ class Item {
     const { label } = taskByName(turn.task);
     const asked = element("div.question", {}, element("span.task-name", { text: label }));
     asked.append(element("p", { dir: "auto", text: turn.words || (turn.task === "caption" ? "Describe this picture." : "") }));
-    const pictures = turn.pictureIds.map((id) => app.state.picture(id)).filter(Boolean);
-    for (const picture of pictures) asked.append(this.thumbnail(picture));
+    this.thumbnails = element("span.thumbnails");
+    asked.append(this.thumbnails);
+    this.showThumbnails();
     if (turn.shots.length) asked.append(element("span.shots", { text: `after ${count(turn.shots.length, "example")}` }));
     return asked;
+  }
+
+  /** Which pictures it is about; not where the conversation has only one. */
+  showThumbnails() {
+    const { state } = this.app;
+    const pictures = this.turn.pictureIds.map((id) => state.picture(id)).filter(Boolean);
+    this.thumbnails.hidden = state.conversation.pictures.length < 2 || !pictures.length;
+    this.thumbnails.replaceChildren(...pictures.map((picture) => this.thumbnail(picture)));
   }
 
   thumbnail(picture) {
@@ -168,14 +199,22 @@ function bar({ label, probability }, index) {
 export function describeProgress(turn) {
   if (turn.status === "queued") return "Waits until the answer before is complete.";
   const seconds = Math.floor((Date.now() - turn.startedAt) / 1000);
-  const what = {
-    queued: "Waiting for other people's questions",
-    encoding: "Looking at the picture",
-    prefill: "Reading the question",
-  }[turn.progress?.stage] ?? (turn.pictureIds.length > 1 ? "Looking at the pictures" : "Looking at the picture");
-  const { done = 0, total = 0 } = turn.progress ?? {};
-  const part = turn.progress?.stage === "encoding" && total > 1 ? `: part ${done} of ${total}` : "…";
-  return `${what}${part}${seconds ? ` · ${seconds} s` : ""}`;
+  return describeStage(turn) + (seconds ? ` · ${seconds} s` : "");
+}
+
+function describeStage({ progress, pictureIds }) {
+  const { stage, done, total } = progress ?? { stage: "pictures", done: 0, total: 1 };
+  const looking = `Looking at the picture${pictureIds.length > 1 ? "s" : ""}…`;
+  switch (stage) {
+    case "queued":
+      return total ? `Waiting: ${count(total, "question")} before this one…` : "Next in line…";
+    case "tiles":
+      return total > 1 ? `${looking} part ${done} of ${total}` : looking;
+    case "prompt":
+      return "Thinking about the question…";
+    default:
+      return pictureIds.length ? looking : "Reading…";
+  }
 }
 
 /** One line below an answer: why it ended early, time, tokens, notes. @param {Turn} turn @returns {string} */

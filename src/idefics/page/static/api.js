@@ -69,24 +69,25 @@ export function toSentence(message) {
 export async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
+  let isComplete = false;
   try {
     for (;;) {
       const { value, done } = await reader.read();
+      isComplete = done;
       if (done) return;
       buffer += value;
       const events = buffer.split("\n\n");
       buffer = events.pop();
       for (const event of events) {
         const data = eventData(event);
-        if (data === "[DONE]") return;
-        if (data) yield checkedEvent(JSON.parse(data));
+        if (data && data !== "[DONE]") yield checkedEvent(JSON.parse(data));
       }
     }
   } catch (error) {
     if (error instanceof ApiError || error.name === "AbortError") throw error;
     throw new ApiError("The connection to the server broke off before the answer was complete.", 0);
   } finally {
-    reader.cancel().catch(() => {});
+    if (!isComplete) reader.cancel().catch(() => {}); // ends the request, also where the server still writes
   }
 }
 
@@ -127,6 +128,17 @@ export async function fetchModel() {
   return (await (await request("v1/models")).json()).data[0];
 }
 
+/**
+ * What a picture costs before it is sent.
+ * @param {number} width in pixels.
+ * @param {number} height in pixels.
+ * @param {string} detail "high", "low" or "auto".
+ * @returns {Promise<{tiles: number, tokens: number}>}
+ */
+export async function fetchCost(width, height, detail) {
+  return (await postJson("v1/images/cost", { width, height, detail })).json();
+}
+
 /** A picture of the package. @param {string} name @returns {Promise<Blob>} */
 export async function fetchBundledPicture(name) {
   return (await request(`ui/pictures/${name}`)).blob();
@@ -147,7 +159,8 @@ export async function fetchBundledPicture(name) {
  * @returns {AsyncGenerator<AnswerEvent>}
  */
 export async function* streamTask(task, fields, signal) {
-  const response = await postForm(`v1/images/tasks/${task}`, { ...fields, stream: true }, signal);
+  const options = { stream: true, stream_options: { include_progress: true } };
+  const response = await postForm(`v1/images/tasks/${task}`, { ...fields, ...options }, signal);
   for await (const data of readEvents(response)) {
     const end = data.finish_reason
       ? { finishReason: data.finish_reason, usage: data.usage, notes: data.notes ?? [] }
@@ -173,7 +186,7 @@ export async function classify(fields, signal) {
  * @returns {AsyncGenerator<AnswerEvent>}
  */
 export async function* streamChat(body, signal) {
-  const options = { stream: true, stream_options: { include_usage: true } };
+  const options = { stream: true, stream_options: { include_usage: true, include_progress: true } };
   const response = await postJson("v1/chat/completions", { ...body, ...options }, signal);
   let finishReason = "";
   let notes = [];
@@ -187,13 +200,14 @@ export async function* streamChat(body, signal) {
 }
 
 /**
- * Explanations of an answer that get finer; each has all that is known.
+ * Explanations of an answer that get finer, each with all that is known, and `{progress}` between them.
  * @param {Object} fields those of `/v1/images/tasks/explain`; `image` is a Blob.
  * @param {AbortSignal} signal
  * @returns {AsyncGenerator<Object>}
  */
 export async function* streamExplanation(fields, signal) {
-  yield* readEvents(await postForm("v1/images/tasks/explain", { ...fields, stream: true }, signal));
+  const options = { stream: true, stream_options: { include_progress: true } };
+  yield* readEvents(await postForm("v1/images/tasks/explain", { ...fields, ...options }, signal));
 }
 
 /** Sends a file of requests. @param {Blob} blob @param {string} name @returns {Promise<Object>} the file's object. */

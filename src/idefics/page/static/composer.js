@@ -51,7 +51,9 @@ function addChips(fieldset, state) {
 function showTask(form, state) {
   const task = taskByName(state.task);
   const words = form.querySelector("#words");
-  form.querySelector(`input[value="${task.name}"]`).checked = true;
+  const chosen = form.querySelector(`input[value="${task.name}"]`);
+  chosen.checked = true;
+  chosen.parentElement.scrollIntoView({ block: "nearest", inline: "center" });
   form.querySelector("#words-label").textContent = task.words;
   form.querySelector("#composer-note").textContent = "";
   words.placeholder = task.placeholder;

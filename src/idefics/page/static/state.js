@@ -60,14 +60,17 @@
  * @typedef {"conversation"|"pictures"|"turns"|"turn"|"shots"|"task"|"draft"|"settings"|"model"} Topic
  */
 
-/** The tasks of the composer. `route` is that of the API; `words` says what the composer asks for. */
+/**
+ * The tasks of the composer, by their names in the API. `words` is what the composer asks for; `maxNewTokens` the
+ * longest answer that the API gives where nothing else is set.
+ */
 export const TASKS = [
-  { name: "ask", label: "Ask", words: "Question", placeholder: "Ask something about the picture", needsWords: true, maxNewTokens: 64 },
-  { name: "caption", label: "Caption", words: "Caption", placeholder: "Describes the picture; nothing to type", takesNoWords: true, maxNewTokens: 64 },
-  { name: "complete", label: "Continue", words: "First words", placeholder: "First words, such as: This is an image of", needsWords: true, maxNewTokens: 64 },
-  { name: "classify", label: "Classify", words: "Labels", placeholder: "Labels with commas between: cat, dog, bird", needsWords: true, maxNewTokens: 0 },
+  { name: "ask", label: "Ask", words: "Question", placeholder: "Ask about the picture", needsWords: true, maxNewTokens: 64 },
+  { name: "caption", label: "Caption", words: "Caption", placeholder: "Nothing to type: press send", takesNoWords: true, maxNewTokens: 64 },
+  { name: "complete", label: "Continue", words: "First words", placeholder: "This is an image of", needsWords: true, maxNewTokens: 64 },
+  { name: "classify", label: "Classify", words: "Labels", placeholder: "Labels: cat, dog, bird", needsWords: true, maxNewTokens: 0 },
   { name: "write", label: "Write", words: "Instruction", placeholder: "Use the image to write a story.", maxNewTokens: 256 },
-  { name: "chat", label: "Chat", words: "Your turn", placeholder: "Talk about the pictures; earlier turns are remembered", needsWords: true, maxNewTokens: 256 },
+  { name: "chat", label: "Chat", words: "Your turn", placeholder: "Talk about the pictures", needsWords: true, maxNewTokens: 256 },
 ];
 
 /** @type {Settings} */
