@@ -22,6 +22,11 @@ from idefics.generation.loading import LoadedModel
 from idefics.prompt import PreprocessedImage, ScoringPrompt
 
 
+def has_token_grid(model: LoadedModel) -> bool:
+    """Whether a model's image tokens lie in a grid over each frame, as `RelativeAttention` needs."""
+    return model.processor.prompt_format.image_tokens == "inline_tiles"
+
+
 @dataclass(frozen=True)
 class RelativeAttention:
     """One explanation by relative attention.
@@ -42,7 +47,7 @@ class RelativeAttention:
     deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
-        if self.model.processor.prompt_format.image_tokens != "inline_tiles":
+        if not has_token_grid(self.model):
             raise BadSetting(
                 "method is 'fast', but this model has no image tokens that lie in a grid over the picture: use "
                 "method='occlusion', or a model of the families Idefics3 and SmolVLM"

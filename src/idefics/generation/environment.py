@@ -136,7 +136,7 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
     return {
         "model": model,
         "folder": str(folder),
-        "parameters": sum(weight.numel() for weight in module.parameters()),
+        "parameters": models.count_parameters(module),
         "weights": num_weight_bytes,
         "token_bytes": bytes_per_token,
         "cached_tokens": (num_pages - 1) * PAGE_SIZE,

@@ -80,6 +80,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
     with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
         generation_config = read_generation_config(checkpoint)
         module = models.build_on_meta_device(checkpoint)
+        num_parameters = models.count_parameters(module)
         plan = plan_computation(module, device, checkpoint.config.dtype, settings)
         config = choose_engine_config(device, settings)
         free_bytes = free_memory(device) if device.type == "cpu" else None
@@ -109,7 +110,14 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         engine = Engine(module, config, free_bytes, feature_cache)  # type: ignore[arg-type]  # a VLM by its methods
     seconds = time.perf_counter() - start_time
     log.info("loaded %s from %s in %.2f s: %s", model, folder, seconds, _describe_engine(engine))
-    return LoadedModel(processor, engine, collect_stop_ids(checkpoint, processor), generation_config)
+    return LoadedModel(
+        processor,
+        engine,
+        collect_stop_ids(checkpoint, processor),
+        generation_config,
+        checkpoint.family.name,
+        num_parameters,
+    )
 
 
 def find_adapter(
@@ -198,12 +206,16 @@ class LoadedModel:
         engine: generates token ids.
         stop_ids: ids that end an answer.
         generation_config: the checkpoint's generation_config.json.
+        family: the name of the model's family, for people; "" if it is not known.
+        num_parameters: of the whole model, whatever its weights are quantized to; 0 if it is not known.
     """
 
     processor: Processor
     engine: Engine
     stop_ids: frozenset[int]
     generation_config: CheckpointGenerationConfig = EMPTY_GENERATION_CONFIG
+    family: str = ""
+    num_parameters: int = 0
 
     @property
     def banned_ids(self) -> frozenset[int]:

@@ -123,6 +123,11 @@ def build_on_meta_device(checkpoint: Checkpoint) -> nn.Module:
         return checkpoint.family.build(checkpoint.config).eval()
 
 
+def count_parameters(module: nn.Module) -> int:
+    """How many parameters a module has as it is built; one that two modules share counts once."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
 @contextmanager
 def meta_device_without_init() -> Iterator[None]:
     """Modules that are built in this context are created on the meta device, without initialising weights."""

@@ -14,9 +14,8 @@ from idefics.errors import BadPrompt
 from idefics.messages import ImageDetail, Picture, PictureOrVideo
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_processor import open_and_preprocess, open_picture
+from idefics.processing.image_processor import open_and_preprocess
 from idefics.processing.prefetch import create_prefetcher
-from idefics.processing.tile_plan import plan_tiles
 from idefics.processing.tokenizer import TextPiece
 from idefics.processing.video import expand_video
 from idefics.prompt import PreprocessedImage, Prompt
@@ -106,22 +105,6 @@ def image_placeholder_text(
     )
     global_text = f"{FAKE_IMAGE_TOKEN}<global-img>{frame_text}{FAKE_IMAGE_TOKEN}"
     return f"{tiles_text}\n{global_text}" if tiles_text else global_text
-
-
-def measure_placeholder_text(
-    picture: Picture,
-    image_config: ImageProcessorConfig,
-    prompt_format: PromptFormat,
-    fetcher: Fetcher,
-    detail: ImageDetail,
-) -> str:
-    """The placeholder text of a picture that is alone in a prompt; only the picture's size is read."""
-    width, height = open_picture(picture, fetcher).size
-    plan = plan_tiles(width, height, image_config, detail)
-    tokens_per_frame = image_config.tokens_per_frame
-    return image_placeholder_text(
-        prompt_format, tokens_per_frame, plan.rows, plan.columns, follows_picture=False
-    )
 
 
 def merge_adjacent_fake_tokens(pieces: Sequence[TextPiece]) -> list[TextPiece]:

@@ -21,13 +21,14 @@ from idefics.messages import ContentPart, ImageDetail, Message, Picture
 from idefics.processing.chat_prompt import IMAGE_TOKEN, render_conversation
 from idefics.processing.continuations import check_continuation, encode_continuations
 from idefics.processing.fetch import Fetcher
+from idefics.processing.image_cost import compute_image_cost
+from idefics.processing.image_processor import open_picture
 from idefics.processing.message_parsing import to_messages
 from idefics.processing.picture_expansion import (
     FAKE_IMAGE_TOKEN,
     PromptPart,
     build_prompt,
     expand_pictures,
-    measure_placeholder_text,
 )
 from idefics.processing.prompt_items import parse_item
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
@@ -187,8 +188,7 @@ class Processor:
     def count_image_tokens(self, picture: Picture) -> int:
         """How many tokens one picture takes in a prompt of its own; only its size is read."""
         detail = picture.resolve_detail(self.image_detail)
-        text = measure_placeholder_text(picture, self.image_config, self.prompt_format, self.fetcher, detail)
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        return compute_image_cost(self, *open_picture(picture, self.fetcher).size, detail).num_tokens
 
     @property
     def num_raw_prompt_prefix_tokens(self) -> int:

@@ -13,7 +13,17 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from idefics import __version__
-from idefics.server import batches, chat, completions, explanations, files, responses, status, tasks
+from idefics.server import (
+    batches,
+    chat,
+    completions,
+    explanations,
+    files,
+    image_cost,
+    responses,
+    status,
+    tasks,
+)
 from idefics.server.batch_folder import BatchFolder
 from idefics.server.batch_queue import BatchQueue
 from idefics.server.docs_page import SECURITY_HEADERS, render_docs_page
@@ -53,7 +63,7 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     app.state.service = service
     for path, serve_description in (("/docs", _serve_docs_page), ("/openapi.json", _serve_openapi)):
         app.add_api_route(path, serve_description, methods=["GET", "HEAD"], include_in_schema=False)
-    for route_module in (chat, completions, responses, tasks, explanations, status):
+    for route_module in (chat, completions, responses, tasks, explanations, image_cost, status):
         app.include_router(route_module.router)
     if settings.batches is not None:
         _add_batches(app, service, settings.batches)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from idefics.server.errors import ErrorBody
+from idefics.server.model_card import ModelCard, model_card
 from idefics.server.response_fields import ResponseFields
 from idefics.server.routing import ERROR_DESCRIPTIONS, ServerStateDep, document_responses
 
@@ -28,15 +29,6 @@ class ReadyResponse(ResponseFields):
     """The answer of `/ready`: whether the server accepts another request."""
 
     status: Literal["ready", "busy"]
-
-
-class ModelCard(ResponseFields):
-    """The description of a served model."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: Literal["idefics"]
 
 
 class ModelList(ResponseFields):
@@ -75,7 +67,7 @@ async def metrics(service: ServerStateDep) -> Response:
 @router.get("/v1/models", responses=document_responses(ModelList))
 async def models(service: ServerStateDep) -> ModelList:
     """Lists the one model that is served."""
-    return {"object": "list", "data": [_model_card(service.settings.served_model_name)]}
+    return {"object": "list", "data": [model_card(service, START_TIME)]}
 
 
 @router.get(
@@ -84,11 +76,6 @@ async def models(service: ServerStateDep) -> ModelList:
     | {404: {"model": ErrorBody, "description": ERROR_DESCRIPTIONS[404]}},
 )
 async def model(name: str, service: ServerStateDep) -> ModelCard:
-    """Describes the model of that name."""
+    """Describes the model of that name: its limits and defaults."""
     service.check_model(name)
-    return _model_card(name)
-
-
-def _model_card(name: str) -> ModelCard:
-    """The description of the served model under the name that clients use."""
-    return {"id": name, "object": "model", "created": START_TIME, "owned_by": "idefics"}
+    return model_card(service, START_TIME)

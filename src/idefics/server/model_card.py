@@ -1,0 +1,163 @@
+"""The description of the served model: its limits, its defaults, and what this server does with it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from idefics import __version__
+from idefics.catalog import find_entry
+from idefics.config import Sampling
+from idefics.errors import BadRequest
+from idefics.explain.explanation import Method
+from idefics.explain.relative_attention import has_token_grid
+from idefics.formats import UNTRUSTED_IMAGE_FORMATS
+from idefics.messages import Detail, ImageDetail
+from idefics.processing.image_cost import compute_image_cost
+from idefics.processing.picture_files import readable_formats
+from idefics.processing.tile_plan import MAX_EDGE
+from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
+from idefics.server.chat_messages import MAX_PICTURES
+from idefics.server.response_fields import ResponseFields
+from idefics.server.sampling_fields import DEFAULT_MAX_NEW_TOKENS
+from idefics.server.server_state import ServerState
+from idefics.tasks import TASKS
+
+
+class ModelImages(ResponseFields):
+    """Which pictures a request may have, and what one costs at most.
+
+    `max_pixels` and `max_bytes` are those of one picture, `max_images` and `max_body_bytes` those of a request, where
+    base64 takes 4 bytes for 3. `max_tiles` and `max_tokens` are those of the largest picture in the default `detail`.
+    """
+
+    media_types: list[str]
+    max_pixels: int
+    max_bytes: int
+    max_body_bytes: int
+    max_images: int
+    detail: Detail
+    max_tiles: int
+    max_tokens: int
+    remote: bool
+
+
+class ModelSampling(ResponseFields):
+    """The values of a chat that gives none."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    max_tokens: int
+
+
+class ModelTask(ResponseFields):
+    """A task that the model can do: what its `words` are (null: it takes none), and the defaults of its fields."""
+
+    words: str | None
+    default_words: str | None
+    max_new_tokens: int
+
+
+class ModelCard(ResponseFields):
+    """The description of a served model.
+
+    `kind` is "base" for a model that continues documents. `is_demo`: it knows nothing but its picture book.
+    `max_model_len` is the largest number of tokens of a prompt and its answer together. `explain` has the methods of
+    explanations. `batches`: whether the server has files and batches.
+    """
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["idefics"]
+    version: str
+    family: str
+    kind: Literal["base", "chat"]
+    num_parameters: int
+    is_demo: bool
+    max_model_len: int
+    images: ModelImages
+    sampling: ModelSampling
+    tasks: dict[str, ModelTask]
+    explain: list[Method]
+    batches: bool
+
+
+def model_card(service: ServerState, created: int) -> ModelCard:
+    """The description of the served model. `created`: when the server was started, in seconds of Unix time."""
+    settings, model = service.settings, service.vlm.loaded_model
+    entry = find_entry(settings.model)
+    methods: list[Method] = ["occlusion", "fast"] if has_token_grid(model) else ["occlusion"]
+    return {
+        "id": settings.served_model_name,
+        "object": "model",
+        "created": created,
+        "owned_by": "idefics",
+        "version": __version__,
+        "family": entry.family if entry else model.family,
+        "kind": model.processor.prompt_format.kind,
+        "num_parameters": model.num_parameters,
+        "is_demo": entry is not None and bool(entry.package_folder) and settings.adapter is None,
+        "max_model_len": model.engine.model.layout.max_positions,
+        "images": _images(service),
+        "sampling": _sampling(model.generation_config.repetition_penalty),
+        "tasks": _tasks(service),
+        "explain": methods,
+        "batches": settings.batches is not None,
+    }
+
+
+def _images(service: ServerState) -> ModelImages:
+    """The limits of pictures."""
+    processor, settings = service.vlm.processor, service.settings
+    max_body_bytes = settings.body_megabytes << 20
+    detail = ImageDetail()
+    largest = compute_image_cost(processor, MAX_EDGE, MAX_EDGE, detail)
+    return {
+        "media_types": [
+            f"image/{one.title.lower()}" for one in UNTRUSTED_IMAGE_FORMATS if one in readable_formats()
+        ],
+        "max_pixels": MAX_UNTRUSTED_PIXELS,
+        "max_bytes": min(processor.fetcher.max_bytes, max_body_bytes),
+        "max_body_bytes": max_body_bytes,
+        "max_images": MAX_PICTURES,
+        "detail": detail.detail,
+        "max_tiles": largest.num_frames,
+        "max_tokens": largest.num_tokens,
+        "remote": settings.remote_images != "off",
+    }
+
+
+def _sampling(repetition_penalty: float) -> ModelSampling:
+    """The defaults of sampling, with the checkpoint's own `repetition_penalty`."""
+    defaults = Sampling(repetition_penalty=repetition_penalty)
+    return {
+        "temperature": defaults.temperature,
+        "top_p": defaults.top_p,
+        "top_k": defaults.top_k,
+        "min_p": defaults.min_p,
+        "repetition_penalty": defaults.repetition_penalty,
+        "presence_penalty": defaults.presence_penalty,
+        "frequency_penalty": defaults.frequency_penalty,
+        "max_tokens": DEFAULT_MAX_NEW_TOKENS,
+    }
+
+
+def _tasks(service: ServerState) -> dict[str, ModelTask]:
+    """The tasks that the model can do, by name."""
+    tasks: dict[str, ModelTask] = {}
+    for name, task in TASKS.items():
+        try:
+            service.vlm.check_task(task)
+        except BadRequest:
+            continue
+        tasks[name] = {
+            "words": task.words_name or None,
+            "default_words": task.default_words,
+            "max_new_tokens": task.max_new_tokens,
+        }
+    return tasks
