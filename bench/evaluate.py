@@ -27,7 +27,7 @@ from harness import BenchmarkReport, time_call
 from idefics.batch.answerers import WorkItem
 from idefics.batch.run_settings import RunSettings
 from idefics.cli.main import run
-from idefics.evaluate.answerer import make_prompt_items
+from idefics.evaluate.answerer import make_prompt_items, pictures_by_id
 from idefics.evaluate.evaluation import Evaluation
 from idefics.evaluate.evaluation_settings import EvaluationSettings, read_checkpoint_facts
 from idefics.evaluate.suite import EvaluationRow
@@ -73,10 +73,8 @@ def row_prompts(vlm: idefics.Idefics, evaluation: Evaluation, count: int) -> lis
         text = request.to_text(evaluation.suite.labels)
         more = tuple(one.read() for one in evaluation.prompts.further_media(row, text))
         item = WorkItem(b"", row.media.read(), text, more)
-        processor = vlm.processor
-        prompts.append(
-            make_scoring_prompt(processor, make_prompt_items(request, item, processor), request.continuations)
-        )
+        items = make_prompt_items(request, pictures_by_id(request, item), vlm.processor)
+        prompts.append(make_scoring_prompt(vlm.processor, items, request.continuations))
     return prompts
 
 

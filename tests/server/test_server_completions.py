@@ -113,7 +113,7 @@ def test_special_tokens_in_prompts_are_plain_text(client, vlm, prompt):
     plain = tokenizer.encode_pieces(
         [TextPiece(vlm.processor.prompt_format.prompt_prefix, trusted=True), TextPiece(prompt, trusted=False)]
     )
-    assert body["usage"]["prompt_tokens"] == len(vlm.processor._special_prefix_ids() + plain)
+    assert body["usage"]["prompt_tokens"] == len(vlm.processor.special_prefix_ids() + plain)
 
 
 @pytest.mark.parametrize(

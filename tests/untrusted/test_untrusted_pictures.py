@@ -522,7 +522,7 @@ def test_concurrent_decoding_is_bounded(fake_internet, monkeypatch):
             with lock:
                 inside[0] -= 1
 
-    monkeypatch.setattr("idefics.processing.picture_files.WARNING_FILTERS_LOCK", threading.Semaphore(99))
+    monkeypatch.setattr("idefics.processing.warning_filters.WARNING_FILTERS_LOCK", threading.Semaphore(99))
     monkeypatch.setattr(PIL.Image, "open", counted)
     waiting = threading.Event()
     fake_internet.public_server.pages["/slow"] = lambda page: (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -130,7 +130,7 @@ class EvaluationAnswerer:
         assert item.prompt is not None
         request = EvaluationRequest.from_text(item.prompt, self._labels)
         processor = vlm.loaded_model.processor
-        prompt_items = make_prompt_items(request, item, processor)
+        prompt_items = make_prompt_items(request, pictures_by_id(request, item), processor)
         if not request.labels:
             return call.restart(text_prefix="").submit(make_prompt(processor, prompt_items))
         prompt, continuations = make_scoring_prompt(processor, prompt_items, request.continuations)
@@ -138,14 +138,18 @@ class EvaluationAnswerer:
         return PendingLabelScores(request.labels, self._is_length_normalized, handle, start_time)
 
 
-def make_prompt_items(
-    request: EvaluationRequest, item: WorkItem, processor: Processor
-) -> list[Message] | list[ContentPart]:
-    """The prompt of a request as `Idefics.prompt` takes it, with the pictures of its item in their places."""
-    pictures = {QUERY_PICTURE: to_picture_or_video(item.media)} | {
+def pictures_by_id(request: EvaluationRequest, item: WorkItem) -> dict[str, PictureOrVideo]:
+    """The pictures of an item by the ids that they have in its request."""
+    return {QUERY_PICTURE: to_picture_or_video(item.media)} | {
         id: to_picture_or_video(data)
         for id, data in zip(request.further_picture_ids, item.more_media, strict=True)
     }
+
+
+def make_prompt_items(
+    request: EvaluationRequest, pictures: Mapping[str, PictureOrVideo], processor: Processor
+) -> list[Message] | list[ContentPart]:
+    """The prompt of a request as `Idefics.prompt` takes it, with pictures by their ids in their places."""
     if request.turns[0][0] != "raw":
         return [_message(role, [_content(part, pictures) for part in parts]) for role, parts in request.turns]
     parts = [_content(part, pictures) for part in request.turns[0][1]]
@@ -162,7 +166,7 @@ def _message(role: Literal["raw", "user", "assistant"], parts: list[ContentPart]
     return user(*parts) if role == "user" else assistant(*parts)
 
 
-def _content(part: Part, pictures: dict[str, PictureOrVideo]) -> ContentPart:
+def _content(part: Part, pictures: Mapping[str, PictureOrVideo]) -> ContentPart:
     return pictures[part.id] if isinstance(part, PictureRef) else LiteralText(part)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-from idefics.errors import BadPrompt
+from idefics.errors import BadPrompt, UnsupportedModel
 from idefics.messages import Message, Picture, PictureOrVideo, Role, Video
 from idefics.processing.chat_template import render_template
 from idefics.processing.tokenizer import TextPiece
 
 IMAGE_TOKEN = "<image>"  # what every template of the IDEFICS family writes for a picture
 ROLES = get_args(Role)
+PLACEHOLDER_END = "\ue002"
 
 
 def render_conversation(
@@ -48,18 +49,7 @@ def render_conversation(
     """
     _check_last_message(messages, answer_start, continue_final_message)
     placeholders = _TextAndVideoPlaceholders()
-    template_messages = [
-        {
-            "role": message.role,
-            "content": [
-                {"type": "image"}
-                if isinstance(part, Picture)
-                else {"type": "text", "text": placeholders.to_template_text(part)}
-                for part in message.parts
-            ],
-        }
-        for message in messages
-    ]
+    template_messages = placeholders.to_template_messages(messages)
     pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
     rendered = render_template(
         template,
@@ -68,13 +58,72 @@ def render_conversation(
         add_generation_prompt=not continue_final_message,
         continue_final_message=continue_final_message,
     ).text
-    if rendered.count(IMAGE_TOKEN) != len(pictures):
-        raise BadPrompt(
-            f"the conversation has {len(pictures)} pictures, but this checkpoint's chat template places "
-            f"{rendered.count(IMAGE_TOKEN)}: put them into turns of the user"
-        )
+    _check_num_pictures(rendered, len(pictures))
     answer_pieces = [TextPiece(" " + answer_start, trusted=False)] if answer_start else []
     return [*placeholders.restore(rendered, pictures), *answer_pieces]
+
+
+def render_learned_conversation(
+    template: str,
+    messages: Sequence[Message],
+    turn_end_tokens: Collection[str],
+    *,
+    variables: Mapping[str, Any] | None = None,
+) -> list[list[TextPiece | PictureOrVideo]]:
+    """Renders a conversation in passages: what the model is given and what it has to write, by turns.
+
+    The first passage is the prompt of `render_conversation` for the first answer. The second is that answer with the
+    token that ends it, the third what the prompt for the next answer has after that, and so on; the last is an answer.
+
+    Args:
+        template, variables: as for `render_conversation`.
+        messages: the conversation; the last message is the assistant's.
+        turn_end_tokens: the tokens that end an answer.
+
+    Raises:
+        BadPrompt: the template refuses the messages, or drops one of their pictures.
+        UnsupportedModel: there is no template, it is broken, or it writes answers without a token that ends them, or
+            otherwise than it prompts for them.
+    """
+    placeholders = _TextAndVideoPlaceholders()
+    template_messages = placeholders.to_template_messages(messages)
+    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+    rendered = render_template(template, template_messages, variables, add_generation_prompt=False).text
+    _check_num_pictures(rendered, len(pictures))
+    passages, end, remaining_pictures = [], 0, iter(pictures)
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        prompt = render_template(template, template_messages[:index], variables).text
+        until_next = render_template(
+            template, template_messages[: index + 1], variables, add_generation_prompt=False
+        ).text
+        if not (rendered.startswith(until_next) and until_next.startswith(prompt)):
+            raise UnsupportedModel(
+                "this checkpoint's chat template writes an answer otherwise than it prompts for one: answers cannot "
+                "be learned with it"
+            )
+        last_text = max(until_next.rfind(PLACEHOLDER_END), len(prompt))
+        found = [(until_next.find(token, last_text), token) for token in turn_end_tokens]
+        turn_end = min((at + len(token) for at, token in found if at >= 0), default=None)
+        if turn_end is None:
+            raise UnsupportedModel(
+                "this checkpoint's chat template ends an answer without a token that ends answers "
+                f"({', '.join(sorted(turn_end_tokens))}): answers cannot be learned with it"
+            )
+        for start, stop in ((end, len(prompt)), (len(prompt), turn_end)):
+            passages.append(list(placeholders.restore(rendered[start:stop], remaining_pictures)))
+        end = turn_end
+    return passages
+
+
+def _check_num_pictures(rendered: str, num_pictures: int) -> None:
+    """Raises BadPrompt if a template has not placed all pictures of a conversation."""
+    if rendered.count(IMAGE_TOKEN) != num_pictures:
+        raise BadPrompt(
+            f"the conversation has {num_pictures} pictures, but this checkpoint's chat template places "
+            f"{rendered.count(IMAGE_TOKEN)}: put them into turns of the user"
+        )
 
 
 def _check_last_message(messages: Sequence[Message], answer_start: str, continue_final_message: bool) -> None:
@@ -111,6 +160,21 @@ class _TextAndVideoPlaceholders:
         self.replaced_parts: list[str | Video] = []
         self.placeholder_prefix = f"\ue000{secrets.randbits(128)}\ue001"
 
+    def to_template_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template gets them."""
+        return [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "image"}
+                    if isinstance(part, Picture)
+                    else {"type": "text", "text": self.to_template_text(part)}
+                    for part in message.parts
+                ],
+            }
+            for message in messages
+        ]
+
     def to_template_text(self, part: str | Video) -> str:
         """The text that the template gets for a part: its placeholder, between the outer spaces of a text."""
         if isinstance(part, Video):
@@ -124,12 +188,12 @@ class _TextAndVideoPlaceholders:
     def _create_placeholder(self, part: str | Video) -> str:
         """Stores a part for `restore` and returns a new placeholder for it."""
         self.replaced_parts.append(part)
-        return f"{self.placeholder_prefix}{len(self.replaced_parts) - 1}\ue002"
+        return f"{self.placeholder_prefix}{len(self.replaced_parts) - 1}{PLACEHOLDER_END}"
 
     def restore(self, rendered: str, pictures: Iterable[Picture]) -> Iterator[TextPiece | PictureOrVideo]:
         """The rendered text as trusted pieces, with placeholders and image tokens replaced by the parts themselves."""
         remaining_pictures = iter(pictures)
-        for text in re.split(f"({IMAGE_TOKEN}|{self.placeholder_prefix}[0-9]+\ue002)", rendered):
+        for text in re.split(f"({IMAGE_TOKEN}|{self.placeholder_prefix}[0-9]+{PLACEHOLDER_END})", rendered):
             if text == IMAGE_TOKEN:
                 yield next(remaining_pictures)
             elif text.startswith(self.placeholder_prefix):

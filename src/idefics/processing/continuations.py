@@ -6,7 +6,7 @@ Needs the tokenizer only; pictures are placeholder text here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import takewhile
 
 from idefics.errors import BadPrompt
@@ -39,7 +39,7 @@ def encode_continuations(
         check_continuation(tokenizer, text_limit, one)
     encode = partial(tokenizer.encode_pieces, max_tokens=text_limit.max_tokens)
     ids = encode(pieces)
-    last_pieces = _pieces_from_last_special_token(tokenizer, pieces)  # a continuation changes nothing before
+    last_pieces = pieces_from_last_special_token(tokenizer, pieces)  # a continuation changes nothing before
     last_ids = encode(last_pieces)
     if ids[len(ids) - len(last_ids) :] != last_ids:
         last_pieces, last_ids = pieces, ids
@@ -64,14 +64,20 @@ def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation
         raise BadPrompt(f"the continuation {text!r} holds an {IMAGE_TOKEN}: continuations are text")
 
 
-def _pieces_from_last_special_token(tokenizer: Tokenizer, pieces: list[TextPiece]) -> list[TextPiece]:
+def pieces_from_last_special_token(tokenizer: Tokenizer, pieces: list[TextPiece]) -> list[TextPiece]:
     """The last pieces, beginning with the last recognised special token; all pieces if there is none."""
     for index in reversed(range(len(pieces))):
         text, trusted = pieces[index]
-        start = max(map(text.rfind, tokenizer.added_token_contents), default=-1)
-        if trusted and start >= 0:
+        start = _find_last(text, tokenizer.added_token_contents) if trusted else -1
+        if start >= 0:
             return [TextPiece(text[start:], trusted=True), *pieces[index + 1 :]]
     return pieces
+
+
+@lru_cache(maxsize=64)  # templates write the same texts again and again
+def _find_last(text: str, tokens: frozenset[str]) -> int:
+    """Where the last of some tokens begins in a text; -1 if it has none."""
+    return max(map(text.rfind, tokens), default=-1)
 
 
 def _common_prefix_length(prompt_ids: Sequence[int], full_ids: Sequence[Sequence[int]]) -> int:

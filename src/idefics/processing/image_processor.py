@@ -28,7 +28,6 @@ from idefics.errors import BadPicture, PartialPictureWarning
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher, is_url, name_for_message, normalize_source_text
 from idefics.processing.picture_files import (
-    WARNING_FILTERS_LOCK,
     OpenedImage,
     decode_trusted,
     decode_untrusted,
@@ -39,6 +38,7 @@ from idefics.processing.resize import normalize, resize, to_pixel_array
 from idefics.processing.tile_plan import TilePlan, plan_tiles, tile_boxes
 from idefics.processing.to_rgb import image_from_array
 from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
+from idefics.processing.warning_filters import WARNING_FILTERS_LOCK
 from idefics.prompt import PreprocessedImage
 
 if TYPE_CHECKING:

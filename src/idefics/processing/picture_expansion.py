@@ -127,6 +127,7 @@ def build_prompt(
     """A `Prompt` of token ids and pictures: finds which ids are each picture's image tokens.
 
     Args:
+        pictures: in the order of the text; none where they are read later.
         image_token_id: the id of the image token; None: the ids have none.
         num_tokens_by_image: how many image tokens each picture has in `ids`.
         end_of_document_id: the token that ends a document; later tokens attend to no earlier picture; or None.
@@ -140,10 +141,12 @@ def build_prompt(
     if num_extra:
         raise BadPrompt(
             f"the text holds {num_extra} {IMAGE_TOKEN} of its own, and the prompt "
-            f"{len(pictures)} pictures: put each picture itself in its place instead of writing {IMAGE_TOKEN}"
+            f"{len(num_tokens_by_image)} pictures: put each picture itself in its place instead of writing {IMAGE_TOKEN}"
         )
-    picture_of_next_image_token = chain.from_iterable(map(repeat, range(len(pictures)), num_tokens_by_image))
-    image_token_positions: list[list[int]] = [[] for _ in pictures]
+    picture_of_next_image_token = chain.from_iterable(
+        map(repeat, range(len(num_tokens_by_image)), num_tokens_by_image)
+    )
+    image_token_positions: list[list[int]] = [[] for _ in num_tokens_by_image]
     image_index, current_image = [], -1
     for position, id in enumerate(ids):
         if id == image_token_id:

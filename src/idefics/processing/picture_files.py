@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +36,7 @@ from idefics.processing.multi_frame import (
     describe_unread_frames,
 )
 from idefics.processing.to_rgb import to_rgb
+from idefics.processing.warning_filters import suppress_warnings
 
 # Features that a build of Pillow may lack.
 PILLOW_FEATURE_BY_FORMAT = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
@@ -132,16 +129,20 @@ def decode_trusted(file: BinaryIO, name: str, max_pixels: int, min_side: int = 0
     """
     head = file.read(SIGNATURE_BYTES)
     file.seek(0)
-    with _open_header(file, head, name, readable_formats(), max_pixels) as image:
-        if isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
-            tags = image.tag_v2
-            if DNG_VERSION_TAG in tags or tags.get(SUBFILE_TYPE_TAG, 0) & 1:
-                raise BadPicture(
-                    f"{name} is a TIFF that begins with a preview, as camera RAW files do: convert it to JPEG"
-                )
+    with open_header(file, head, name, readable_formats(), max_pixels) as image:
+        refuse_preview(image, name)
         if min_side:
             image.draft(None, (min_side, min_side))
         return _load_with_note(image, name, max_pixels)
+
+
+def refuse_preview(image: PIL.Image.Image, name: str) -> None:
+    """Raises BadPicture if a file is a TIFF whose first page is a preview."""
+    tags = image.tag_v2 if isinstance(image, PIL.TiffImagePlugin.TiffImageFile) else {}
+    if DNG_VERSION_TAG in tags or tags.get(SUBFILE_TYPE_TAG, 0) & 1:
+        raise BadPicture(
+            f"{name} is a TIFF that begins with a preview, as camera RAW files do: convert it to JPEG"
+        )
 
 
 def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
@@ -153,7 +154,7 @@ def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
     head = data[:SIGNATURE_BYTES]
     if data.startswith(b"\xff\xd8"):
         data, exif = untrusted.strip_jpeg_metadata(data)
-    with _open_header(
+    with open_header(
         untrusted.ReadLimitedFile(data), head, name, UNTRUSTED_IMAGE_FORMATS, max_pixels
     ) as image:
         return _load_with_note(
@@ -175,7 +176,7 @@ def _load_with_note(
         return OpenedImage(upright, describe_unread_frames(image, name))
 
 
-def _open_header(
+def open_header(
     file: BinaryIO, head: bytes, name: str, formats: tuple[MediaFormat, ...], max_pixels: int
 ) -> PIL.Image.Image:
     """Opens a picture without decoding its pixels.
@@ -234,22 +235,14 @@ def _unreadable_format_message(name: str, image_format: MediaFormat, formats: tu
     return f"{name} is {image_format.title}, which is not read{by}: convert it to JPEG"
 
 
-WARNING_FILTERS_LOCK = threading.Lock()  # held while warnings are dropped, so that no other thread's is
-# Fork only while no other thread holds the lock, which the child could not release.
-if sys.platform != "win32":
-    os.register_at_fork(
-        before=WARNING_FILTERS_LOCK.acquire,
-        after_in_parent=WARNING_FILTERS_LOCK.release,
-        after_in_child=WARNING_FILTERS_LOCK.release,
-    )
-
-
-@contextmanager
-def suppress_warnings() -> Iterator[None]:
-    """Context that drops Pillow's warnings about damaged and large files. Holds a lock: warning filters are global."""
-    with WARNING_FILTERS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def check_num_pixels(image: PIL.Image.Image, name: str, max_pixels: int) -> None:
+    """Raises BadPicture if a picture has no pixels, or more than `max_pixels`, by its header."""
+    if image.width * image.height > max_pixels:
+        raise BadPicture(
+            f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are read: make it smaller"
+        )
+    if not image.width * image.height:
+        raise BadPicture(f"{name} is empty: {image.width} x {image.height} pixels")
 
 
 def load_upright_rgb(
@@ -265,12 +258,7 @@ def load_upright_rgb(
     Raises:
         BadPicture: it is too large, empty or broken, or its values cannot become RGB.
     """
-    if image.width * image.height > max_pixels:
-        raise BadPicture(
-            f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are read: make it smaller"
-        )
-    if not image.width * image.height:
-        raise BadPicture(f"{name} is empty: {image.width} x {image.height} pixels")
+    check_num_pixels(image, name, max_pixels)
     try:
         image.load()  # before the EXIF tag is read, which may follow a PNG's pixels; Pillow applies a TIFF's itself
         upright = to_rgb(image, name)
@@ -278,11 +266,11 @@ def load_upright_rgb(
         raise
     except Exception:
         raise BadPicture(f"{name} is broken: its pixels cannot be read to the end") from None
-    transpose = _orientation_transpose(image, read_orientation)
+    transpose = orientation_transpose(image, read_orientation)
     return upright if transpose is None else upright.transpose(transpose)
 
 
-def _orientation_transpose(
+def orientation_transpose(
     image: PIL.Image.Image, read_orientation: Callable[[], int] | None
 ) -> PIL.Image.Transpose | None:
     """The transposition that makes a picture upright by its EXIF tag; None if it is upright or has no valid tag."""

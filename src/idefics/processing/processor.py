@@ -55,6 +55,7 @@ class Processor:
         image_detail: for pictures that have no detail of their own.
         is_text_trusted: whether special tokens in raw prompts are recognised; never in untrusted input.
         text_limit: refuses texts that cannot fit into `max_tokens` tokens.
+        image_token_id, end_of_document_id: those of `picture_expansion.build_prompt`.
 
     Raises:
         UnsupportedModel: the tokenizer lacks the tokens that stand for pictures.
@@ -86,10 +87,9 @@ class Processor:
         self.image_detail = ImageDetail()
         self.is_text_trusted = True
         self._uses_cross_attention = prompt_format.image_tokens == "cross_attention"
-        self._image_token_id = tokenizer.token_to_id(IMAGE_TOKEN)
-        self._end_of_document_id = (
-            tokenizer.token_to_id(END_OF_DOCUMENT_TOKEN) if self._uses_cross_attention else None
-        )
+        self.image_token_id = tokenizer.added_token_id(IMAGE_TOKEN)
+        ends_documents = self._uses_cross_attention
+        self.end_of_document_id = tokenizer.token_to_id(END_OF_DOCUMENT_TOKEN) if ends_documents else None
 
     def with_image_detail(self, image_detail: ImageDetail) -> Processor:
         """The same processor with another `image_detail`; its parts are shared, not copied."""
@@ -142,7 +142,7 @@ class Processor:
         add_end_of_utterance_token: bool | None = None,
     ) -> Prompt:
         """As `encode_raw`, but no text is taken for a URL or a file, and pictures may be preprocessed already."""
-        return self._encode(self._raw_items_to_prompt_parts(parts, add_end_of_utterance_token))
+        return self._encode(self.raw_items_to_prompt_parts(parts, add_end_of_utterance_token))
 
     def encode_chat_continuations(
         self,
@@ -177,7 +177,7 @@ class Processor:
 
         Each continuation follows the last text directly: it begins with a space of its own where one is needed.
         """
-        parts = self._raw_items_to_prompt_parts(self._parse_items(items))
+        parts = self.raw_items_to_prompt_parts(self._parse_items(items))
         return self._encode_continuations(parts, [TextPiece(one, self._trusts_text) for one in continuations])
 
     def check_continuation(self, continuation: str, *, in_chat: bool) -> None:
@@ -193,7 +193,7 @@ class Processor:
     @property
     def num_raw_prompt_prefix_tokens(self) -> int:
         """How many tokens every raw prompt begins with: special tokens, and those of the format's prefix."""
-        return len(self._special_prefix_ids()) + len(self.tokenizer.encode_pieces([self._prefix_piece]))
+        return len(self.special_prefix_ids()) + len(self.tokenizer.encode_pieces([self.prefix_piece]))
 
     @property
     def _trusts_text(self) -> bool:
@@ -201,7 +201,7 @@ class Processor:
         return self.is_text_trusted and not self.fetcher.untrusted
 
     @property
-    def _prefix_piece(self) -> TextPiece:
+    def prefix_piece(self) -> TextPiece:
         """The format's `prompt_prefix`, the first text of every prompt."""
         return TextPiece(self.prompt_format.prompt_prefix, trusted=True)
 
@@ -219,7 +219,7 @@ class Processor:
             continue_final_message=continue_final_message,
             variables=self.tokenizer.token_by_role,
         )
-        return [self._prefix_piece, *parts]
+        return [self.prefix_piece, *parts]
 
     def _parse_items(self, items: Sequence[PromptItem]) -> list[ContentPart]:
         """The items of a raw prompt as text, pictures and videos; raises BadPrompt if there are none."""
@@ -227,10 +227,10 @@ class Processor:
             raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
         return [parse_item(item, untrusted=not self._trusts_text) for item in items]
 
-    def _raw_items_to_prompt_parts(
+    def raw_items_to_prompt_parts(
         self, items: Sequence[ContentPart | PreprocessedImage], adds_separators: bool | None = None
     ) -> list[PromptPart]:
-        """The parts of a raw prompt; separators are the checkpoint's `<end_of_utterance>` between texts."""
+        """The parts of a raw prompt, after the prefix; separators are `<end_of_utterance>` between texts."""
         separator = self.prompt_format.turn_end_token
         if not self._uses_cross_attention or separator not in self.tokenizer.added_token_contents:
             separator = ""
@@ -240,7 +240,7 @@ class Processor:
             )
         if adds_separators is False:
             separator = ""
-        parts: list[PromptPart] = [self._prefix_piece]
+        parts: list[PromptPart] = [self.prefix_piece]
         follows_text = False
         for item in items:
             if isinstance(item, str):
@@ -283,14 +283,14 @@ class Processor:
             for picture in pictures
         ]
         return build_prompt(
-            [*self._special_prefix_ids(), *ids],
+            [*self.special_prefix_ids(), *ids],
             pictures,
-            self._image_token_id,
+            self.image_token_id,
             num_tokens_by_image,
-            self._end_of_document_id,
+            self.end_of_document_id,
         )
 
-    def _special_prefix_ids(self) -> list[int]:
+    def special_prefix_ids(self) -> list[int]:
         """The special tokens that the post-processor of `tokenizer.json` puts before every text, by their ids."""
         return (
             self.tokenizer.encode("", add_special_tokens=True)

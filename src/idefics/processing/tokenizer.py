@@ -166,16 +166,29 @@ class Tokenizer:
         Raises:
             PromptTooLong: there are more than `max_tokens` ids; TextTooLong where there are far more.
         """
-        text, trusted_mask = "", bytearray()
+        pieces = list(pieces)
         for piece in pieces:
             if max_tokens is not None and len(piece.text) > HUGE_TEXT_CHARACTERS:
                 reject_long_text(self._backend_tokenizer, piece.text, max_tokens)
-            text += piece.text
-            trusted_mask += bytes([piece.trusted]) * len(piece.text)
-        encoding = encode_without_gil(self._backend_tokenizer, text)
+        encoding = encode_without_gil(self._backend_tokenizer, "".join(piece.text for piece in pieces))
         if max_tokens is not None and (count := len(encoding)) > max_tokens:
             del encoding  # the traceback would keep its 100 bytes per token
             raise PromptTooLong(count, max_tokens, num_pictures)
+        return self._drop_forged_tokens(encoding, pieces)
+
+    def encode_pieces_batch(self, texts: Sequence[Sequence[TextPiece]]) -> list[list[int]]:
+        """As `encode_pieces` of each of many texts, but faster; no text may have a lone surrogate."""
+        joined = ["".join(piece.text for piece in pieces) for pieces in texts]
+        encodings = self._backend_tokenizer.encode_batch(joined, add_special_tokens=False)
+        return [
+            self._drop_forged_tokens(encoding, pieces)
+            for encoding, pieces in zip(encodings, texts, strict=True)
+        ]
+
+    def _drop_forged_tokens(self, encoding: tokenizers.Encoding, pieces: Sequence[TextPiece]) -> list[int]:
+        """The ids of an encoding of joined pieces; special tokens in untrusted ones are encoded as characters."""
+        text = "".join(piece.text for piece in pieces)
+        trusted_mask = b"".join(bytes([piece.trusted]) * len(piece.text) for piece in pieces)
         ids: list[int] = encoding.ids
         protected, instructions = self._protected_token_by_id, self.special_ids_by_kind.instruction_ids
         recognized, has_forged = [], False
@@ -227,6 +240,10 @@ class Tokenizer:
         """The id of a token, given as the vocabulary spells it; None if the vocabulary lacks it."""
         id: int | None = self._backend_tokenizer.token_to_id(content)
         return id
+
+    def added_token_id(self, content: str) -> int:
+        """The id of a token that is among `added_token_contents`."""
+        return next(id for id, token in self._added_token_by_id.items() if token == content)
 
     def id_to_token(self, id: int) -> str | None:
         """The token of an id, as the vocabulary spells it; None if there is no such id."""

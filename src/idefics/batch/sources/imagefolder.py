@@ -57,12 +57,12 @@ class ImageFolder:
 
     def check(self) -> None:
         """Raises BadSetting if a column is missing."""
-        self._table().check()
+        self.table().check()
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields a row for each line; at the end counts the pictures without a line as skipped."""
         listed = IncludedFiles()
-        for row in self._table().rows(source_pass):
+        for row in self.table().rows(source_pass):
             if row.media is not None and row.media.file is not None:
                 listed.add(os.path.realpath(row.media.file))
             yield row
@@ -72,9 +72,10 @@ class ImageFolder:
 
     def count(self, source_pass: SourcePass) -> int | None:
         """The number of lines."""
-        return self._table().count(source_pass)
+        return self.table().count(source_pass)
 
-    def _table(self) -> TableInput:
+    def table(self) -> TableInput:
+        """The metadata as a table, whose pictures are in the column `file_name`."""
         reader = READER_BY_FILE_NAME[self.metadata.name](self.metadata)
         settings = replace(self.settings, image_column=self.settings.image_column or "file_name")
         return TableInput(encodable(str(self.metadata)), reader, settings)

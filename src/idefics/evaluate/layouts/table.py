@@ -51,12 +51,12 @@ def to_evaluation_row(
     """
     columns = row.columns
     own_question = _first_text(columns, QUESTION_COLUMNS) or question
-    choices = _texts(columns, CHOICE_COLUMNS)
+    choices = column_texts(columns, CHOICE_COLUMNS)
     label = next((columns[name] for name in LABEL_COLUMNS if columns.get(name) not in (None, "")), None)
     references = (
         (_label_text(label, choices or suite_labels),)
         if label is not None
-        else _texts(columns, ANSWER_COLUMNS) or _texts(columns, CAPTION_COLUMNS)
+        else column_texts(columns, ANSWER_COLUMNS) or column_texts(columns, CAPTION_COLUMNS)
     )
     error = row.error
     if not error and not references:
@@ -95,7 +95,7 @@ def _first_text(columns: Mapping[str, Any], names: tuple[str, ...]) -> str:
     return next((str(columns[name]) for name in names if columns.get(name) not in (None, "")), "")
 
 
-def _texts(columns: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+def column_texts(columns: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
     """The texts of the first of the columns that is not empty.
 
     A cell of text is one text; a JSON list; or, in a column whose name is a plural, several with "|" between them.

@@ -1,0 +1,127 @@
+"""Finds the rows of training data: tables as `idefics run` reads them, and training splits of `idefics eval`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from idefics.batch.rows import Media
+from idefics.batch.sources.imagefolder import ImageFolder
+from idefics.batch.sources.inputs import resolve_input
+from idefics.batch.sources.settings import SourceSettings
+from idefics.batch.sources.tables import TableInput
+from idefics.errors import BadPrompt, BadSetting, IdeficsError
+from idefics.evaluate.answerer import make_prompt_items
+from idefics.evaluate.prompt_style import PromptStyle, choose_style
+from idefics.evaluate.prompts import SuitePrompts
+from idefics.evaluate.suite import EvaluationRow, Suite
+from idefics.evaluate.suite_data import SuiteData
+from idefics.evaluate.suites import SUITES
+from idefics.processing.processor import Processor
+from idefics.train.data.examples import PICTURE, ExamplePicture, TrainingExample
+from idefics.train.data.record_parser import RecordParser
+from idefics.train.data.texts import check_text
+
+FAMILY_BY_IMAGE_TOKENS = {
+    "cross_attention": "idefics1",
+    "inline": "idefics2",
+    "inline_tiles": "idefics3",
+}  # as prompts of suites name them
+SEPARATOR = ":"
+
+
+def read_examples(path: str, processor: Processor) -> Iterator[TrainingExample | str]:
+    """Yields the examples of training data in their order; instead of one that cannot be learned, the reason.
+
+    Args:
+        path: see `TrainSettings.data`.
+        processor: of the checkpoint.
+
+    Raises:
+        BadPicture, BadSetting, MissingExtra: there is no such data, or it cannot be read at all.
+    """
+    name, _, rest = path.partition(SEPARATOR)
+    suite = SUITES.get(name)
+    if suite is not None and suite.layout != "table" and not Path(path).exists():
+        yield from _read_suite(suite, rest, processor)
+        return
+    found = resolve_input(path, SourceSettings())
+    table = found.table() if isinstance(found, ImageFolder) else found
+    if not isinstance(table, TableInput):
+        raise BadSetting(
+            f"{path} has no answers to learn: give a table (.jsonl, .csv, .parquet), a folder with metadata.jsonl, or "
+            "a suite such as easy-vqa"
+        )
+    yield from _read_table(table, processor)
+
+
+def _read_table(table: TableInput, processor: Processor) -> Iterator[TrainingExample | str]:
+    """Yields the examples of a table, or why a row has none."""
+    prompt_format, tokenizer = processor.prompt_format, processor.tokenizer
+    parser = RecordParser(
+        table,
+        prompt_format.kind,
+        table.settings.image_column or table.reader.declared_image_column(),
+        has_unused_turn_end="<end_of_utterance>" in tokenizer.added_token_contents,
+    )
+    for number, record in enumerate(table.reader.records(), 1):
+        name = f"{table.name}#{number}"
+        try:
+            yield f"{name} {record}" if isinstance(record, str) else parser.parse(name, record)
+        except IdeficsError as error:
+            yield str(error)
+
+
+def _read_suite(suite: Suite, rest: str, processor: Processor) -> Iterator[TrainingExample | str]:
+    """Yields the examples of a suite's training split, with the prompts of its evaluation, or why a row has none.
+
+    Args:
+        rest: "", a split, a folder, or a folder, a colon and a split.
+    """
+    location, _, split = rest.rpartition(SEPARATOR)
+    if not location and Path(split).is_dir():
+        location, split = split, ""
+    data = SuiteData(suite, location, split or suite.support_split)
+    kind = processor.prompt_format.kind
+    family = FAMILY_BY_IMAGE_TOKENS[processor.prompt_format.image_tokens]
+
+    def style_of(one: Suite) -> PromptStyle:
+        return choose_style(one, family=family, kind=kind, choice="auto", has_shots=False)
+
+    open_suite = replace(suite, answer="text", prompts=suite.open_prompts) if suite.open_prompts else suite
+    prompts = SuitePrompts(suite, style_of(suite), style_of(open_suite), kind, None, seed=0)
+    for row in data.rows():
+        try:
+            yield from _suite_examples(row, prompts, processor)
+        except IdeficsError as error:
+            yield str(error)
+
+
+def _suite_examples(
+    row: EvaluationRow, prompts: SuitePrompts, processor: Processor
+) -> Iterator[TrainingExample]:
+    """Yields the example of a row: its right label, its most frequent answer, or one example for each caption."""
+    if row.error or row.media is None:
+        raise BadPrompt(row.error or f"{row.name} has no picture")
+    if not row.references:
+        raise BadPrompt(f"{row.name} has no right answer")
+    request = prompts.make_request(row)
+    more = {f"{row.name}#picture{number}": media for number, media in enumerate(row.more_media, 1)}
+    media_by_id: dict[str, Media] = {"": row.media, **more}
+    items = make_prompt_items(request, dict.fromkeys(media_by_id, PICTURE), processor)
+    pictures = tuple(ExamplePicture(media=media_by_id[id]) for id in request.picture_ids)
+    if prompts.suite.answer == "caption":
+        answers: Sequence[str] = row.references
+    else:
+        answers = [Counter(row.references).most_common(1)[0][0]]
+    for number, answer in enumerate(answers, 1):
+        text = f"{request.label_start.lstrip()}{answer}{request.label_end}"
+        yield TrainingExample(
+            name=row.name if len(answers) == 1 else f"{row.name}, caption {number}",
+            prompt=items,
+            answer=check_text(row.name, "answer", text).strip(),
+            pictures=pictures,
+            is_text_trusted=True,
+        )
