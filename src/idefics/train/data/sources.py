@@ -14,6 +14,7 @@ from idefics.batch.sources.settings import SourceSettings
 from idefics.batch.sources.tables import TableInput
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.evaluate.answerer import make_prompt_items
+from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
 from idefics.evaluate.suite import EvaluationRow, Suite
@@ -91,7 +92,7 @@ def _read_suite(suite: Suite, rest: str, processor: Processor) -> Iterator[Train
         return choose_style(one, family=family, kind=kind, choice="auto", has_shots=False)
 
     open_suite = replace(suite, answer="text", prompts=suite.open_prompts) if suite.open_prompts else suite
-    prompts = SuitePrompts(suite, style_of(suite), style_of(open_suite), kind, None, seed=0)
+    prompts = SuitePrompts(suite, style_of(suite), style_of(open_suite), kind, None, 0, PictureContents())
     for row in data.rows():
         try:
             yield from _suite_examples(row, prompts, processor)
