@@ -26,6 +26,7 @@ from checkpoints import copy_without_image_splitting, get_checkpoint
 from harness import BenchmarkReport, time_call
 from idefics.batch.answerers import WorkItem
 from idefics.batch.run_settings import RunSettings
+from idefics.batch.sources.settings import SourceSettings
 from idefics.cli.main import run
 from idefics.evaluate.answerer import make_prompt_items, pictures_by_id
 from idefics.evaluate.evaluation import Evaluation
@@ -97,7 +98,7 @@ def compare(report: BenchmarkReport, name: str, size: EvaluationSize) -> None:
             suite="folder", data=str(table), support=str(support), num_shots=size.num_shots
         )
         with idefics.load(checkpoint) as vlm:
-            prompts = row_prompts(vlm, Evaluation(settings, facts, lambda: vlm), size.num_compared_rows)
+            prompts = row_prompts(vlm, Evaluation(settings, facts, lambda: vlm, SourceSettings()), size.num_compared_rows)
     case = f"{checkpoint.name}, {size.num_rows} rows, {size.num_shots} shots, {size.num_labels} labels"
     report.add_figure(
         case, "idefics eval", seconds, "s", f"loading included; {len(prompts[0].prompt)} tokens of prompt"

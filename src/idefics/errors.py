@@ -285,6 +285,11 @@ def format_bytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 999.5e6 else f"{num_bytes / 1e6:.0f} MB"
 
 
+def format_count(count: int, noun: str) -> str:
+    """A number of things for messages: "1 row", "2 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 class ModelClosed(IdeficsError, RuntimeError):
     """The model was closed, or belongs to the process that this one was forked from."""
 

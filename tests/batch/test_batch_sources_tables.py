@@ -132,7 +132,7 @@ def test_a_table_without_a_column_for_the_picture_is_refused_at_once():
     write("rows.csv", b"foto,key\na.png,1\n")
     message = (
         "rows.csv has no column image, image_path, file_name, path or url; it has foto, key: name the one with the "
-        "pictures with image_column (--image-column)"
+        "pictures with image_column"
     )
     with pytest.raises(BadSetting) as caught:
         open_source(["rows.csv"], SourceSettings())

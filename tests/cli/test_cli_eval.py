@@ -24,6 +24,9 @@ broken.png,Is it day or night?,night
 """
 
 
+TABLE_WORDS = ("folder", "--data", "answers.csv", "--out", "r.json")
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The working folder, with the demo's pictures, a broken one and a table of right answers."""
@@ -57,7 +60,7 @@ def test_a_table_gives_a_score_an_interval_and_the_wrong_ones(folder, call):
     assert code == 1  # a row failed
     assert out[0] == "exact match: 50.0 (95 % interval 0.0 to 100.0)"
     assert out[1] == "4 rows, 1 failed; r.json has all of them"
-    assert out[2] == "2 rows have the score 0, such as answers.csv#3, answers.csv#4"
+    assert out[2] == "2 rows have the score 0: answers.csv#3, answers.csv#4"
     report = read(folder / "r.json")
     assert [row["score"] for row in report["rows"]] == [1, 1, 0, 0]
     first, _, wrong, failed = report["rows"]
@@ -211,6 +214,65 @@ def test_shots_are_the_same_for_a_row_whatever_the_limit(folder, call):
     assert "random, drawn for each row, seed 5" in first["settings"]["selection"]
 
 
+def test_a_file_of_another_kind_is_replaced_on_demand_only(folder, call):
+    (folder / "r.json").write_text("precious")
+    code, _, err = call(*TABLE_WORDS, "--limit", 1)
+    assert code == 2
+    assert (
+        "r.json is no report of `idefics eval --out`: name another file, or replace it with --over" in err[-1]
+    )
+    assert (folder / "r.json").read_text() == "precious"
+    code, out, _ = call(*TABLE_WORDS, "--limit", 1, "--overwrite")
+    assert (code, out[1]) == (0, "1 row, 0 failed; r.json has all of them")
+
+
+def test_a_column_of_another_name_and_addresses_that_may_not_be_fetched(folder, call):
+    (folder / "t.csv").write_text("foto,question,answer\nhttp://localhost/x.png,Is it day or night?,night\n")
+    words = ("folder", "--data", "t.csv", "--out", "r.json")
+    _, _, err = call(*words)
+    assert "name the one with the pictures with --image-column" in err[-1]
+    code, out, err = call(*words, "--image-column", "foto", "--remote-images", "off")
+    assert (code, out[2]) == (1, "1 row has the score 0: t.csv#1")
+    assert "--remote-images" in read(folder / "r.json")["rows"][0]["error"]
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "labels.csv"])
+def test_a_row_that_takes_too_long_has_failed(folder, call, name):
+    (folder / "labels.csv").write_text("image,label\ntower.png,tower\ndoor.png,door\n")
+    words = ("folder", "--data", name, "--limit", 2, "--out", "r.json", "--timeout", "0.00001")
+    code, out, _ = call(*words)
+    assert (code, out[1]) == (1, "2 rows, 2 failed; r.json has all of them")
+    assert "was not finished after 1e-05 seconds" in read(folder / "r.json")["rows"][0]["error"]
+
+
+def test_beams_with_the_authors_prompts(folder, call):
+    """Beam search cannot ban texts: a line break ends an answer instead."""
+    (folder / "c.csv").write_text("image,caption\ntower.png,a tower\n")
+    code, out, _ = call(
+        "coco", "--data", "c.csv", "--num-beams", 2, "--out", "r.json", "--model", "demo-idefics1"
+    )
+    assert code == 0
+    settings = read(folder / "r.json")["settings"]
+    assert settings["num_beams"] == 2
+    assert "\n" in settings["stop_words"]
+    assert "banned" not in settings
+    assert "published figures are in the report" in out[-1]
+
+
+def test_a_run_that_was_stopped_reports_no_row_of_older_data(folder, call):
+    lines = TABLE.splitlines(keepends=True)
+    call(*TABLE_WORDS)
+    (folder / "answers.csv").write_text("".join([lines[0], lines[4], *lines[1:4]]))
+    _, out, _ = call(*TABLE_WORDS, "--max-errors", 1)
+    report = read(folder / "r.json")
+    assert [row["name"] for row in report["rows"]] == ["answers.csv#1"]
+    assert not report["is_complete"]
+    assert "the run was stopped: these are the rows so far" in out
+    (folder / "answers.csv").write_text(TABLE)
+    call(*TABLE_WORDS)
+    assert read(folder / "r.json")["is_complete"]
+
+
 def test_a_changed_picture_of_an_example_is_another_request(folder, call):
     (folder / "two.csv").write_text(
         "image,question,answer\ntower.png,Is it day or night?,night\ndoor.png,Is it day or night?,night\n"
@@ -259,6 +321,22 @@ def test_it_goes_on_after_it_was_killed(folder, call):
         (("answers.csv", "--out", "r.json"), "suite is 'answers.csv'; give"),
         (("coco", "--out", "r.json"), "no data given: name the folder of coco with --data"),
         (("coco", "--data", ".", "--out", "r.json"), "captions_val2014.json"),
+        ((*TABLE_WORDS, "--seed", "-1"), "--seed is -1; give a whole number from 0"),
+        ((*TABLE_WORDS, "--max-new-tokens", "0"), "--max-new-tokens is 0; give a whole number from 1"),
+        ((*TABLE_WORDS, "--num-beams", "0"), "--num-beams is 0; give a whole number from 1 to 64"),
+        ((*TABLE_WORDS, "--question", " "), "question is blank"),
+        ((*TABLE_WORDS, "--selection", "rices"), "selection is about few-shot examples, and shots is 0"),
+        ((*TABLE_WORDS, "--support", "answers.csv"), "support is about few-shot examples, and shots is 0"),
+        ((*TABLE_WORDS, "--split", "test"), "split is 'test', but answers.csv is a table"),
+        (("demo", "--question", "What?", "--out", "r.json"), "question is for tables"),
+        (("demo", "--image-column", "image", "--out", "r.json"), "--image-column is for tables"),
+        ((*TABLE_WORDS, "--report", "tower.png"), "the report tower.png is a page of HTML"),
+        ((*TABLE_WORDS, "--report", "r.json"), "r.json is named twice"),
+        (("folder", "--data", "answers.csv", "--out", "answers.csv"), "is an input of this evaluation too"),
+        (
+            ("folder", "--data", "answers.csv", "--out", "tower.png"),
+            "tower.png is no report of `idefics eval",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_is_made(folder, call, words, message):

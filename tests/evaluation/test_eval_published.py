@@ -7,7 +7,7 @@ import pytest
 
 import idefics
 from idefics.catalog import CATALOG
-from idefics.evaluate.published import FILE, published_figures
+from idefics.evaluate.published import FILE, figures_of_model, published_figures
 from idefics.evaluate.suites import SUITES
 
 PACKAGE = Path(idefics.__file__).parent
@@ -38,6 +38,22 @@ def test_every_figure_has_a_suite_a_model_and_a_source():
 def test_they_are_in_order(suite):
     figures = published_figures(suite)
     assert list(figures) == sorted(figures, key=lambda one: (one.model, one.shots))
+
+
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [
+        ("9b", "idefics-9b"),
+        ("HuggingFaceM4/idefics-80b", "idefics-80b"),
+        ("HuggingFaceM4/Idefics3-8B-Llama3", "idefics3-8b"),
+        ("models/idefics-9b/", "idefics-9b"),
+        ("demo", None),
+        ("9b-instruct", None),
+    ],
+)
+def test_the_figures_of_a_checkpoint(model, published):
+    figures = figures_of_model(published_figures("textvqa"), model)
+    assert {one.model for one in figures} == ({published} if published else set())
 
 
 def test_nothing_claims_that_a_figure_was_reproduced():

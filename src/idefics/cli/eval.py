@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.eval_flags import EvalFlags, EvalOutputFlags
+from idefics.cli.eval_reports import check_outputs, write_reports
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
-from idefics.cli.run_end import command_line, find_thumbnail, report_end, summarize_run
+from idefics.cli.run_end import report_end
 from idefics.cli.run_flags import RunControlFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.run_setup import find_run_settings, stop_on_signals
@@ -24,12 +24,8 @@ from idefics.errors import BadSetting
 if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.batch.answerers import Answerer
-    from idefics.batch.ledger import Ledger
-    from idefics.batch.run_counts import RunCounts
     from idefics.evaluate.evaluation import Evaluation
     from idefics.evaluate.evaluation_settings import EvaluationSettings
-
-MAX_NAMED_ROWS = 5  # with the score 0
 
 
 @command(
@@ -101,19 +97,18 @@ def _run(
     """Runs a suite, and writes the reports."""
     from idefics import weights
     from idefics.batch.ledger import Ledger
-    from idefics.batch.output_file import check_writable
     from idefics.batch.run import BatchRun
+    from idefics.batch.sources.settings import SourceSettings
     from idefics.batch.text_settings import TextSettings
     from idefics.batch.text_writer import TextWriter
     from idefics.evaluate.evaluation import Evaluation
     from idefics.evaluate.evaluation_settings import read_checkpoint_facts
+    from idefics.processing.fetch import Fetcher
 
     settings, selection = _settings(flags), control.selection()
-    if outputs.out is None:
-        raise BadSetting("nothing says where the report goes: give --out report.json")
-    for path in (outputs.out, outputs.report):
-        if path is not None and (note := check_writable(path)):
-            writer.print_note(note)
+    inputs = (flags.data, flags.support, str(flags.embeddings or ""))
+    out = check_outputs(outputs, inputs, writer, overwrites=control.overwrite)
+    sources = SourceSettings(image_column=flags.image_column, fetcher=Fetcher(policy=model.remote_images))
 
     @cache
     def load() -> Idefics:
@@ -121,13 +116,13 @@ def _run(
 
     run_settings = find_run_settings("eval", None, {}, [], model, writer)
     folder = weights.find_checkpoint(model.model, revision=model.revision, offline=True)
-    evaluation = Evaluation(settings, read_checkpoint_facts(folder, run_settings), load)
+    evaluation = Evaluation(settings, read_checkpoint_facts(folder, run_settings), load, sources)
     run_settings = evaluation.run_settings
     with ExitStack() as stack:
-        ledger_path = control.ledger or outputs.out.with_name(f"{outputs.out.name}.ledger")
+        ledger_path = control.ledger or out.with_name(f"{out.name}.ledger")
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, run_settings)
-        answerer = _create_answerer(load, evaluation, model, ray)
+        answerer = _create_answerer(load, evaluation, model, control, ray)
         stack.enter_context(closing(answerer))
         texts = TextWriter(ledger, run_settings, TextSettings())
         progress = stack.enter_context(RunProgress(writer))
@@ -142,7 +137,7 @@ def _run(
             batch_run.run()
         progress.stop()
         report_end(writer, batch_run)
-        _write_reports(outputs, evaluation, ledger, run_number, control, started, batch_run.counts)
+        write_reports(outputs, evaluation, batch_run, ledger, run_number, selection, started)
 
 
 def _settings(flags: EvalFlags) -> EvaluationSettings:
@@ -168,13 +163,17 @@ def _settings(flags: EvalFlags) -> EvaluationSettings:
 
 
 def _create_answerer(
-    load: Callable[[], Idefics], evaluation: Evaluation, model: ModelFlags, ray: RayFlags
+    load: Callable[[], Idefics],
+    evaluation: Evaluation,
+    model: ModelFlags,
+    control: RunControlFlags,
+    ray: RayFlags,
 ) -> Answerer:
     """What answers the rows: a Ray cluster, if the flags name one, else the model in this process."""
     from idefics.evaluate.answerer import EvaluationAnswerer, EvaluationEngineSpec
 
     settings, is_normalized = evaluation.run_settings, evaluation.suite.is_length_normalized
-    options, labels = evaluation.generation_options, evaluation.suite.labels
+    options, labels = evaluation.generation_options | control.timeout_option(), evaluation.suite.labels
     return ray.create_answerer_of(
         lambda: EvaluationEngineSpec(
             load_keywords=load_keywords(model),
@@ -186,64 +185,3 @@ def _create_answerer(
             is_length_normalized=is_normalized,
         )
     ) or EvaluationAnswerer(load, options, labels=labels, is_length_normalized=is_normalized)
-
-
-def _write_reports(
-    outputs: EvalOutputFlags,
-    evaluation: Evaluation,
-    ledger: Ledger,
-    run_number: int,
-    control: RunControlFlags,
-    started: datetime,
-    counts: RunCounts,
-) -> None:
-    """Scores the rows that have an answer or an error, prints the figures, and writes the reports."""
-    from idefics.evaluate.published import published_figures
-    from idefics.evaluate.report import figure_text, report_json, write_html_report, write_json_report
-    from idefics.evaluate.scoring import METRICS
-
-    found = list(evaluation.evaluated_rows(ledger, run_number, control.selection()))
-    unscored = [row for row, _ in found if not row.references]
-    found = [(row, answer) for row, answer in found if row.references]
-    if not found:
-        reason = f"; the first: {unscored[0].error}" if unscored else ""
-        raise BadSetting(f"no row has an answer and a right answer: there is nothing to score{reason}")
-    rows, answers = [row for row, _ in found], [answer for _, answer in found]
-    scores = METRICS[evaluation.suite.metric].compute(rows, evaluation.settings.seed)
-    report = report_json(
-        *(evaluation, rows, answers, scores),
-        unscored=unscored,
-        command=command_line(),
-        started=started,
-        seconds=counts.seconds,
-    )
-    assert outputs.out is not None
-    write_json_report(outputs.out, report)
-    figures = tuple((figure.name, figure_text(figure)) for figure in scores.figures)
-    if outputs.report is not None:
-        summary = summarize_run(
-            replace(evaluation.run_settings, task=evaluation.suite.name),
-            counts,
-            started,
-            "Evaluation",
-            figures,
-        )
-        write_html_report(
-            *(outputs.report, evaluation, rows, answers, scores, summary),
-            lambda record: find_thumbnail(ledger, record.path),
-        )
-    for name, text in figures:
-        print(f"{name}: {text}")
-    without = f", {len(unscored)} more without a right answer" if unscored else ""
-    print(f"{len(rows)} rows, {report['num_failed']} failed{without}; {outputs.out} has all of them")
-    wrong = [row.name for row, score in zip(rows, scores.rows, strict=True) if not score]
-    if wrong:
-        print(f"{len(wrong)} rows have the score 0, such as {', '.join(wrong[:MAX_NAMED_ROWS])}")
-    for note in scores.notes:
-        print(note)
-    for one in published_figures(evaluation.suite.name):
-        if one.shots == evaluation.settings.num_shots:
-            print(
-                f"published, {one.shots} shots: {one.model} {one.value:g} {one.metric} {one.split}".rstrip(),
-                f"({one.source})",
-            )

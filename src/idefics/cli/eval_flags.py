@@ -23,6 +23,7 @@ class EvalFlags:
         metavar="DATA",
     )
     split: str = eval_flag("The part of the data; else the suite's own.", default="", metavar="NAME")
+    image_column: str | None = eval_flag("Column of a table that names the pictures.", metavar="COLUMN")
     shots: int = eval_flag("Few-shot examples of each row, 0 to 32.", default=0)
     selection: Literal["random", "rices"] = eval_flag(
         "How examples are chosen: random, or rices, those with the nearest pictures.",

@@ -76,7 +76,7 @@ class EvaluationAnswerer:
 
     Args:
         load_model: loads the model, for the first request.
-        options: the options of generation, such as "max_new_tokens".
+        options: the options of generation, such as "max_new_tokens"; "timeout" is for ranked labels too.
         labels: those of the suite.
         is_length_normalized: scores of labels are divided by their number of tokens.
     """
@@ -131,10 +131,12 @@ class EvaluationAnswerer:
         request = EvaluationRequest.from_text(item.prompt, self._labels)
         processor = vlm.loaded_model.processor
         prompt_items = make_prompt_items(request, pictures_by_id(request, item), processor)
+        call = call.restart(text_prefix="")
         if not request.labels:
-            return call.restart(text_prefix="").submit(make_prompt(processor, prompt_items))
+            return call.submit(make_prompt(processor, prompt_items))
         prompt, continuations = make_scoring_prompt(processor, prompt_items, request.continuations)
-        handle = vlm.loaded_model.engine.submit(Request(prompt, continuations=continuations), wait=True)
+        scoring = Request(prompt, continuations=continuations, deadline=call.deadline)
+        handle = vlm.loaded_model.engine.submit(scoring, wait=True)
         return PendingLabelScores(request.labels, self._is_length_normalized, handle, start_time)
 
 

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from idefics.batch.ledger import Ledger
+from idefics.batch.ledger import Ledger, LedgerRow, storable_text
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.run_settings import RunSettings
+from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings
 from idefics.evaluate.picture_contents import PictureContents
@@ -50,6 +51,7 @@ class Evaluation:
         settings: what is evaluated, and how.
         checkpoint: what is known of the model.
         load_model: loads it; called only where its vision features choose the few-shot examples.
+        sources: how tables are read.
 
     Attributes:
         suite: the suite, with the labels and the metric that the data and the settings decide.
@@ -65,12 +67,16 @@ class Evaluation:
         settings: EvaluationSettings,
         checkpoint: CheckpointFacts,
         load_model: Callable[[], Idefics],
+        sources: SourceSettings,
     ) -> None:
         self.settings, self.checkpoint = settings, checkpoint
-        self._load_model = load_model
+        self._load_model, self._sources = load_model, sources
         self._embedding_by_path: dict[str, NDArray[np.float32]] = {}
         suite = SUITES[settings.suite]
-        self._data = SuiteData(suite, settings.data, settings.split or suite.split, settings.question)
+        self._data = SuiteData(
+            suite, settings.data, settings.split or suite.split, settings.question, sources
+        )
+        self._check_data_settings()
         self.source = self._data.rows()
         suite = self._data.resolve_suite(self.source)
         if settings.metric is not None:
@@ -87,6 +93,20 @@ class Evaluation:
         self.prompts = SuitePrompts(
             suite, self.style, self.open_style, checkpoint.kind, shots, settings.seed, contents
         )
+
+    def _check_data_settings(self) -> None:
+        """Raises BadSetting for settings of tables where the data are a folder, and the other way around."""
+        if self._data.is_table and self.settings.split:
+            raise BadSetting(
+                f"split is {self.settings.split!r}, but {self.settings.data} is a table, which has none; that of a "
+                "data set of the hub follows its name: hf:owner/name:split"
+            )
+        for name, value in (
+            ("question", self.settings.question),
+            ("image_column", self._sources.image_column),
+        ):
+            if value is not None and not self._data.is_table:
+                raise BadSetting(f"{name} is for tables, and the data of {self.settings.suite} are none")
 
     @cached_property
     def style(self) -> PromptStyle:
@@ -118,9 +138,18 @@ class Evaluation:
         options: dict[str, Any] = {"max_new_tokens": self.settings.max_new_tokens or default}
         if self.settings.num_beams > 1:
             options["num_beams"] = self.settings.num_beams
-        if self.open_style.banned:
+        elif self.open_style.banned:
             options["banned"] = list(self.open_style.banned)
         return options
+
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """Regular expressions: a generated answer ends before the first match.
+
+        Beam search cannot ban texts, so that what the authors banned ends its answers.
+        """
+        style = self.open_style
+        return style.stop_words + (style.banned if self.settings.num_beams > 1 else ())
 
     @property
     def run_settings(self) -> RunSettings:
@@ -143,7 +172,7 @@ class Evaluation:
         }
         if not is_ranked:
             described |= {"num_beams": settings.num_beams} | self.generation_options
-            described["stop_words"] = list(self.open_style.stop_words)
+            described["stop_words"] = list(self.stop_words)
         if settings.num_shots:
             described["selection"] = self._describe_selection()
         run_settings = self.checkpoint.run_settings
@@ -172,19 +201,43 @@ class Evaluation:
         return ""
 
     def evaluated_rows(
-        self, ledger: Ledger, run_number: int, selection: RowSelection
+        self, ledger: Ledger, run_number: int, selection: RowSelection, *, is_complete: bool
     ) -> Iterator[tuple[EvaluatedRow, dict[str, Any]]]:
         """Yields the rows that have an answer or an error in the ledger, with the fields of the answer.
 
         A row without a right answer has no score: see `EvaluatedRow.references`.
+
+        Args:
+            ledger, run_number, selection: of the run.
+            is_complete: whether the run came to its end; else the ledger may have rows as they were before the data
+                changed, which are left out.
         """
-        pattern = re.compile("|".join(self.open_style.stop_words)) if self.open_style.stop_words else None
+        pattern = re.compile("|".join(self.stop_words)) if self.stop_words else None
         for row in selection.select(self.source):
             assert isinstance(row, EvaluationRow)
             found = ledger.find_row(run_number, row.name)
             answer = None if found is None else ledger.find_answer(found.key)
-            if answer is not None:
+            if found is None or answer is None:
+                continue
+            if is_complete or self._is_current(ledger, found, row, answer):
                 yield _evaluated(row, answer, pattern, row.labels or self.suite.labels), answer
+
+    def _is_current(
+        self, ledger: Ledger, found: LedgerRow, row: EvaluationRow, answer: dict[str, Any]
+    ) -> bool:
+        """Whether a row of the ledger is about a row of the data as it is now."""
+        if row.media is None:
+            return bool(answer.get("error") == row.error)
+        try:
+            prompt = self.prompts.render(row, None)
+            if "error_type" in answer or row.media.container is None:
+                return (found.path, found.prompt) == (storable_text(row.media.path), storable_text(prompt))
+            content = ledger.find_content(row.media.path, row.media.container.stat())
+        except (IdeficsError, OSError) as error:
+            return bool(answer.get("error") == str(error))
+        if content is None:
+            return False
+        return found.key == self.run_settings.compute_key(ledger.original_content(content), prompt)
 
     def _create_shots(self, contents: PictureContents) -> ShotSelector:
         """What chooses the few-shot examples."""
@@ -209,7 +262,8 @@ class Evaluation:
         """The rows that examples may be taken from."""
         location, suite = self.settings.support, self._data.suite
         if location:
-            return iter(SuiteData(suite, location, suite.support_split, self.settings.question).rows())
+            data = SuiteData(suite, location, suite.support_split, self.settings.question, self._sources)
+            return iter(data.rows())
         if self._data.is_table:
             return iter(self.source)
         return iter(replace(self._data, split=suite.support_split).rows())

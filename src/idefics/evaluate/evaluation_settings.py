@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from idefics.batch.run_settings import RunSettings
+from idefics.config import Sampling
 from idefics.errors import BadSetting
 from idefics.evaluate.prompt_style import PromptChoice
 from idefics.evaluate.scoring import METRICS
@@ -60,8 +61,16 @@ class EvaluationSettings:
         validate_range("shots", self.num_shots, 0, MAX_SHOTS)
         if self.metric is not None:
             validate_choice("metric", self.metric, tuple(METRICS))
+        # Checks the numbers, with the limits of every answer.
+        max_new_tokens = 1 if self.max_new_tokens is None else self.max_new_tokens
+        Sampling(num_beams=self.num_beams, max_new_tokens=max_new_tokens, seed=self.seed)
+        if self.question is not None and not self.question.strip():
+            raise BadSetting("question is blank: give a text, or leave it out")
         if self.embeddings is not None and self.selection != "rices":
             raise BadSetting("embeddings are for --selection rices, and the selection is random")
+        if not self.num_shots and (self.support or self.selection == "rices"):
+            name = "support" if self.support else "selection"
+            raise BadSetting(f"{name} is about few-shot examples, and shots is 0: give --shots too")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

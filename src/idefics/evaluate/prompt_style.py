@@ -28,7 +28,7 @@ class PromptStyle:
         prefix: raw text before the examples.
         example: raw text of one example, with `<image>` where the picture is; in a chat the text of the user's turn.
         begins_with_bos: whether the authors' raw prompt begins with the token that begins a document.
-        stop_words: a generated answer ends before the first of them.
+        stop_words: regular expressions; a generated answer ends before the first match.
         banned: texts that are never generated.
         source: where the wording is from, for the report.
     """

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from idefics.catalog import CATALOG
 
 FILE = Path(__file__).with_name("published.json")
 
@@ -47,3 +50,19 @@ def published_figures(suite: str) -> tuple[PublishedFigure, ...]:
         note = one.pop("note", "")
         figures.append(PublishedFigure(**one, settings=f"{note}; {known}" if note else known))
     return tuple(sorted(figures, key=lambda figure: (figure.model, figure.shots)))
+
+
+def figures_of_model(figures: Sequence[PublishedFigure], model: str) -> list[PublishedFigure]:
+    """The figures of one checkpoint.
+
+    Args:
+        figures: from `published_figures`.
+        model: its short name, its id on the hub, or a folder with the name of its repository.
+    """
+    name = Path(model).name.lower()
+    names = {name}
+    for entry in CATALOG:
+        hub_name = entry.hub_id.rpartition("/")[2].lower()
+        if name in (*entry.short_names, hub_name):
+            names |= {*entry.short_names, hub_name}
+    return [one for one in figures if one.model in names]

@@ -32,6 +32,7 @@ def report_json(
     scores: Scores,
     *,
     unscored: Sequence[EvaluatedRow],
+    is_complete: bool,
     command: str,
     started: datetime,
     seconds: float,
@@ -43,6 +44,7 @@ def report_json(
         rows, answers: the rows, and the fields of their answers in the ledger.
         scores: of the rows.
         unscored: rows without a right answer.
+        is_complete: whether the run came to its end, so that no row is missing.
         command: the command line.
         started: when the run began.
         seconds: duration of the run.
@@ -54,6 +56,7 @@ def report_json(
         "num_rows": len(rows),
         "num_failed": sum(1 for row in rows if row.error),
         "num_unscored": len(unscored),
+        "is_complete": is_complete,
         "notes": list(scores.notes),
         "model": model.model,
         "revision": model.revision,

@@ -50,12 +50,14 @@ class SuiteData:
         location: a folder, a table or "hf:owner/name:split"; "": what is installed.
         split: of a folder.
         question: of the rows of a table that have none of their own; None: they have none.
+        sources: how a table is read.
     """
 
     suite: Suite
     location: str
     split: str
-    question: str | None = None
+    question: str | None
+    sources: SourceSettings
 
     @property
     def is_table(self) -> bool:
@@ -76,7 +78,7 @@ class SuiteData:
             if not self.location:
                 raise BadSetting(f"no data given: name a table or a folder with --data for {self.suite.name}")
             return RowReader(
-                partial(read_table, self.location, SourceSettings(), self.question, self.suite.labels)
+                partial(read_table, self.location, self.sources, self.question, self.suite.labels)
             )
         return RowReader(partial(find_layout(self.suite.layout), self._folder(), self.split))
 

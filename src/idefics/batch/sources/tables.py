@@ -161,6 +161,6 @@ class TableInput:
         if chosen is None:
             raise BadSetting(
                 f"{self.name} has no column {', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}; it has {listed}: "
-                "name the one with the pictures with image_column (--image-column)"
+                "name the one with the pictures with image_column"
             )
         return chosen
