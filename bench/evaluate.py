@@ -98,7 +98,9 @@ def compare(report: BenchmarkReport, name: str, size: EvaluationSize) -> None:
             suite="folder", data=str(table), support=str(support), num_shots=size.num_shots
         )
         with idefics.load(checkpoint) as vlm:
-            prompts = row_prompts(vlm, Evaluation(settings, facts, lambda: vlm, SourceSettings()), size.num_compared_rows)
+            prompts = row_prompts(
+                vlm, Evaluation(settings, facts, lambda: vlm, SourceSettings()), size.num_compared_rows
+            )
     case = f"{checkpoint.name}, {size.num_rows} rows, {size.num_shots} shots, {size.num_labels} labels"
     report.add_figure(
         case, "idefics eval", seconds, "s", f"loading included; {len(prompts[0].prompt)} tokens of prompt"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -56,8 +56,8 @@ class SuiteData:
     suite: Suite
     location: str
     split: str
-    question: str | None
-    sources: SourceSettings
+    question: str | None = None
+    sources: SourceSettings = field(default_factory=SourceSettings)
 
     @property
     def is_table(self) -> bool:
