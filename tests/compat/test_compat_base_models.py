@@ -16,6 +16,7 @@ from compat.models_tiny import (
 from idefics import compat
 from idefics.compat.modeling_auto import BASE_MODEL_CLASS_BY_TYPE, MODEL_CLASS_BY_TYPE
 from idefics.errors import BadPrompt, BadSetting
+from idefics.nn.checkpointing import checkpointable_blocks
 from models import tiny
 
 SCENES = ("tt1ttttt1ttttt", "tttt", "t1tttett")
@@ -237,7 +238,7 @@ def test_checkpointing_of_some_blocks(every):
     model.gradient_checkpointing_enable(
         gradient_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=every
     )
-    blocks = list(model._checkpointable_blocks())
+    blocks = list(checkpointable_blocks(model))
     wrapped = [block for block in blocks if "forward" in vars(block)]
     assert len(wrapped) == -(-len(blocks) // every)
     assert model.is_activation_checkpointing

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from idefics.train.forward import compute_token_losses
 from idefics.train.packing import pack_rows
 from idefics.train.pictures import PictureStore
+from idefics.train.settings import TrainSettings
+from idefics.train.trainable import make_trainable
 from models import tiny
-from train.row_makers import make_row
+from train.row_makers import make_row, row_of_prompt
 
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning:transformers")]
 CONFIGS = {
     "idefics": tiny.IDEFICS1,
     "idefics2": tiny.IDEFICS2,
@@ -24,9 +28,12 @@ def make_model(family):
     return tiny.make_random_model(CONFIGS[family]).train()
 
 
+def scenes_of(model):
+    return [scene.replace("2", "1") for scene in SCENES] if model.config.cross_attention else SCENES
+
+
 def make_rows(model):
-    scenes = [scene.replace("2", "1") for scene in SCENES] if model.config.cross_attention else SCENES
-    return [make_row(model, scene) for scene in scenes]
+    return [make_row(model, scene) for scene in scenes_of(model)]
 
 
 def compute_gradients(model, row_lists, folder):
@@ -53,3 +60,39 @@ def test_packed_rows_equal_each_row_by_itself(family, tmp_path):
     largest = max(one.abs().max().item() for one in expected_gradients.values())
     for name, expected in expected_gradients.items():
         torch.testing.assert_close(gradients[name], expected, atol=1e-6 * largest, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_losses_and_gradients_of_factors_equal_those_of_peft(family, tmp_path):
+    peft = pytest.importorskip("peft")
+    reference, model = tiny.make_reference_and_model(tmp_path / "model", CONFIGS[family])
+    settings = TrainSettings(data="x", model="x", out=tmp_path / "out", targets="all", rank=3, alpha=5)
+    learned = make_trainable(model, settings)
+    config = learned.adapter_config
+    wrapped = peft.get_peft_model(
+        reference, peft.LoraConfig(r=3, lora_alpha=5, target_modules=config.target_modules)
+    )
+    expected = {
+        name.removeprefix("base_model.model.").replace(".default", ""): weight
+        for name, weight in wrapped.named_parameters()
+    }
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, weight in learned.by_name.items():
+            if "lora" in name:
+                weight.normal_(std=0.2)
+            expected[name].copy_(weight)
+            expected[name].requires_grad_(True)
+    assert expected.keys() - learned.by_name.keys() == {
+        name for name, weight in expected.items() if not weight.requires_grad
+    }
+    prompts = [tiny.make_random_prompt(model, scene) for scene in scenes_of(model)]
+    losses, _ = compute_gradients(model, [[row_of_prompt(one, 3, "row") for one in prompts]], tmp_path)
+    inputs = tiny.make_reference_inputs(reference, prompts)
+    logits = wrapped(**inputs).logits[:, -4:-1]  # transformers' own loss fails for Idefics 1
+    loss = cross_entropy(logits.flatten(0, 1), inputs["input_ids"][:, -3:].flatten(), reduction="sum")
+    loss.backward()
+    assert losses.sum().item() == pytest.approx(loss.item(), rel=1e-5)
+    largest = max(expected[name].grad.abs().max().item() for name in learned.by_name)
+    for name, weight in learned.by_name.items():
+        torch.testing.assert_close(weight.grad, expected[name].grad, atol=1e-5 * largest, rtol=1e-4, msg=name)

@@ -1,28 +1,24 @@
-"""Gradient checkpointing (arXiv 1604.06174): in training, activations of layers are recomputed instead of stored."""
+"""The calls of transformers by which trainers turn gradient checkpointing on and off (arXiv 1604.06174)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from idefics.errors import BadSetting
+from idefics.nn.checkpointing import (
+    checkpointable_blocks,
+    disable_checkpointing,
+    enable_checkpointing,
+    is_checkpointed,
+)
 
 
 class GradientCheckpointingMixin(nn.Module):
     """The calls by which trainers turn gradient checkpointing on and off."""
 
     supports_gradient_checkpointing = True
-
-    def _checkpointable_blocks(self) -> Iterator[nn.Module]:
-        """The layers whose activations can be recomputed: every member of a ModuleList."""
-        for module in self.modules():
-            if isinstance(module, nn.ModuleList):
-                yield from (block for block in module if not isinstance(block, nn.ModuleList))
 
     def gradient_checkpointing_enable(
         self,
@@ -45,21 +41,19 @@ class GradientCheckpointingMixin(nn.Module):
         if every_n_layers < 1:
             raise BadSetting(f"every_n_layers is {every_n_layers}; give at least 1")
         self.gradient_checkpointing_disable()
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        for index, block in enumerate(self._checkpointable_blocks()):
+        for index, block in enumerate(checkpointable_blocks(self)):
             if index % every_n_layers == 0:
-                block.forward = partial(_checkpointed_forward, block, block.forward, options)
+                enable_checkpointing(block, gradient_checkpointing_kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """Stores the activations of all layers again."""
-        for block in self._checkpointable_blocks():
-            if _is_checkpointed(block):
-                block.forward = block.forward.args[1]  # type: ignore
+        for block in checkpointable_blocks(self):
+            disable_checkpointing(block)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether the activations of any layer are recomputed."""
-        return any(_is_checkpointed(block) for block in self._checkpointable_blocks())
+        return any(map(is_checkpointed, checkpointable_blocks(self)))
 
     gradient_checkpointing = is_gradient_checkpointing  # its name in transformers' models without a head
 
@@ -73,17 +67,3 @@ class GradientCheckpointingMixin(nn.Module):
 
     activation_checkpointing_disable = gradient_checkpointing_disable
     is_activation_checkpointing = is_gradient_checkpointing
-
-
-def _checkpointed_forward(
-    block: nn.Module, forward: Callable[..., Any], options: dict[str, Any], *inputs: Any
-) -> Any:
-    """Calls a layer's `forward`; in training it recomputes activations (`torch.utils.checkpoint`, with `options`)."""
-    if block.training and torch.is_grad_enabled():
-        return checkpoint(forward, *inputs, **options)
-    return forward(*inputs)
-
-
-def _is_checkpointed(block: nn.Module) -> bool:
-    """Whether the activations of a layer are recomputed in training."""
-    return isinstance(block.forward, partial) and block.forward.func is _checkpointed_forward

@@ -64,7 +64,7 @@ def run(
         BadPicture: a picture cannot be read.
         OutOfMemory, MissingExtra: as for `idefics.load`.
     """
-    from idefics.train.data.training_rows import read_training_rows  # type: ignore[import-not-found, unused-ignore]
+    from idefics.train.data.training_rows import read_training_rows
 
     check_folders(settings, resume)
     checkpoint = find_trainable_checkpoint(settings)

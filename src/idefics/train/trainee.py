@@ -13,6 +13,7 @@ from idefics.generation.loading import create_processor
 from idefics.models import Checkpoint
 from idefics.models.vision_language_model import VisionLanguageModel
 from idefics.nn.attention_backends import set_attention_backend
+from idefics.nn.checkpointing import checkpointable_blocks, enable_checkpointing
 from idefics.placement.devices import allocation_errors_as_out_of_memory, get_available_device
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
@@ -95,7 +96,11 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
         )
         set_attention_backend(module, plan.attention_backend)
         model = cast(VisionLanguageModel, module)
-        return Trainee(checkpoint, model, make_trainable(model, settings))
+        learned = make_trainable(model, settings)
+    if settings.gradient_checkpointing:
+        for block in checkpointable_blocks(model):
+            enable_checkpointing(block)
+    return Trainee(checkpoint, model, learned)
 
 
 def _trainable_dtype(name: str | None) -> str | None:
