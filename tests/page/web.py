@@ -1,5 +1,7 @@
 """Drives the page in a browser."""
 
+import base64
+import json
 import shutil
 import threading
 import time
@@ -93,3 +95,72 @@ def send(page, text=""):
 def last_turn(page):
     """The last turn of the conversation."""
     return page.locator(".turn").last
+
+
+def answer_with(page, *texts):
+    """Lets the routes of tasks answer with these texts, whatever is asked."""
+    events = [{"text": text} for text in texts]
+    usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+    events.append({"text": "", "finish_reason": "stop", "usage": usage})
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+    body = "".join([*lines, "data: [DONE]\n\n"])
+    page.route(
+        "**/v1/images/tasks/*", lambda route: route.fulfill(body=body, content_type="text/event-stream")
+    )
+
+
+class SlowModel:
+    """Delays each step of a model by `seconds_per_step` seconds, and until `resume_event` is set."""
+
+    def __init__(self, monkeypatch, demo):
+        self.resume_event, self.seconds_per_step = threading.Event(), 0.0
+        self.resume_event.set()
+        step = demo.engine.step
+
+        def slowly():
+            self.resume_event.wait(20)
+            time.sleep(self.seconds_per_step)
+            step()
+
+        monkeypatch.setattr(demo.engine, "step", slowly)
+
+
+def is_idle(demo):
+    """Whether the engine has no request left."""
+    return not demo.engine.is_busy and not demo.engine._state_by_handle
+
+
+def wait_until(page, condition):
+    """Waits until a condition holds, while the browser goes on."""
+    for _ in range(400):
+        if condition():
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError("it never came to that")
+
+
+def drop_files(page, selector, files):
+    """Drops files on an element: {path in a folder: (bytes, media type)}. Returns whether the page took them itself."""
+    transfer = page.evaluate_handle(
+        """files => {
+            const transfer = new DataTransfer();
+            for (const [name, base64, type] of files) {
+                const bytes = Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, {type}));
+            }
+            return transfer;
+        }""",
+        [[name, base64.b64encode(data).decode(), kind] for name, (data, kind) in files.items()],
+    )
+    return page.evaluate(
+        """([selector, transfer]) => {
+            const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
+            const target = document.querySelector(selector);
+            const over = new DragEvent("dragover", options);
+            target.dispatchEvent(over);
+            const drop = new DragEvent("drop", options);
+            target.dispatchEvent(drop);
+            return over.defaultPrevented && drop.defaultPrevented;
+        }""",
+        [selector, transfer],
+    )

@@ -92,9 +92,10 @@ class Item {
 
   question() {
     const { turn, app } = this;
-    const { label } = taskByName(turn.task);
+    const { label, takesNoWords, placeholder } = taskByName(turn.task);
+    const words = turn.words || (takesNoWords ? "Describe this picture." : placeholder);
     const asked = element("div.question", {}, element("span.task-name", { text: label }));
-    asked.append(element("p", { dir: "auto", text: turn.words || (turn.task === "caption" ? "Describe this picture." : "") }));
+    asked.append(element("p", { dir: "auto", text: words }));
     this.thumbnails = element("span.thumbnails");
     asked.append(this.thumbnails);
     this.showThumbnails();

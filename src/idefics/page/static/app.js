@@ -141,7 +141,7 @@ async function showWorkspace() {
 async function loadModel() {
   try {
     state.setModel(await api.fetchModel());
-    byId("model").textContent = state.model.id;
+    showModel(state.model);
   } catch (error) {
     byId("model").textContent = "no model";
     notify(error.message).append(button("Try again", (event) => {
@@ -149,6 +149,23 @@ async function loadModel() {
       void loadModel();
     }));
   }
+}
+
+/** Which model answers, how large it is, and what to expect of the demo. */
+function showModel({ id, num_parameters: size, is_demo: isDemo }) {
+  byId("model").replaceChildren(
+    element("b", { text: id }),
+    element("span", { text: `${parameters(size)} parameters` }),
+    isDemo ? element("span.model-note", { text: "knows only its picture book" }) : "",
+  );
+  document.title = `${id}: ask your pictures`;
+}
+
+/** A number of parameters: "3.5 million", "2.2 billion". */
+function parameters(count) {
+  const [unit, name] = count < 1e9 ? [1e6, "million"] : [1e9, "billion"];
+  const number = count / unit;
+  return `${number.toFixed(number < 10 ? 1 : 0)} ${name}`;
 }
 
 async function runCard(card) {

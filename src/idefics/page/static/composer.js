@@ -33,6 +33,7 @@ export function startComposer(form, app) {
     void send(app, words, note);
   });
   form.querySelector("#stop").addEventListener("click", () => stopAll(app, words));
+  state.subscribe("model", () => showTasksOfModel(form, state));
   state.subscribe("task", () => showTask(form, state));
   state.subscribe("draft", () => showTask(form, state));
   for (const topic of ["turn", "turns"]) state.subscribe(topic, () => showBusy(form, state));
@@ -44,6 +45,15 @@ function addChips(fieldset, state) {
     const input = element("input.visually-hidden", { type: "radio", name: "task", value: name });
     input.addEventListener("change", () => state.setTask(name));
     fieldset.append(element("label.chip", {}, input, element("span", { text: label })));
+  }
+}
+
+/** Hides what the model cannot do: a base checkpoint has no chat, and few read pages. */
+function showTasksOfModel(form, state) {
+  const { kind, tasks } = state.model;
+  for (const { name } of TASKS) {
+    const isPossible = name === "chat" ? kind === "chat" : name in tasks;
+    form.querySelector(`input[value="${name}"]`).parentElement.hidden = !isPossible;
   }
 }
 
@@ -104,15 +114,27 @@ function missing(state, task, text) {
   return "";
 }
 
+/** A field that adds the files that are chosen in it. */
+function fileInput(app, attributes) {
+  const input = element("input", { type: "file", multiple: true, hidden: true, ...attributes });
+  input.addEventListener("change", async () => {
+    const { onlyPictures } = await import("./pictures.js");
+    await app.addFiles(input.webkitdirectory ? onlyPictures([...input.files]) : [...input.files]);
+    input.value = "";
+  });
+  return input;
+}
+
 /** Fills the menu of "+": files, a folder, the camera, an address, the clipboard. */
 function addMenu(app, note) {
   const menu = document.getElementById("add-menu");
   const opener = document.getElementById("add");
-  const input = element("input", { type: "file", multiple: true, accept: "image/*,video/*", hidden: true, id: "file-input" });
-  input.addEventListener("change", async () => {
-    await app.addFiles([...input.files]);
-    input.value = "";
-  });
+  const files = fileInput(app, { id: "file-input", accept: "image/*,video/*" });
+  const folder = fileInput(app, { id: "folder-input", webkitdirectory: true });
+  const browse = (input) => () => {
+    menu.hidePopover();
+    input.click();
+  };
   const choose = async (name) => {
     menu.hidePopover();
     note.textContent = "";
@@ -123,11 +145,10 @@ function addMenu(app, note) {
     }
   };
   menu.append(
-    input,
-    button("Upload pictures", () => {
-      menu.hidePopover();
-      input.click();
-    }),
+    files,
+    folder,
+    button("Upload pictures", browse(files)),
+    button("Upload a folder", browse(folder)),
     button("Take a photo", () => choose("takePhoto")),
     button("Paste", () => choose("pasteFromClipboard")),
   );

@@ -3,9 +3,10 @@
 import { button, element } from "./dom.js";
 import { newId } from "./state.js";
 
-const MAX_PIXELS = 40_000_000; // of a picture that is sent; the server reads no larger ones
-const MAX_BYTES = 16 * 2 ** 20; // of a picture that is sent: a request has 20 MB by default
-const SENT_TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"];
+const LIMITS = { max_pixels: 40_000_000, max_bytes: 15_000_000, media_types: ["image/jpeg", "image/png"] }; // until the model's are known
+const BASE64_SHARE = 0.7; // of a body that a picture may have: base64 takes 4 bytes for 3, and there are other fields
+const VIDEO_FRAMES = 8; // pictures that are taken of a video, at even distances
+const SEEK_MILLISECONDS = 10_000; // for one of them
 const JPEG_QUALITY = 0.95;
 const PICTURE_NAME = /\.(jpe?g|jfif|png|apng|webp|gif|bmp|avif|tiff?|heic|heif)$/i;
 
@@ -19,7 +20,8 @@ export async function addFiles(app, files) {
   const pictures = [];
   for (const file of files) {
     try {
-      pictures.push(await toPicture(file));
+      const images = file.type.startsWith("video/") ? await framesOfVideo(file) : [file];
+      for (const image of images) pictures.push(await toPicture(image, app.state.model?.images));
     } catch (error) {
       problems.push(error.message);
     }
@@ -35,26 +37,67 @@ export async function addFiles(app, files) {
 /**
  * A file as a picture that the server reads: smaller or in another format where it has to be.
  * @param {File} file
+ * @param {Object} [limits] `images` of the model, see `/v1/models`.
  * @returns {Promise<StoredPicture>}
  * @throws {Error} it is no picture that the browser can show.
  */
-export async function toPicture(file) {
-  const path = file.path ?? file.webkitRelativePath ?? "";
+export async function toPicture(file, limits = LIMITS) {
+  const path = file.path || file.webkitRelativePath || "";
   const name = file.name || "pasted picture";
   if (!file.size) throw new Error(`${name} is empty (0 bytes).`);
   const drawn = await decode(file, name);
-  const { width, height } = drawn;
-  const shrink = Math.min(1, Math.sqrt(MAX_PIXELS / (width * height)));
-  const isSent = SENT_TYPES.includes(file.type);
-  if (shrink === 1 && isSent && file.size <= MAX_BYTES) {
+  try {
+    const { width, height } = drawn;
+    const shrink = Math.min(1, Math.sqrt(limits.max_pixels / (width * height)));
+    const isSent = limits.media_types.includes(file.type);
+    const maxBytes = Math.min(limits.max_bytes, (limits.max_body_bytes ?? limits.max_bytes) * BASE64_SHARE);
+    if (shrink === 1 && isSent && file.size <= maxBytes) {
+      return { id: newId(), name, path, blob: file, width, height, note: "" };
+    }
+    const size = { width: Math.floor(width * shrink), height: Math.floor(height * shrink) };
+    const blob = await redraw(drawn, size, file.type);
+    const was = shrink < 1 ? `made smaller, was ${width} × ${height}` : isSent ? "packed smaller" : `was ${typeName(file)}`;
+    return { id: newId(), name, path, blob, ...size, note: was };
+  } finally {
     drawn.close();
-    return { id: newId(), name, path, blob: file, width, height, note: "" };
   }
-  const small = { width: Math.floor(width * shrink), height: Math.floor(height * shrink) };
-  const blob = await redraw(drawn, small, file.type);
-  drawn.close();
-  const was = shrink < 1 ? `made smaller: was ${width} × ${height}` : isSent ? "packed smaller" : `was ${typeName(file)}`;
-  return { id: newId(), name, path, blob, ...small, note: was };
+}
+
+/** Pictures of a video at even distances, as files. @throws {Error} the browser cannot show it. */
+async function framesOfVideo(file) {
+  const video = element("video", { muted: true, preload: "auto" });
+  video.src = URL.createObjectURL(file);
+  try {
+    await happens(video, "loadeddata");
+    const frames = [];
+    for (let index = 0; index < VIDEO_FRAMES; index++) {
+      video.currentTime = (video.duration * (index + 0.5)) / VIDEO_FRAMES;
+      await happens(video, "seeked");
+      const blob = await snapshot(video);
+      frames.push(new File([blob], `${file.name} at ${video.currentTime.toFixed(1)} s`, { type: blob.type }));
+    }
+    return frames;
+  } catch {
+    throw new Error(`${file.name} is a video that your browser cannot show: save it as MP4 (H.264) or WebM.`);
+  } finally {
+    URL.revokeObjectURL(video.src);
+  }
+}
+
+function happens(video, event) {
+  return new Promise((resolve, reject) => {
+    const failed = () => reject(new Error(event));
+    video.addEventListener(event, resolve, { once: true });
+    video.addEventListener("error", failed, { once: true });
+    setTimeout(failed, SEEK_MILLISECONDS);
+  });
+}
+
+/** What a video shows now, as JPEG. @param {HTMLVideoElement} video @returns {Promise<Blob>} */
+export function snapshot(video) {
+  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  return canvas.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
 }
 
 async function decode(file, name) {
@@ -90,7 +133,15 @@ export async function filesOfDrop(transfer) {
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
   const files = [];
   for (const entry of entries) await collect(entry, files);
-  return files.filter((file) => PICTURE_NAME.test(file.name) || file.type.startsWith("image/"));
+  return onlyPictures(files);
+}
+
+/** The files of a folder that are pictures, hidden ones left out, in the order of their paths. @param {File[]} files */
+export function onlyPictures(files) {
+  const path = (file) => file.path || file.webkitRelativePath || file.name;
+  return files
+    .filter((file) => PICTURE_NAME.test(file.name) && !/(^|\/)(\.|__MACOSX)/.test(path(file)))
+    .sort((first, second) => path(first).localeCompare(path(second), "en", { numeric: true }));
 }
 
 async function collect(entry, files) {
@@ -104,7 +155,7 @@ async function collect(entry, files) {
   for (;;) {
     const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!some.length) return;
-    for (const one of some.sort((first, second) => first.name.localeCompare(second.name))) await collect(one, files);
+    for (const one of some) await collect(one, files);
   }
 }
 
@@ -135,9 +186,7 @@ export async function takePhoto(app) {
   video.srcObject = stream;
   const dialog = element("dialog.camera", { "aria-label": "Camera" }, video);
   const shoot = button("Take the photo", async () => {
-    const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
-    canvas.getContext("2d").drawImage(video, 0, 0);
-    const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
+    const blob = await snapshot(video);
     dialog.close();
     await addFiles(app, [new File([blob], "photo.jpg", { type: "image/jpeg" })]);
   }, { class: "tool primary" });

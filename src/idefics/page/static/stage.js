@@ -1,6 +1,6 @@
 /** The stage: one picture large, and all pictures of the conversation as a strip. */
 
-import { button, element } from "./dom.js";
+import { count, element, icon } from "./dom.js";
 
 /**
  * @typedef {Object} Stage
@@ -20,8 +20,8 @@ export function openStage(root, app) {
   const overlay = element("div.overlay");
   const frame = element("div.frame", {}, image, overlay);
   const caption = element("span.picture-name");
-  const zoom = button("Full screen", () => root.querySelector(".light").requestFullscreen());
-  const remove = button("Remove", () => removeActive(app));
+  const zoom = iconButton("Full screen", "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5", () => light.requestFullscreen());
+  const remove = iconButton("Remove the picture", "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10 11v6M14 11v6", () => removeActive(app));
   const light = element("div.light", {}, frame);
   const bar = element("div.stage-bar", {}, caption, element("div.stage-tools", {}, zoom, remove));
   const strip = element("ul.strip", { "aria-label": "All pictures" });
@@ -37,7 +37,7 @@ export function openStage(root, app) {
       image.src = state.pictureUrl(picture);
       image.alt = picture.path || picture.name;
       frame.style.setProperty("--ratio", picture.width / picture.height);
-      caption.textContent = describe(picture);
+      showCaption(caption, picture, app);
       overlay.replaceChildren();
       light.classList.remove("dimmed");
     }
@@ -45,13 +45,28 @@ export function openStage(root, app) {
     showStrip(strip, app);
   };
   state.subscribe("pictures", show);
+  state.subscribe("settings", () => shown && showCaption(caption, shown, app));
   show();
   return { overlay, dim: (isDim) => light.classList.toggle("dimmed", isDim) };
 }
 
-function describe({ name, path, width, height, note }) {
-  const size = `${width.toLocaleString("en")} × ${height.toLocaleString("en")}`;
-  return [path || name, size, note].filter(Boolean).join(" · ");
+function iconButton(label, path, click) {
+  return element("button.icon", { type: "button", "aria-label": label, title: label, click }, icon(path));
+}
+
+/** Names the picture at once, and adds what it costs the model when the server has said it. */
+async function showCaption(caption, picture, { api, state }) {
+  const size = `${picture.width.toLocaleString("en")} × ${picture.height.toLocaleString("en")}`;
+  const parts = [picture.path || picture.name, size, picture.note].filter(Boolean);
+  caption.textContent = caption.title = parts.join(" · ");
+  try {
+    const { tokens, tiles } = await api.fetchCost(picture.width, picture.height, state.settings.detail);
+    if (state.activePicture !== picture) return;
+    const tiled = tiles > 1 ? `${count(tokens, "token")} in ${tiles} parts` : count(tokens, "token");
+    caption.textContent = caption.title = [...parts, tiled].join(" · ");
+  } catch {
+    // The size of the prompt is a detail: the answer itself will say what is wrong with the server.
+  }
 }
 
 function removeActive(app) {

@@ -70,6 +70,7 @@ export const TASKS = [
   { name: "complete", label: "Continue", words: "First words", placeholder: "This is an image of", needsWords: true, maxNewTokens: 64 },
   { name: "classify", label: "Classify", words: "Labels", placeholder: "Labels: cat, dog, bird", needsWords: true, maxNewTokens: 0 },
   { name: "write", label: "Write", words: "Instruction", placeholder: "Use the image to write a story.", maxNewTokens: 256 },
+  { name: "read", label: "Read", words: "Instruction", placeholder: "Convert this page to docling.", maxNewTokens: 4096 },
   { name: "chat", label: "Chat", words: "Your turn", placeholder: "Talk about the pictures", needsWords: true, maxNewTokens: 256 },
 ];
 
