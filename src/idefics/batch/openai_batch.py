@@ -16,9 +16,13 @@ from uuid import uuid4
 from idefics.batch.records import LONE_SURROGATE, OutputRecord, compact_json
 from idefics.errors import BadPrompt, OutputError
 from idefics.processing.json_values import has_more_values
+from idefics.tasks import TASKS
 
 MAX_FILE_BYTES, MAX_LINES = 200_000_000, 50_000  # of a batch file; OpenAI's limits
-BATCH_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+BATCH_URLS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses"),
+    *(f"/v1/images/tasks/{name}" for name in TASKS),
+)
 MAX_CUSTOM_ID_CHARACTERS = 512
 MAX_LISTED_LINE_ERRORS = 50  # of one file
 KEY_BYTES = 16

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal, cast
+from asyncio import to_thread
+from functools import partial
+from typing import Annotated, Any, Literal, cast
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
+from idefics.batch.openai_batch import BATCH_URLS, MAX_LINES
 from idefics.server.batch_folder import DEFAULT_LIFETIME, BatchFolder, StoredBatch
 from idefics.server.batch_queue import BatchQueue
+from idefics.server.batch_results import read_results
 from idefics.server.errors import APIError
 from idefics.server.files import (
     INVALID_DOCS,
@@ -40,6 +44,7 @@ router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
+Endpoint = Literal[BATCH_URLS]  # type: ignore[valid-type]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
@@ -48,7 +53,7 @@ class BatchRequest(RequestModel):
     """A file of requests to answer."""
 
     input_file_id: str = Field(max_length=64)
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    endpoint: Endpoint
     completion_window: Literal["24h"]
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
     output_expires_after: ExpiresAfter | None = None
@@ -112,6 +117,41 @@ class BatchObject(ResponseFields):
     request_counts: BatchRequestCounts
     usage: BatchUsage | None
     metadata: dict[str, str] | None
+
+
+class BatchResponse(ResponseFields):
+    """The answer to a request of a batch."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class BatchLineFailure(ResponseFields):
+    """Why a request of a batch was not executed."""
+
+    code: str
+    message: str
+
+
+class BatchResult(ResponseFields):
+    """A line of the output of a batch, as its output files have it."""
+
+    id: str
+    custom_id: str
+    response: BatchResponse | None
+    error: BatchLineFailure | None
+
+
+class BatchResults(ResponseFields):
+    """Some of the results that a running batch has so far; the next ones follow `last`."""
+
+    object: Literal["list"]
+    data: list[BatchResult]
+    last: int
+    has_more: bool
+    status: BatchStatus
+    request_counts: BatchRequestCounts
 
 
 class BatchList(ListFields):
@@ -180,6 +220,31 @@ async def get_batch(batch_id: str, folder: BatchFolderDep, owner: OwnerDep) -> B
     return _batch_object(_find_batch(folder, batch_id, owner))
 
 
+@router.get("/v1/batches/{batch_id}/results", responses=document_responses(BatchResults) | NOT_FOUND_DOCS)
+async def list_results(
+    batch_id: str,
+    folder: BatchFolderDep,
+    owner: OwnerDep,
+    after: Annotated[int, Query(ge=0, le=MAX_LINES, description="`last` of the results before.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> BatchResults:
+    """Lists what a batch has answered while it runs, in the order of the answers.
+
+    A batch that has ended has no results here: all are in its output files.
+    """
+    batch = _find_batch(folder, batch_id, owner)
+    read = partial(read_results, folder.ledger_path(batch), after, limit)
+    results, last, has_more = ([], after, False) if batch.is_final else await to_thread(read)
+    return {
+        "object": "list",
+        "data": cast("list[BatchResult]", results),
+        "last": last,
+        "has_more": has_more,
+        "status": cast("BatchStatus", batch.status),
+        "request_counts": _request_counts(batch),
+    }
+
+
 @router.post("/v1/batches/{batch_id}/cancel", responses=document_responses(BatchObject) | NOT_FOUND_DOCS)
 async def cancel_batch(
     batch_id: str, folder: BatchFolderDep, queue: BatchQueueDep, owner: OwnerDep
@@ -223,10 +288,15 @@ def _batch_object(batch: StoredBatch) -> BatchObject:
         "expired_at": times.get("expired"),
         "cancelling_at": times.get("cancelling"),
         "cancelled_at": times.get("cancelled"),
-        "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "request_counts": _request_counts(batch),
         "usage": _batch_usage(batch.usage) if batch.usage else None,
         "metadata": batch.metadata,
     }
+
+
+def _request_counts(batch: StoredBatch) -> BatchRequestCounts:
+    """How many lines of a batch are answered."""
+    return {"total": batch.total, "completed": batch.completed, "failed": batch.failed}
 
 
 def _batch_usage(usage: dict[str, int]) -> BatchUsage:
