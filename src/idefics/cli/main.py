@@ -48,6 +48,7 @@ from idefics.cli.read import read
 from idefics.cli.run import run as run_command
 from idefics.cli.serve import serve, ui
 from idefics.cli.tasks import make_task_command
+from idefics.cli.train import train
 from idefics.errors import IdeficsError
 from idefics.tasks import TASKS
 from idefics.tasks.read import TASK as READ
@@ -59,6 +60,7 @@ COMMANDS = (
     run_command,
     ledger,
     eval_command,
+    train,
     serve,
     ui,
     models,

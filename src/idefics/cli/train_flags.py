@@ -1,0 +1,153 @@
+"""The flags of `idefics train`: the data, what learns, how, and what is written on the way."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from idefics.catalog import DEFAULT_MODEL
+from idefics.cli.flags import flag, flag_group, input_flag, model_flag, output_flag
+from idefics.errors import BadSetting
+
+if TYPE_CHECKING:
+    from idefics.train.settings import TrainSettings
+
+learn_flag = partial(flag, "What learns")
+steps_flag = partial(flag, "Steps")
+watch_flag = partial(flag, "On the way")
+
+
+@flag_group
+class TrainDataFlags:
+    """The flags for the rows."""
+
+    data: str = input_flag(
+        "Rows to learn: a folder with metadata.jsonl, a .jsonl, .csv or .parquet file, or a suite of `idefics eval` "
+        "with a training split, such as easy-vqa.",
+        default=MISSING,
+        metavar="DATA",
+    )
+    val: str | None = input_flag("Rows to validate with, in the same forms.", metavar="DATA")
+    max_tokens: int | None = input_flag("The longest row; else the model's own limit.")
+    too_long: Literal["refuse", "skip"] = input_flag(
+        "A longer row: refuse ends before training, skip leaves it out and counts it. None is ever cut.",
+        default="refuse",
+        metavar="HOW",
+    )
+    max_tiles: int | None = input_flag("At most N tiles per picture; use the same when asking.")
+    show: int | None = input_flag("Print N rows as the model sees them, learned tokens in colour; no training.")
+
+
+@flag_group
+class TrainModelFlags:
+    """The flags for the model."""
+
+    model: str = model_flag(
+        f"Short name, folder or hub id; else $IDEFICS_MODEL, else {DEFAULT_MODEL}.",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        envvar="IDEFICS_MODEL",
+    )
+    device: str = model_flag("auto, cpu, cuda, cuda:1 or mps.", default="auto", metavar="DEVICE")
+    dtype: Literal["auto", "float32", "bfloat16"] = model_flag(
+        "Of frozen weights and activations: auto is bfloat16 where the device computes it.",
+        default="auto",
+        metavar="DTYPE",
+    )
+    quantize: Literal["nf4"] | None = model_flag(
+        "nf4 keeps the frozen weights in 4 bits (QLoRA).", metavar="BITS"
+    )
+    gradient_checkpointing: bool = model_flag(
+        "Compute activations again instead of keeping them: less memory, a third slower.", default=False
+    )
+
+
+@flag_group
+class LearnFlags:
+    """The flags for what learns."""
+
+    full: bool = learn_flag("Train the weights themselves, for small models; else an adapter.", default=False)
+    targets: str | None = learn_flag(
+        "text, text+connector, all, or a regular expression of modules; else text, and all with --full.",
+        metavar="WHICH",
+    )
+    rank: int = learn_flag("Rank of the adapter's factors.", default=16)
+    alpha: float = learn_flag("Their product is scaled by alpha / rank.", default=32.0, metavar="X")
+    dropout: float = learn_flag("Share of their inputs that is dropped.", default=0.0, metavar="X")
+
+
+@flag_group
+class StepsFlags:
+    """The flags for the steps of the optimizer."""
+
+    epochs: float = steps_flag("How many times all rows are seen.", default=1.0, metavar="X")
+    steps: int | None = steps_flag("Number of optimizer steps, instead of --epochs.")
+    batch_size: int = steps_flag("Rows of one step.", default=16)
+    micro_batch_tokens: int = steps_flag("Tokens computed at once; fewer take less memory.", default=4096)
+    learning_rate: float | None = steps_flag(
+        "The highest; else 2e-4, and 2e-5 with --full.", metavar="X"
+    )
+    warmup_steps: int = steps_flag("Steps until the learning rate is reached; it then falls to 0.", default=20)
+    weight_decay: float = steps_flag("Of AdamW.", default=0.01, metavar="X")
+    max_gradient_norm: float = steps_flag("Larger gradients are scaled down to it.", default=1.0, metavar="X")
+    optimizer: Literal["adamw", "adamw8bit"] = steps_flag(
+        "adamw, or adamw8bit, which needs the extra 'quant'.", default="adamw", metavar="NAME"
+    )
+    seed: int = steps_flag("Of the order of rows, the factors and dropout.", default=0)
+
+
+@flag_group
+class WatchFlags:
+    """The flags for what happens on the way."""
+
+    validate_every: int = watch_flag("Validate after every N steps, and at the end.", default=0)
+    save_every: int = watch_flag("Write a checkpoint after every N steps.", default=0)
+    sample_every: int = watch_flag("Answer the sample rows after every N steps, and at the end.", default=0)
+    num_samples: int = watch_flag("Sample rows, of --val if given.", default=4)
+    resume: bool = watch_flag("Go on from the last checkpoint of the same --out.", default=False)
+    dry_run: bool = watch_flag("Forecast memory and time, compute one batch, and stop.", default=False)
+    tensorboard: bool = watch_flag("Log for TensorBoard too, which needs the extra 'train'.", default=False)
+
+
+@flag_group
+class TrainOutputFlags:
+    """The flag for the result."""
+
+    out: Path | None = output_flag(
+        "The folder to write: an adapter, or with --full a model. Log, report and checkpoints are in DIR.training.",
+        metavar="DIR",
+    )
+
+
+def train_settings(
+    data: TrainDataFlags,
+    model: TrainModelFlags,
+    learn: LearnFlags,
+    steps: StepsFlags,
+    watch: WatchFlags,
+    outputs: TrainOutputFlags,
+) -> TrainSettings:
+    """The flags as settings.
+
+    Raises:
+        BadSetting: a value is out of range, two do not go together, or nothing says where the result goes.
+    """
+    from idefics.train.settings import TrainSettings
+
+    if data.show is not None and data.show < 1:
+        raise BadSetting(f"--show is {data.show}; give a number of rows above 0")
+    out = outputs.out
+    if out is None:
+        if data.show is None and not watch.dry_run:
+            raise BadSetting("nothing says where the result goes: give --out DIR")
+        out = Path("adapter")  # nothing is written
+    names = {field.name for field in fields(TrainSettings)}
+    values: dict[str, Any] = {
+        field.name: getattr(group, field.name)
+        for group in (data, model, learn, steps, watch)
+        for field in fields(group)
+        if field.name in names
+    }
+    return TrainSettings(**values, method="full" if learn.full else "lora", out=out)

@@ -1,0 +1,84 @@
+"""The progress of `idefics train`: a bar on a terminal, else a plain line every ten seconds; and what it finds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from idefics.cli.output import OutputWriter
+from idefics.cli.run_progress import BAR_SECONDS, LINE_SECONDS, format_duration
+
+if TYPE_CHECKING:
+    from idefics.train.records import SampleRecord, StepRecord, ValidationRecord
+
+NUM_AVERAGED_STEPS = 20
+MAX_SAMPLE_CHARACTERS = 120
+
+
+class TrainProgress:
+    """A `TrainingListener` that shows how far a training is, on standard error.
+
+    Args:
+        writer: prints lines, and shows the bar.
+    """
+
+    def __init__(self, writer: OutputWriter) -> None:
+        self._writer, self._is_terminal = writer, sys.stderr.isatty()
+        self._shown_time = time.monotonic()
+        self._recent: deque[StepRecord] = deque(maxlen=NUM_AVERAGED_STEPS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.progress.stop()
+
+    def on_step(self, record: StepRecord) -> None:
+        """Shows the step, if one was not shown a moment ago; the last one always."""
+        self._recent.append(record)
+        now, is_last = time.monotonic(), record.step == record.num_steps
+        if not is_last and now - self._shown_time < (BAR_SECONDS if self._is_terminal else LINE_SECONDS):
+            return
+        self._shown_time = now
+        if self._is_terminal:
+            self._writer.progress.update(self.describe(), record.step, record.num_steps)
+        else:
+            self._writer.print_status(self.describe())
+
+    def describe(self) -> str:
+        """One line: the step, the mean loss and tokens a second of the latest steps, the time left."""
+        last = self._recent[-1]
+        loss = sum(one.loss for one in self._recent) / len(self._recent)
+        seconds = max(sum(one.seconds for one in self._recent), 1e-9)
+        rate = sum(one.num_tokens for one in self._recent) / seconds
+        return (
+            f"step {last.step:,} of {last.num_steps:,}, loss {loss:.3f}, {rate:,.0f} tokens/s, "
+            f"{format_duration(last.seconds_left)} left"
+        )
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """Prints the loss and the accuracies."""
+        self._writer.print_status(
+            f"{_when(record.step)}: validation loss {record.loss:.3f}, {record.row_accuracy:.1%} of "
+            f"{record.num_rows:,} answers right, {record.token_accuracy:.1%} of their tokens"
+        )
+
+    def on_sample(self, record: SampleRecord) -> None:
+        """Prints the answer, and the right one."""
+        self._writer.print_status(
+            f"{_when(record.step)}: {record.row}: {_shorten(record.answer)!r} (right: {_shorten(record.reference)!r})"
+        )
+
+    def on_checkpoint(self, step: int, folder: str) -> None:
+        """Says where the checkpoint is."""
+        self._writer.print_status(f"{_when(step)}: checkpoint in {folder}")
+
+
+def _when(step: int) -> str:
+    return f"after {step:,} steps" if step else "before training"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_SAMPLE_CHARACTERS else f"{text[:MAX_SAMPLE_CHARACTERS]}..."

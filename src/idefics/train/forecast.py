@@ -1,0 +1,248 @@
+"""The forecast of a training: its memory and its size, from the model's shape and the rows' lengths alone.
+
+N tokens computed at once, L layers, D width, F width of the MLP, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from idefics import quant
+from idefics.config import ModelConfig, QuantizationConfig
+from idefics.errors import OutOfMemory, format_bytes
+from idefics.host_memory import PROCESS_OVERHEAD_BYTES
+from idefics.train.rows import TrainingRow
+from idefics.train.settings import TrainSettings
+from idefics.train.trainable import LearnedParameters
+
+# Of a weight in nf4 whose scales, one for 64 weights, have 8 bits each and one float32 for 256 of them.
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+# Of a learned number: its value and gradient in float32, and the optimizer's two moments.
+LEARNED_BYTES = {"adamw": 4 + 4 + 2 * 4, "adamw8bit": 4 + 4 + 2 * 1}
+LOGIT_BYTES = 3 * 4  # logits, their log-probabilities and the gradient, in float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSizes:
+    """The sizes of the rows to learn.
+
+    Attributes:
+        num_rows: how many.
+        num_tokens, num_targets: of all rows: tokens, and learned ones.
+        longest: tokens of the longest row.
+        most_targets: learned tokens of the row that has the most.
+        most_image_tokens: of the row that has the most.
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_targets: int
+    longest: int
+    most_targets: int
+    most_image_tokens: int
+
+    @classmethod
+    def of(cls, rows: Iterable[TrainingRow]) -> RowSizes:
+        """Counts the tokens of rows, of which there is at least one."""
+        sizes = [
+            (len(row), row.num_targets, sum(len(positions) for positions in row.image_token_positions))
+            for row in rows
+        ]
+        lengths, targets, image_tokens = zip(*sizes, strict=True)
+        return cls(
+            num_rows=len(sizes),
+            num_tokens=sum(lengths),
+            num_targets=sum(targets),
+            longest=max(lengths),
+            most_targets=max(targets),
+            most_image_tokens=max(image_tokens),
+        )
+
+    def micro_batch(self, settings: TrainSettings) -> tuple[int, int]:
+        """The most tokens that are computed at once, and how many of them are learned, about."""
+        num_tokens = max(self.longest, min(settings.micro_batch_tokens, settings.batch_size * self.longest))
+        share = self.num_targets / self.num_tokens
+        return num_tokens, max(self.most_targets, math.ceil(num_tokens * share))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a training will need.
+
+    Attributes:
+        sizes: of the rows.
+        num_steps: optimizer steps.
+        num_learned, num_parameters: numbers that are learned, and all of the model's.
+        weights: bytes of the weights that do not change.
+        learned: bytes of what is learned: values, gradients, moments.
+        activations: bytes that are kept until the gradients are computed.
+        layer: bytes of the layer that is being computed again; 0 if all activations are kept.
+        logits: bytes of the logits of learned tokens.
+        pictures: bytes of the layer of the vision tower that is being computed.
+        process: bytes of Python and torch.
+        free: bytes that are free on the device.
+    """
+
+    sizes: RowSizes
+    num_steps: int
+    num_learned: int
+    num_parameters: int
+    weights: int
+    learned: int
+    activations: int
+    layer: int
+    logits: int
+    pictures: int
+    process: int
+    free: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the training needs on its device, about."""
+        return sum(size for _, size in self.terms)
+
+    @property
+    def terms(self) -> tuple[tuple[str, int], ...]:
+        """What needs memory, for people: (name, bytes)."""
+        return (
+            ("weights", self.weights),
+            ("learned weights", self.learned),
+            ("activations", self.activations + self.layer),
+            ("logits", self.logits),
+            ("pictures", self.pictures),
+            ("process", self.process),
+        )
+
+    def lines(self) -> list[str]:
+        """The forecast for people, a few lines."""
+        sizes, share = self.sizes, self.num_learned / self.num_parameters
+        terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.terms if size >= 1e6)
+        return [
+            f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned; "
+            f"{self.num_steps:,} steps",
+            f"{self.num_learned:,} numbers are learned, {share:.1%} of the model's",
+            f"memory: about {format_bytes(self.needed)} of {format_bytes(self.free)} free ({terms})",
+        ]
+
+
+def forecast_training(
+    model: nn.Module,
+    config: ModelConfig,
+    learned: LearnedParameters,
+    sizes: RowSizes,
+    settings: TrainSettings,
+    *,
+    num_steps: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    free: int,
+) -> Forecast:
+    """Forecasts a training.
+
+    The terms: weights; 16 bytes for each learned number (10 with 8-bit moments); activations, N (12 D + 4 F) numbers
+    for each layer, or N D and those of one layer with gradient checkpointing; 12 bytes for each logit, of learned
+    tokens only. A layer's 12 D + 4 F are the inputs of its norms, products and activation function.
+
+    Args:
+        model: on the meta device, with what is learned chosen (`make_trainable`).
+        config: of the model.
+        learned: what is learned of it.
+        sizes: of the rows.
+        settings: of the training.
+        num_steps: optimizer steps.
+        dtype: of weights and activations.
+        device: where the training runs.
+        free: bytes that are free there.
+    """
+    num_tokens, num_targets = sizes.micro_batch(settings)
+    text, vision = config.text, config.vision
+    layers = text.num_layers
+    if config.cross_attention is not None:
+        layers += math.ceil(text.num_layers / config.cross_attention.layer_interval)
+    layer_bytes = _layer_bytes(num_tokens, text.hidden_size, text.intermediate_size, dtype)
+    num_patches = _num_patches(config, sizes, num_tokens)
+    vision_bytes = _layer_bytes(num_patches, vision.hidden_size, vision.intermediate_size, dtype)
+    if settings.gradient_checkpointing:
+        activations = num_tokens * text.hidden_size * dtype.itemsize * layers
+    else:
+        activations, layer_bytes = layer_bytes * layers, 0
+    if any("vision_model" in name for name in learned.by_name):
+        activations += vision_bytes * vision.num_layers
+    return Forecast(
+        sizes=sizes,
+        num_steps=num_steps,
+        num_learned=learned.num_parameters,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weights=_frozen_bytes(model, settings, dtype),
+        learned=learned.num_parameters * LEARNED_BYTES[settings.optimizer],
+        activations=activations,
+        layer=layer_bytes,
+        logits=num_targets * (text.vocab_size + text.additional_vocab_size) * LOGIT_BYTES,
+        pictures=vision_bytes,
+        process=PROCESS_OVERHEAD_BYTES if device.type == "cpu" else 0,
+        free=free,
+    )
+
+
+def _layer_bytes(num_tokens: int, width: int, mlp_width: int, dtype: torch.dtype) -> int:
+    """Bytes of the activations of one layer."""
+    return num_tokens * (12 * width + 4 * mlp_width) * dtype.itemsize
+
+
+def _num_patches(config: ModelConfig, sizes: RowSizes, num_tokens: int) -> int:
+    """About how many patches of pictures pass through the vision tower at once: those of the largest row."""
+    patches_per_frame = config.vision.patches_per_side**2
+    if config.cross_attention is not None:
+        return patches_per_frame * sizes.most_image_tokens
+    features_per_frame = (
+        config.perceiver.num_latents if config.perceiver else patches_per_frame // config.pixel_shuffle_factor**2
+    )
+    return patches_per_frame * math.ceil(sizes.most_image_tokens / features_per_frame)
+
+
+def _frozen_bytes(model: nn.Module, settings: TrainSettings, dtype: torch.dtype) -> int:
+    """Bytes of the weights that are not learned."""
+    quantized: set[int] = set()
+    if settings.quantize is not None:
+        names = quant.quantizable_layer_names(model, QuantizationConfig(kind=settings.quantize, double=True))
+        quantized = {id(model.get_submodule(name).weight) for name in names}
+    bits = sum(
+        weight.numel() * (NF4_BITS if id(weight) in quantized else 8 * dtype.itemsize)
+        for weight in model.parameters()
+        if not weight.requires_grad
+    )
+    return math.ceil(bits / 8)
+
+
+def check_memory(forecast: Forecast, settings: TrainSettings) -> None:
+    """Refuses a training that will not fit.
+
+    Raises:
+        OutOfMemory: more is needed than is free; the message says what to change.
+    """
+    if forecast.needed <= forecast.free:
+        return
+    advice = []
+    if forecast.sizes.longest < forecast.sizes.micro_batch(settings)[0]:
+        half = max(forecast.sizes.longest, forecast.sizes.micro_batch(settings)[0] // 2)
+        advice.append(f"micro_batch_tokens={half}")
+    if not settings.gradient_checkpointing:
+        advice.append("gradient_checkpointing=True")
+    if settings.method == "full":
+        advice.append("an adapter instead of all weights")
+    elif settings.quantize is None:
+        advice.append("quantize=nf4")
+    if settings.max_tiles is None and forecast.sizes.most_image_tokens:
+        advice.append("a smaller max_tiles")
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in forecast.terms)
+    raise OutOfMemory(
+        f"this training ({parts})",
+        forecast.needed,
+        forecast.free,
+        f"try {', '.join(advice) or 'a smaller model'}",
+    )

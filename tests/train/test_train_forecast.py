@@ -1,0 +1,117 @@
+"""The forecast of a training: the terms of its memory, and advice where it will not fit."""
+
+import numpy as np
+import pytest
+import torch
+
+from idefics import models, weights
+from idefics.errors import OutOfMemory
+from idefics.train.forecast import RowSizes, check_memory, forecast_training
+from idefics.train.rows import TrainingRow
+from idefics.train.settings import TrainSettings
+from idefics.train.trainable import make_trainable
+
+GIB = 1 << 30
+
+
+def make_row(num_tokens, num_targets, num_image_tokens=0):
+    return TrainingRow(
+        name="row",
+        ids=np.zeros(num_tokens, np.int32),
+        is_target=np.arange(num_tokens) < num_targets,
+        image_index=np.zeros(num_tokens, np.int32),
+        image_token_positions=(np.arange(num_image_tokens),) if num_image_tokens else (),
+        picture_keys=("",) * bool(num_image_tokens),
+        read_pictures=tuple,
+    )
+
+
+SIZES = RowSizes.of([make_row(100, 10, 9), make_row(300, 20, 18)])
+
+
+def forecast(model="demo", sizes=SIZES, free=GIB, dtype=torch.float32, **values):
+    settings = TrainSettings(data="photos", model=model, out="adapter", **values)
+    checkpoint = models.read_checkpoint(weights.find_checkpoint(model))
+    module = models.build_on_meta_device(checkpoint)
+    learned = make_trainable(module, settings)
+    made = forecast_training(
+        *(module, checkpoint.config, learned, sizes, settings),
+        num_steps=7,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        free=free,
+    )
+    return made, settings
+
+
+def test_sizes_count_tokens_and_the_largest_micro_batch():
+    assert SIZES == RowSizes(
+        num_rows=2, num_tokens=400, num_targets=30, longest=300, most_targets=20, most_image_tokens=18
+    )
+    settings = TrainSettings(data="photos", model="demo", out="adapter")
+    assert SIZES.micro_batch(settings) == (4096, 308)
+    assert RowSizes.of([make_row(10, 4)]).micro_batch(settings) == (160, 64), "a step has 16 rows"
+    assert RowSizes.of([make_row(9000, 4)]).micro_batch(settings) == (9000, 4), "a row is never cut"
+
+
+def test_the_terms_are_those_of_the_model():
+    made, _ = forecast(rank=4, micro_batch_tokens=300)
+    # The demo's decoder has five layers of width 160 and an MLP of 448; its vocabulary has 1,152 tokens.
+    config = models.read_checkpoint(weights.find_checkpoint("demo")).config
+    text, vision = config.text, config.vision
+    layer = 300 * (12 * text.hidden_size + 4 * text.intermediate_size) * 4
+    assert (made.activations, made.layer) == (text.num_layers * layer, 0)
+    widths = [(text.hidden_size, text.num_heads * text.head_size)] * 2  # q and o
+    widths += [(text.hidden_size, text.num_kv_heads * text.head_size)] * 2  # k and v
+    widths += [(text.hidden_size, text.intermediate_size)] * 3
+    num_learned = text.num_layers * sum(4 * (a + b) for a, b in widths)
+    assert (made.num_learned, made.learned) == (num_learned, 16 * num_learned)
+    assert made.weights == 4 * (made.num_parameters - num_learned)
+    assert made.logits == 23 * text.vocab_size * 12
+    patches = 2 * vision.patches_per_side**2  # 18 features of two frames
+    assert made.pictures == patches * (12 * vision.hidden_size + 4 * vision.intermediate_size) * 4
+    assert made.needed == sum(size for _, size in made.terms)
+
+
+def test_settings_change_the_terms():
+    plain, _ = forecast()
+    checkpointed, _ = forecast(gradient_checkpointing=True)
+    assert checkpointed.activations < plain.activations / 10 and checkpointed.layer > 0
+    half, _ = forecast(dtype=torch.bfloat16)
+    assert (half.activations, half.weights) == (plain.activations // 2, plain.weights // 2)
+    full, _ = forecast(method="full")
+    assert full.weights == 0 and full.learned == 16 * full.num_parameters
+    assert full.activations > plain.activations, "the vision tower learns too"
+    eight_bits, _ = forecast(optimizer="adamw8bit")
+    assert eight_bits.learned * 16 == plain.learned * 10
+    small, _ = forecast(quantize="nf4")
+    assert small.weights < plain.weights * 0.7
+    crossed, _ = forecast("demo-idefics1")
+    assert crossed.pictures > plain.pictures, "18 pictures, not two frames"
+
+
+def test_a_training_that_does_not_fit_is_refused_with_advice():
+    made, settings = forecast(free=50_000_000)
+    with pytest.raises(OutOfMemory) as raised:
+        check_memory(made, settings)
+    text = str(raised.value)
+    assert raised.value.free == 50_000_000 and raised.value.needed == made.needed
+    for part in (
+        "this training (weights 14 MB, ",
+        "50 MB free",
+        "micro_batch_tokens=2048, gradient_checkpointing=True, quantize=nf4, a smaller max_tiles",
+    ):
+        assert part in text
+    made, settings = forecast(
+        *("demo", RowSizes.of([make_row(5000, 4)]), 50_000_000), gradient_checkpointing=True, method="full"
+    )
+    with pytest.raises(OutOfMemory, match="free: try an adapter instead of all weights$"):
+        check_memory(made, settings)
+    check_memory(*forecast())
+
+
+def test_the_lines_say_what_is_learned_and_what_memory_it_takes():
+    rows, learned, memory = forecast()[0].lines()
+    assert rows == "2 rows of 400 tokens, 30 of them learned; 7 steps"
+    assert " numbers are learned, " in learned and learned.endswith("% of the model's")
+    assert memory.startswith("memory: about 1.") and "of 1.1 GB free (weights 14 MB, " in memory
