@@ -22,6 +22,7 @@ COMMANDS = [
     "run",
     "ledger",
     "eval",
+    "train",
     "serve",
     "ui",
     "models",

@@ -11,25 +11,25 @@ from idefics.train.rows import TrainingRow
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import make_trainable
 
-GIB = 1 << 30
+FREE = 2 << 30
 
 
-def make_row(num_tokens, num_targets, num_image_tokens=0):
+def make_row(num_tokens, num_targets, num_image_tokens=0, key="a"):
     return TrainingRow(
         name="row",
         ids=np.zeros(num_tokens, np.int32),
         is_target=np.arange(num_tokens) < num_targets,
         image_index=np.zeros(num_tokens, np.int32),
         image_token_positions=(np.arange(num_image_tokens),) if num_image_tokens else (),
-        picture_keys=("",) * bool(num_image_tokens),
+        picture_keys=(key,) * bool(num_image_tokens),
         read_pictures=tuple,
     )
 
 
-SIZES = RowSizes.of([make_row(100, 10, 9), make_row(300, 20, 18)])
+SIZES = RowSizes.of([make_row(100, 10, 9), make_row(300, 20, 18, "b")])
 
 
-def forecast(model="demo", sizes=SIZES, free=GIB, dtype=torch.float32, **values):
+def forecast(model="demo", sizes=SIZES, free=FREE, dtype=torch.float32, weight_dtype=torch.float32, **values):
     settings = TrainSettings(data="photos", model=model, out="adapter", **values)
     checkpoint = models.read_checkpoint(weights.find_checkpoint(model))
     module = models.build_on_meta_device(checkpoint)
@@ -38,6 +38,7 @@ def forecast(model="demo", sizes=SIZES, free=GIB, dtype=torch.float32, **values)
         *(module, checkpoint.config, learned, sizes, settings),
         num_steps=7,
         dtype=dtype,
+        weight_dtype=weight_dtype,
         device=torch.device("cpu"),
         free=free,
     )
@@ -45,9 +46,19 @@ def forecast(model="demo", sizes=SIZES, free=GIB, dtype=torch.float32, **values)
 
 
 def test_sizes_count_tokens_and_the_largest_micro_batch():
-    assert SIZES == RowSizes(
-        num_rows=2, num_tokens=400, num_targets=30, longest=300, most_targets=20, most_image_tokens=18
+    assert (
+        RowSizes(
+            num_rows=2,
+            num_tokens=400,
+            num_targets=30,
+            longest=300,
+            most_targets=20,
+            num_image_tokens=27,
+            most_image_tokens=18,
+        )
+        == SIZES
     )
+    assert RowSizes.of([make_row(9, 1, 9), make_row(9, 1, 9)]).num_image_tokens == 9, "the same picture"
     settings = TrainSettings(data="photos", model="demo", out="adapter")
     assert SIZES.micro_batch(settings) == (4096, 308)
     assert RowSizes.of([make_row(10, 4)]).micro_batch(settings) == (160, 64), "a step has 16 rows"
@@ -69,7 +80,8 @@ def test_the_terms_are_those_of_the_model():
     assert made.weights == 4 * (made.num_parameters - num_learned)
     assert made.logits == 23 * text.vocab_size * 12
     patches = 2 * vision.patches_per_side**2  # 18 features of two frames
-    assert made.pictures == patches * (12 * vision.hidden_size + 4 * vision.intermediate_size) * 4
+    kept = SIZES.num_image_tokens * text.hidden_size * 4
+    assert made.pictures == kept + patches * (12 * vision.hidden_size + 4 * vision.intermediate_size) * 4
     assert made.needed == sum(size for _, size in made.terms)
 
 
@@ -77,7 +89,7 @@ def test_settings_change_the_terms():
     plain, _ = forecast()
     checkpointed, _ = forecast(gradient_checkpointing=True)
     assert checkpointed.activations < plain.activations / 10 and checkpointed.layer > 0
-    half, _ = forecast(dtype=torch.bfloat16)
+    half, _ = forecast(dtype=torch.bfloat16, weight_dtype=torch.bfloat16)
     assert (half.activations, half.weights) == (plain.activations // 2, plain.weights // 2)
     full, _ = forecast(method="full")
     assert full.weights == 0 and full.learned == 16 * full.num_parameters
@@ -105,13 +117,17 @@ def test_a_training_that_does_not_fit_is_refused_with_advice():
     made, settings = forecast(
         *("demo", RowSizes.of([make_row(5000, 4)]), 50_000_000), gradient_checkpointing=True, method="full"
     )
-    with pytest.raises(OutOfMemory, match="free: try an adapter instead of all weights$"):
+    with pytest.raises(OutOfMemory, match=r"free: try an adapter instead of all weights$"):
         check_memory(made, settings)
     check_memory(*forecast())
 
 
 def test_the_lines_say_what_is_learned_and_what_memory_it_takes():
     rows, learned, memory = forecast()[0].lines()
-    assert rows == "2 rows of 400 tokens, 30 of them learned; 7 steps"
-    assert " numbers are learned, " in learned and learned.endswith("% of the model's")
-    assert memory.startswith("memory: about 1.") and "of 1.1 GB free (weights 14 MB, " in memory
+    assert rows == "2 rows of 400 tokens, 30 of them learned"
+    assert (
+        learned.startswith("7 steps, ")
+        and " numbers are learned, " in learned
+        and learned.endswith("% of the model's")
+    )
+    assert memory.startswith("memory: about 1.") and "of 2.1 GB free (weights 14 MB, " in memory

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from idefics.cli.flags import ModelFlags
 from idefics.cli.progress import ProgressDisplay
 from idefics.cli.sampling import SamplingFlags
+from idefics.cli.train_flags import LearnFlags, StepsFlags, TrainDataFlags, TrainModelFlags, WatchFlags
 from idefics.errors import IdeficsError
 from idefics.generation.token_rows import token_rows
 from idefics.lazy import cached_property
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
 MAX_BARS = 10  # labels in the bar chart; --json has all
 BAR_WIDTH = 30
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # they could control a terminal
+FLAG_GROUPS = (
+    *(ModelFlags, SamplingFlags, Settings),
+    *(TrainDataFlags, TrainModelFlags, LearnFlags, StepsFlags, WatchFlags),
+)
 KEYWORD_NAMES = (
-    *dict.fromkeys(field.name for group in (ModelFlags, SamplingFlags, Settings) for field in fields(group)),
+    *dict.fromkeys(field.name for group in FLAG_GROUPS for field in fields(group)),
     "length_normalized",
     *("task", "limit", "shard", "max_errors", "image_column", "id_column"),
 )

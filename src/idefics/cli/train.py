@@ -20,7 +20,6 @@ from idefics.cli.train_flags import (
     train_settings,
 )
 from idefics.cli.train_progress import TrainProgress
-from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     from idefics.train.records import TrainingListener
@@ -92,11 +91,15 @@ def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> 
 def _print_end(writer: OutputWriter, settings: TrainSettings, result: TrainResult) -> None:
     """Prints what was written, and what to do next."""
     if result.out is None:
-        writer.print_status(f"stopped after step {result.step:,} of {result.num_steps:,}: {result.checkpoint}")
+        writer.print_status(
+            f"stopped after step {result.step:,} of {result.num_steps:,}: {result.checkpoint}"
+        )
         writer.print_status(f"to go on: {command_line('--resume')}")
         writer.exit_code = INTERRUPTED
         return
-    print(f"{result.out} was written: {result.num_parameters:,} numbers, learned in {result.num_steps:,} steps")
+    print(
+        f"{result.out} was written: {result.num_parameters:,} numbers, learned in {result.num_steps:,} steps"
+    )
     print(f"report: {settings.training_folder / 'report.html'}")
     for what, words in _next_commands(settings, result.out):
         print(f"{what}: {shlex.join(['idefics', *words])}")
@@ -116,7 +119,10 @@ def _next_commands(settings: TrainSettings, out: Path) -> list[tuple[str, list[s
         ("to ask", ["ask", "photo.jpg", "What is it?", *use, *tiles]),
         ("to ask on a page", ["ui", *use]),
         *merge,
-        ("to score it", ["eval", "folder", "--data", settings.val or "test.csv", *use, "--out", f"{out}-eval.json"]),
+        (
+            "to score it",
+            ["eval", "folder", "--data", settings.val or "test.csv", *use, "--out", f"{out}-eval.json"],
+        ),
     ]
 
 

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 learn_flag = partial(flag, "What learns")
 steps_flag = partial(flag, "Steps")
+
+
+def number_flag(section: str, help: str, default: float, **option: Any) -> Any:
+    """A flag for a number, whose help names the default."""
+    return flag(section, f"{help}; else {default:g}.", default=default, **option)
+
+
 watch_flag = partial(flag, "On the way")
 
 
@@ -37,7 +44,9 @@ class TrainDataFlags:
         metavar="HOW",
     )
     max_tiles: int | None = input_flag("At most N tiles per picture; use the same when asking.")
-    show: int | None = input_flag("Print N rows as the model sees them, learned tokens in colour; no training.")
+    show: int | None = input_flag(
+        "Print N rows as the model sees them, learned tokens in colour; no training."
+    )
 
 
 @flag_group
@@ -73,29 +82,31 @@ class LearnFlags:
         "text, text+connector, all, or a regular expression of modules; else text, and all with --full.",
         metavar="WHICH",
     )
-    rank: int = learn_flag("Rank of the adapter's factors.", default=16)
-    alpha: float = learn_flag("Their product is scaled by alpha / rank.", default=32.0, metavar="X")
-    dropout: float = learn_flag("Share of their inputs that is dropped.", default=0.0, metavar="X")
+    rank: int = number_flag("What learns", "Rank of the adapter's factors", 16)
+    alpha: float = number_flag("What learns", "Their product is scaled by alpha / rank", 32.0, metavar="X")
+    dropout: float = number_flag("What learns", "Share of their inputs that is dropped", 0.0, metavar="X")
 
 
 @flag_group
 class StepsFlags:
     """The flags for the steps of the optimizer."""
 
-    epochs: float = steps_flag("How many times all rows are seen.", default=1.0, metavar="X")
+    epochs: float = number_flag("Steps", "How many times all rows are seen", 1.0, metavar="X")
     steps: int | None = steps_flag("Number of optimizer steps, instead of --epochs.")
-    batch_size: int = steps_flag("Rows of one step.", default=16)
-    micro_batch_tokens: int = steps_flag("Tokens computed at once; fewer take less memory.", default=4096)
-    learning_rate: float | None = steps_flag(
-        "The highest; else 2e-4, and 2e-5 with --full.", metavar="X"
+    batch_size: int = number_flag("Steps", "Rows of one step", 16)
+    micro_batch_tokens: int = number_flag("Steps", "Tokens computed at once; fewer take less memory", 4096)
+    learning_rate: float | None = steps_flag("The highest; else 2e-4, and 2e-5 with --full.", metavar="X")
+    warmup_steps: int = number_flag(
+        "Steps", "Steps until the learning rate is reached; it then falls to 0", 20
     )
-    warmup_steps: int = steps_flag("Steps until the learning rate is reached; it then falls to 0.", default=20)
-    weight_decay: float = steps_flag("Of AdamW.", default=0.01, metavar="X")
-    max_gradient_norm: float = steps_flag("Larger gradients are scaled down to it.", default=1.0, metavar="X")
+    weight_decay: float = number_flag("Steps", "Of AdamW", 0.01, metavar="X")
+    max_gradient_norm: float = number_flag(
+        "Steps", "Larger gradients are scaled down to it", 1.0, metavar="X"
+    )
     optimizer: Literal["adamw", "adamw8bit"] = steps_flag(
         "adamw, or adamw8bit, which needs the extra 'quant'.", default="adamw", metavar="NAME"
     )
-    seed: int = steps_flag("Of the order of rows, the factors and dropout.", default=0)
+    seed: int = number_flag("Steps", "Of the order of rows, the factors and dropout", 0)
 
 
 @flag_group
@@ -105,7 +116,7 @@ class WatchFlags:
     validate_every: int = watch_flag("Validate after every N steps, and at the end.", default=0)
     save_every: int = watch_flag("Write a checkpoint after every N steps.", default=0)
     sample_every: int = watch_flag("Answer the sample rows after every N steps, and at the end.", default=0)
-    num_samples: int = watch_flag("Sample rows, of --val if given.", default=4)
+    num_samples: int = number_flag("On the way", "Sample rows, of --val if given", 4)
     resume: bool = watch_flag("Go on from the last checkpoint of the same --out.", default=False)
     dry_run: bool = watch_flag("Forecast memory and time, compute one batch, and stop.", default=False)
     tensorboard: bool = watch_flag("Log for TensorBoard too, which needs the extra 'train'.", default=False)

@@ -16,9 +16,10 @@ from idefics import quant
 from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import OutOfMemory, format_bytes
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES
+from idefics.train.pictures import MAX_FROZEN_FRAMES, MEMORY_BYTES
 from idefics.train.rows import TrainingRow
 from idefics.train.settings import TrainSettings
-from idefics.train.trainable import LearnedParameters
+from idefics.train.trainable import LearnedParameters, part_of
 
 # Of a weight in nf4 whose scales, one for 64 weights, have 8 bits each and one float32 for 256 of them.
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -36,6 +37,7 @@ class RowSizes:
         num_tokens, num_targets: of all rows: tokens, and learned ones.
         longest: tokens of the longest row.
         most_targets: learned tokens of the row that has the most.
+        num_image_tokens: of all rows, equal pictures counted once.
         most_image_tokens: of the row that has the most.
     """
 
@@ -44,22 +46,27 @@ class RowSizes:
     num_targets: int
     longest: int
     most_targets: int
+    num_image_tokens: int
     most_image_tokens: int
 
     @classmethod
     def of(cls, rows: Iterable[TrainingRow]) -> RowSizes:
         """Counts the tokens of rows, of which there is at least one."""
-        sizes = [
-            (len(row), row.num_targets, sum(len(positions) for positions in row.image_token_positions))
-            for row in rows
-        ]
-        lengths, targets, image_tokens = zip(*sizes, strict=True)
+        lengths, targets, image_tokens = [], [], []
+        tokens_by_key: dict[str, int] = {}
+        for row in rows:
+            counts = [len(positions) for positions in row.image_token_positions]
+            lengths.append(len(row))
+            targets.append(row.num_targets)
+            image_tokens.append(sum(counts))
+            tokens_by_key |= zip(row.picture_keys, counts, strict=True)
         return cls(
-            num_rows=len(sizes),
+            num_rows=len(lengths),
             num_tokens=sum(lengths),
             num_targets=sum(targets),
             longest=max(lengths),
             most_targets=max(targets),
+            num_image_tokens=sum(tokens_by_key.values()),
             most_image_tokens=max(image_tokens),
         )
 
@@ -83,7 +90,7 @@ class Forecast:
         activations: bytes that are kept until the gradients are computed.
         layer: bytes of the layer that is being computed again; 0 if all activations are kept.
         logits: bytes of the logits of learned tokens.
-        pictures: bytes of the layer of the vision tower that is being computed.
+        pictures: bytes of the layer of the vision tower that is being computed, and of what is kept of pictures.
         process: bytes of Python and torch.
         free: bytes that are free on the device.
     """
@@ -123,9 +130,8 @@ class Forecast:
         sizes, share = self.sizes, self.num_learned / self.num_parameters
         terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.terms if size >= 1e6)
         return [
-            f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned; "
-            f"{self.num_steps:,} steps",
-            f"{self.num_learned:,} numbers are learned, {share:.1%} of the model's",
+            f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned",
+            f"{self.num_steps:,} steps, {self.num_learned:,} numbers are learned, {share:.1%} of the model's",
             f"memory: about {format_bytes(self.needed)} of {format_bytes(self.free)} free ({terms})",
         ]
 
@@ -139,6 +145,7 @@ def forecast_training(
     *,
     num_steps: int,
     dtype: torch.dtype,
+    weight_dtype: torch.dtype,
     device: torch.device,
     free: int,
 ) -> Forecast:
@@ -155,7 +162,8 @@ def forecast_training(
         sizes: of the rows.
         settings: of the training.
         num_steps: optimizer steps.
-        dtype: of weights and activations.
+        dtype: of activations.
+        weight_dtype: in which frozen weights are stored.
         device: where the training runs.
         free: bytes that are free there.
     """
@@ -165,25 +173,30 @@ def forecast_training(
     if config.cross_attention is not None:
         layers += math.ceil(text.num_layers / config.cross_attention.layer_interval)
     layer_bytes = _layer_bytes(num_tokens, text.hidden_size, text.intermediate_size, dtype)
-    num_patches = _num_patches(config, sizes, num_tokens)
-    vision_bytes = _layer_bytes(num_patches, vision.hidden_size, vision.intermediate_size, dtype)
+    frame_patches = vision.patches_per_side**2
+    learns_vision = any(part_of(name) == "vision" for name in learned.by_name)
+    num_frames = math.ceil(sizes.most_image_tokens / _image_tokens_per_frame(config))
+    num_frames = num_frames if learns_vision else min(num_frames, MAX_FROZEN_FRAMES)
+    vision_bytes = _layer_bytes(
+        num_frames * frame_patches, vision.hidden_size, vision.intermediate_size, dtype
+    )
     if settings.gradient_checkpointing:
         activations = num_tokens * text.hidden_size * dtype.itemsize * layers
     else:
         activations, layer_bytes = layer_bytes * layers, 0
-    if any("vision_model" in name for name in learned.by_name):
+    if learns_vision:
         activations += vision_bytes * vision.num_layers
     return Forecast(
         sizes=sizes,
         num_steps=num_steps,
         num_learned=learned.num_parameters,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        weights=_frozen_bytes(model, settings, dtype),
+        weights=_frozen_bytes(model, settings, weight_dtype),
         learned=learned.num_parameters * LEARNED_BYTES[settings.optimizer],
         activations=activations,
         layer=layer_bytes,
         logits=num_targets * (text.vocab_size + text.additional_vocab_size) * LOGIT_BYTES,
-        pictures=vision_bytes,
+        pictures=vision_bytes + _kept_picture_bytes(config, learned, sizes),
         process=PROCESS_OVERHEAD_BYTES if device.type == "cpu" else 0,
         free=free,
     )
@@ -194,25 +207,38 @@ def _layer_bytes(num_tokens: int, width: int, mlp_width: int, dtype: torch.dtype
     return num_tokens * (12 * width + 4 * mlp_width) * dtype.itemsize
 
 
-def _num_patches(config: ModelConfig, sizes: RowSizes, num_tokens: int) -> int:
-    """About how many patches of pictures pass through the vision tower at once: those of the largest row."""
-    patches_per_frame = config.vision.patches_per_side**2
+def _image_tokens_per_frame(config: ModelConfig) -> int:
+    """How many image tokens stand for one frame in a row."""
     if config.cross_attention is not None:
-        return patches_per_frame * sizes.most_image_tokens
-    features_per_frame = (
-        config.perceiver.num_latents if config.perceiver else patches_per_frame // config.pixel_shuffle_factor**2
-    )
-    return patches_per_frame * math.ceil(sizes.most_image_tokens / features_per_frame)
+        return 1
+    if config.perceiver is not None:
+        return config.perceiver.num_latents
+    return config.vision.patches_per_side**2 // config.pixel_shuffle_factor**2
 
 
-def _frozen_bytes(model: nn.Module, settings: TrainSettings, dtype: torch.dtype) -> int:
+def _kept_picture_bytes(config: ModelConfig, learned: LearnedParameters, sizes: RowSizes) -> int:
+    """Bytes of what `PictureStore` keeps in memory, in float32: features, patches or pixels."""
+    num_frames = sizes.num_image_tokens / _image_tokens_per_frame(config)
+    vision, parts = config.vision, {part_of(name) for name in learned.by_name}
+    if "vision" in parts:
+        numbers = 3 * vision.image_size**2
+    elif "connector" in parts:
+        numbers = vision.patches_per_side**2 * vision.hidden_size
+    elif config.resampler is not None:
+        numbers = config.resampler.num_latents * vision.hidden_size
+    else:
+        numbers = _image_tokens_per_frame(config) * config.text.hidden_size
+    return min(MEMORY_BYTES, math.ceil(num_frames * numbers * 4))
+
+
+def _frozen_bytes(model: nn.Module, settings: TrainSettings, weight_dtype: torch.dtype) -> int:
     """Bytes of the weights that are not learned."""
     quantized: set[int] = set()
     if settings.quantize is not None:
         names = quant.quantizable_layer_names(model, QuantizationConfig(kind=settings.quantize, double=True))
         quantized = {id(model.get_submodule(name).weight) for name in names}
     bits = sum(
-        weight.numel() * (NF4_BITS if id(weight) in quantized else 8 * dtype.itemsize)
+        weight.numel() * (NF4_BITS if id(weight) in quantized else 8 * weight_dtype.itemsize)
         for weight in model.parameters()
         if not weight.requires_grad
     )

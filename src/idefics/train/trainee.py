@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import torch
+from torch import nn
+
 from idefics import models, weights
 from idefics.config import QuantizationConfig
 from idefics.errors import BadSetting
-from idefics.generation.load_settings import LoadSettings, plan_computation
+from idefics.generation.load_settings import ComputePlan, LoadSettings, plan_computation
 from idefics.generation.loading import create_processor
 from idefics.models import Checkpoint
 from idefics.models.vision_language_model import VisionLanguageModel
@@ -74,10 +77,7 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
     """
     device = get_available_device(settings.device)
     module = models.build_on_meta_device(checkpoint)
-    dtype = "float32" if settings.method == "full" else settings.dtype
-    plan = plan_computation(
-        module, device, _trainable_dtype(checkpoint.config.dtype), LoadSettings(dtype=dtype, device=device)
-    )
+    plan = plan_training_computation(module, checkpoint, settings, device)
     quantization = (
         None if settings.quantize is None else QuantizationConfig(kind=settings.quantize, double=True)
     )
@@ -101,6 +101,23 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
         for block in checkpointable_blocks(model):
             enable_checkpointing(block)
     return Trainee(checkpoint, model, learned)
+
+
+def plan_training_computation(
+    module: nn.Module, checkpoint: Checkpoint, settings: TrainSettings, device: torch.device
+) -> ComputePlan:
+    """Chooses the number formats and kernels of a training.
+
+    Args:
+        module: the checkpoint's, on the meta device.
+        device: where it is trained.
+
+    Raises:
+        BadSetting: an unknown dtype.
+    """
+    dtype = "float32" if settings.method == "full" else settings.dtype
+    load_settings = LoadSettings(dtype=dtype, device=device)
+    return plan_computation(module, device, _trainable_dtype(checkpoint.config.dtype), load_settings)
 
 
 def _trainable_dtype(name: str | None) -> str | None:

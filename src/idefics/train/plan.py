@@ -1,0 +1,77 @@
+"""What is known of a training before its weights are loaded: the rows, all checked, and the forecast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from idefics import models
+from idefics.generation.load_settings import ComputePlan
+from idefics.models import Checkpoint
+from idefics.placement.devices import free_memory, get_available_device
+from idefics.processing.processor import Processor
+from idefics.train.data import read_training_rows
+from idefics.train.forecast import Forecast, RowSizes, forecast_training
+from idefics.train.rows import TrainingRows
+from idefics.train.schedule import make_schedule
+from idefics.train.settings import TrainSettings
+from idefics.train.trainable import make_trainable
+from idefics.train.trainee import find_trainable_checkpoint, make_processor, plan_training_computation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingPlan:
+    """A training that can begin.
+
+    Attributes:
+        checkpoint: of the model, not loaded.
+        processor: of the checkpoint.
+        rows, validation_rows: read and checked; None: there is nothing to validate with.
+        forecast: what the training will need.
+    """
+
+    checkpoint: Checkpoint
+    processor: Processor
+    rows: TrainingRows
+    validation_rows: TrainingRows | None
+    forecast: Forecast
+
+
+def plan_training(settings: TrainSettings) -> TrainingPlan:
+    """Finds the checkpoint, reads and checks all rows, and forecasts the training.
+
+    Raises:
+        BadSetting: there are no rows, or a setting does not fit the model.
+        BadRequest: the data cannot be read; too long rows are all listed.
+        ModelError: the model is not found or not supported.
+    """
+    checkpoint = find_trainable_checkpoint(settings)
+    processor = make_processor(checkpoint)
+    rows = read_training_rows(settings.data, processor, settings)
+    validation_rows = None if settings.val is None else read_training_rows(settings.val, processor, settings)
+    schedule = make_schedule(settings, len(rows))
+    device = get_available_device(settings.device)
+    module = models.build_on_meta_device(checkpoint)
+    computation = plan_training_computation(module, checkpoint, settings, device)
+    learned = make_trainable(module, settings)
+    forecast = forecast_training(
+        *(module, checkpoint.config, learned),
+        RowSizes.of(rows[index] for index in range(len(rows))),
+        settings,
+        num_steps=schedule.num_steps,
+        dtype=computation.dtype,
+        weight_dtype=_weight_dtype(checkpoint, computation),
+        device=device,
+        free=free_memory(device),
+    )
+    return TrainingPlan(checkpoint, processor, rows, validation_rows, forecast)
+
+
+def _weight_dtype(checkpoint: Checkpoint, computation: ComputePlan) -> torch.dtype:
+    """The dtype in which most frozen weights are stored."""
+    if isinstance(computation.storage, torch.dtype):
+        return computation.storage
+    if computation.storage is None:
+        return computation.dtype
+    return torch.float32 if checkpoint.config.dtype in (None, "float32") else torch.bfloat16
