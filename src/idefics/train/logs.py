@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from idefics import __version__
 from idefics.batch.records import compact_json
 from idefics.errors import BadSetting, MissingExtra, OutputError
-from idefics.train.records import SampleRecord, StepRecord, ValidationRecord
+from idefics.train.records import SampleRecord, StepRecord, TrainingListener, ValidationRecord
 from idefics.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class TrainingHistory:
             self.start = value
 
 
-class JSONLinesLog:
-    """A `TrainingListener` that writes each record as a line of JSON: {"kind": "step", "step": 1, ...}.
+class JSONLinesLog(TrainingListener):
+    """Writes each record as a line of JSON: {"kind": "step", "step": 1, ...}.
 
     The first line, of the kind "start", has the settings and the versions.
 
@@ -142,12 +142,9 @@ class JSONLinesLog:
         """Writes a sample."""
         self._write("sample", asdict(record))
 
-    def on_checkpoint(self, step: int, folder: str) -> None:
-        """Does nothing: a checkpoint is a folder of its own."""
 
-
-class TensorBoardLog:
-    """A `TrainingListener` that writes what TensorBoard shows: losses, accuracies, speed, samples.
+class TensorBoardLog(TrainingListener):
+    """Writes what TensorBoard shows: losses, accuracies, speed, samples.
 
     Args:
         folder: of the event files, as for `tensorboard --logdir`.
@@ -196,9 +193,6 @@ class TensorBoardLog:
         """Writes a sample as text."""
         text = f"{record.prompt}\n\nright: {record.reference}\n\nanswer: {record.answer}"
         self._writer.add_text(f"samples/{record.row}", text, record.step)
-
-    def on_checkpoint(self, step: int, folder: str) -> None:
-        """Does nothing: a checkpoint is a folder of its own."""
 
 
 def describe_settings(settings: TrainSettings) -> dict[str, Any]:

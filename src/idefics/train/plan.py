@@ -8,12 +8,13 @@ import torch
 
 from idefics import models
 from idefics.generation.load_settings import ComputePlan
+from idefics.generation.loading import collect_stop_ids
 from idefics.models import Checkpoint
 from idefics.placement.devices import free_memory, get_available_device
 from idefics.processing.processor import Processor
-from idefics.train.data import read_training_rows
+from idefics.train.data.training_rows import read_training_rows
 from idefics.train.forecast import Forecast, RowSizes, forecast_training
-from idefics.train.rows import TrainingRows
+from idefics.train.rows import TrainingRow, TrainingRows
 from idefics.train.schedule import make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import make_trainable
@@ -27,15 +28,23 @@ class TrainingPlan:
     Attributes:
         checkpoint: of the model, not loaded.
         processor: of the checkpoint.
+        stop_ids: ids that end an answer.
         rows, validation_rows: read and checked; None: there is nothing to validate with.
         forecast: what the training will need.
     """
 
     checkpoint: Checkpoint
     processor: Processor
+    stop_ids: frozenset[int]
     rows: TrainingRows
     validation_rows: TrainingRows | None
     forecast: Forecast
+
+    def sample_rows(self, num_samples: int) -> list[TrainingRow]:
+        """Rows whose answers are shown, at equal distances: of the validation rows if there are any."""
+        rows = self.validation_rows or self.rows
+        num_samples = min(num_samples, len(rows))
+        return [rows[index * len(rows) // num_samples] for index in range(num_samples)]
 
 
 def plan_training(settings: TrainSettings) -> TrainingPlan:
@@ -48,8 +57,11 @@ def plan_training(settings: TrainSettings) -> TrainingPlan:
     """
     checkpoint = find_trainable_checkpoint(settings)
     processor = make_processor(checkpoint)
-    rows = read_training_rows(settings.data, processor, settings)
-    validation_rows = None if settings.val is None else read_training_rows(settings.val, processor, settings)
+    stop_ids = collect_stop_ids(checkpoint, processor)
+    rows = read_training_rows(settings.data, processor, stop_ids, settings)
+    validation_rows = (
+        None if settings.val is None else read_training_rows(settings.val, processor, stop_ids, settings)
+    )
     schedule = make_schedule(settings, len(rows))
     device = get_available_device(settings.device)
     module = models.build_on_meta_device(checkpoint)
@@ -65,7 +77,7 @@ def plan_training(settings: TrainSettings) -> TrainingPlan:
         device=device,
         free=free_memory(device),
     )
-    return TrainingPlan(checkpoint, processor, rows, validation_rows, forecast)
+    return TrainingPlan(checkpoint, processor, stop_ids, rows, validation_rows, forecast)
 
 
 def _weight_dtype(checkpoint: Checkpoint, computation: ComputePlan) -> torch.dtype:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idefics.train.dry_run import DryRun
+    from idefics.train.forecast import Forecast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,21 +77,26 @@ class SampleRecord:
     answer: str
 
 
-class TrainingListener(Protocol):
-    """Receives what happens in training: the progress line, the logs and the report are listeners."""
+class TrainingListener:
+    """Receives what happens in training; the methods of this base class do nothing.
+
+    The progress line, the logs and the report are listeners.
+    """
+
+    def on_forecast(self, forecast: Forecast) -> None:
+        """Before the weights are loaded."""
+
+    def on_dry_run(self, record: DryRun) -> None:
+        """Before the first step: one batch was computed."""
 
     def on_step(self, record: StepRecord) -> None:
         """After each optimizer step."""
-        ...
 
     def on_validation(self, record: ValidationRecord) -> None:
         """After the validation rows were computed."""
-        ...
 
     def on_sample(self, record: SampleRecord) -> None:
         """After a sample row was answered."""
-        ...
 
     def on_checkpoint(self, step: int, folder: str) -> None:
         """After a checkpoint was written."""
-        ...

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -15,7 +15,7 @@ from idefics.batch.output_file import replace_file
 from idefics.batch.records import compact_json, escape_surrogates
 from idefics.batch.report import content_hash, format_duration, read_report_style
 from idefics.train.logs import TrainingHistory
-from idefics.train.records import SampleRecord, ValidationRecord
+from idefics.train.records import SampleRecord, TrainingListener, ValidationRecord
 from idefics.train.report_charts import training_charts
 
 FOLDER = Path(__file__).parent
@@ -93,6 +93,29 @@ def write_training_report(
         file.write(text.encode())
 
     replace_file(path, partial(write, text=escape_surrogates(page)))
+
+
+class ReportWriter(TrainingListener):
+    """Writes the report with each checkpoint, and at the end of its context.
+
+    Args:
+        path: of the page.
+        history: of the training's log, which is a listener before this one.
+        pictures: as in `write_training_report`.
+    """
+
+    def __init__(self, path: Path, history: TrainingHistory, pictures: Mapping[str, Sequence[bytes]]) -> None:
+        self._write = partial(write_training_report, path, history, pictures)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def on_checkpoint(self, step: int, folder: str) -> None:
+        """Writes the report."""
+        self._write()
 
 
 def group_samples(
