@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Self
 
 from idefics.cli.output import OutputWriter
 from idefics.cli.run_progress import BAR_SECONDS, LINE_SECONDS, format_duration
+from idefics.train.records import SampleRecord, StepRecord, TrainingListener, ValidationRecord
 
 if TYPE_CHECKING:
-    from idefics.train.records import SampleRecord, StepRecord, ValidationRecord
+    from idefics.train.dry_run import DryRun
+    from idefics.train.forecast import Forecast
 
 NUM_AVERAGED_STEPS = 20
 MAX_SAMPLE_CHARACTERS = 120
 
 
-class TrainProgress:
-    """A `TrainingListener` that shows how far a training is, on standard error.
+class TrainProgress(TrainingListener):
+    """Shows how far a training is, on standard error.
 
     Args:
         writer: prints lines, and shows the bar.
@@ -34,6 +36,16 @@ class TrainProgress:
 
     def __exit__(self, *_: object) -> None:
         self._writer.progress.stop()
+
+    def on_forecast(self, forecast: Forecast) -> None:
+        """Prints the forecast."""
+        for line in forecast.lines():
+            self._writer.print_status(line)
+        self._writer.progress.start("Loading the model")
+
+    def on_dry_run(self, record: DryRun) -> None:
+        """Prints what one batch took."""
+        self._writer.print_status(record.line())
 
     def on_step(self, record: StepRecord) -> None:
         """Shows the step, if one was not shown a moment ago; the last one always."""
@@ -74,6 +86,12 @@ class TrainProgress:
     def on_checkpoint(self, step: int, folder: str) -> None:
         """Says where the checkpoint is."""
         self._writer.print_status(f"{_when(step)}: checkpoint in {folder}")
+
+    def on_stop(self) -> None:
+        """Says that the step is finished first."""
+        self._writer.print_status(
+            "finishing the step in hand; Ctrl-C again stops at once, and loses what follows the last checkpoint"
+        )
 
 
 def _when(step: int) -> str:

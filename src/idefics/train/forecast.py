@@ -125,6 +125,16 @@ class Forecast:
             ("process", self.process),
         )
 
+    def facts(self) -> dict[str, int]:
+        """The sizes, for the log."""
+        return {
+            "rows": self.sizes.num_rows,
+            "tokens": self.sizes.num_tokens,
+            "learned_tokens": self.sizes.num_targets,
+            "learned_numbers": self.num_learned,
+            "all_numbers": self.num_parameters,
+        }
+
     def lines(self) -> list[str]:
         """The forecast for people, a few lines."""
         sizes, share = self.sizes, self.num_learned / self.num_parameters

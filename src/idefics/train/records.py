@@ -100,3 +100,6 @@ class TrainingListener:
 
     def on_checkpoint(self, step: int, folder: str) -> None:
         """After a checkpoint was written."""
+
+    def on_stop(self) -> None:
+        """Training was interrupted, and ends after the current step."""

@@ -29,6 +29,7 @@ class TrainingRow:
             mean equal frames.
         read_pictures: reads and preprocesses the row's P pictures; in any thread, as often as needed.
             Raises BadPicture.
+        read_thumbnails: reads the pictures as small JPEG files, for people.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TrainingRow:
     image_token_positions: tuple[np.ndarray, ...]
     picture_keys: tuple[str, ...]
     read_pictures: Callable[[], tuple[PreprocessedImage, ...]]
+    read_thumbnails: Callable[[], tuple[bytes, ...]] = tuple
 
     def __len__(self) -> int:
         return len(self.ids)

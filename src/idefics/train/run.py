@@ -6,23 +6,31 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from idefics.errors import BadSetting
-from idefics.generation.loading import collect_stop_ids, read_generation_config
+from idefics.generation.loading import read_generation_config
 from idefics.train.checkpoints import find_checkpoint, remove_checkpoints
+from idefics.train.dry_run import run_dry
+from idefics.train.forecast import check_memory
+from idefics.train.logs import JSONLinesLog
+from idefics.train.plan import plan_training
 from idefics.train.records import TrainingListener, ValidationRecord
+from idefics.train.report import ReportWriter
 from idefics.train.result import write_result
 from idefics.train.rows import TrainingRows
 from idefics.train.samples import SampleAnswerer
 from idefics.train.settings import TrainSettings
-from idefics.train.trainee import Trainee, find_trainable_checkpoint, load_trainee, make_processor
+from idefics.train.trainee import Trainee, load_trainee
 from idefics.train.trainer import FEATURES, Trainer
+
+LOG_FILE, REPORT_FILE = "log.jsonl", "report.html"  # in the folder of a training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,45 +54,73 @@ class TrainResult:
 
 
 def run(
-    settings: TrainSettings, listeners: Sequence[TrainingListener] = (), *, resume: bool = False
+    settings: TrainSettings,
+    listeners: Sequence[TrainingListener] = (),
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> TrainResult:
     """Trains a model on rows of pictures and texts, and writes an adapter, or with `method` "full" a checkpoint.
 
-    A first Ctrl-C ends training after the current step with a checkpoint.
+    All rows are read and checked, the memory is forecast and one batch is computed before the first step. A first
+    Ctrl-C ends training after the current step with a checkpoint. The log and the report are in
+    `settings.training_folder`.
 
     Args:
         settings: all that determines the training.
         listeners: receive what happens.
         resume: continue from the latest checkpoint; the result equals that of a training without a break.
+        dry_run: end before the first step; nothing is written.
 
     Raises:
         BadSetting: a setting is wrong, `out` is not empty, there is a checkpoint and `resume` is False or the other
             way round, or a loss is not a number.
         ModelError: the model is not found or not supported.
         BadPicture: a picture cannot be read.
-        OutOfMemory, MissingExtra: as for `idefics.load`.
+        OutputError: the log or the report cannot be written.
+        OutOfMemory: the forecast, or what is needed in fact, is more than is free.
+        MissingExtra: as for `idefics.load`.
     """
-    from idefics.train.data.training_rows import read_training_rows
-
-    check_folders(settings, resume)
-    checkpoint = find_trainable_checkpoint(settings)
-    processor = make_processor(checkpoint)
-    stop_ids = collect_stop_ids(checkpoint, processor)
-    rows, validation_rows = (
-        None if path is None else read_training_rows(path, processor, stop_ids, settings)
-        for path in (settings.data, settings.val)
+    if not dry_run:
+        check_folders(settings, resume)
+    plan = plan_training(settings)
+    for listener in listeners:
+        listener.on_forecast(plan.forecast)
+    check_memory(plan.forecast, settings)
+    trainee = load_trainee(plan.checkpoint, settings)
+    trainer = Trainer(
+        trainee.model, trainee.learned, plan.rows, settings, settings.training_folder, listeners
     )
-    assert rows is not None
-    trainee = load_trainee(checkpoint, settings)
-    shown = validation_rows or rows
+    trainer.resume()
+    record = run_dry(trainer, plan.forecast.sizes)
+    for listener in listeners:
+        listener.on_dry_run(record)
+    if dry_run:
+        return _result(trainee, trainer, None, None, None)
+    samples = plan.sample_rows(settings.num_samples)
     answerer = SampleAnswerer(
         trainee.model,
-        [shown[index] for index in range(min(settings.num_samples, len(shown)))],
-        processor.tokenizer,
-        stop_ids,
-        processor.image_placeholder_ids | read_generation_config(checkpoint).banned_ids(stop_ids),
+        samples,
+        plan.processor.tokenizer,
+        plan.stop_ids,
+        plan.processor.image_placeholder_ids
+        | read_generation_config(plan.checkpoint).banned_ids(plan.stop_ids),
     )
-    return train_rows(trainee, rows, validation_rows, settings, listeners, answerer)
+    with ExitStack() as stack:
+        folder = settings.training_folder
+        log = stack.enter_context(
+            JSONLinesLog(
+                folder / LOG_FILE,
+                settings,
+                datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+                facts=plan.forecast.facts(),
+                last_step=trainer.step or None,
+            )
+        )
+        pictures = {row.name: row.read_thumbnails() for row in samples}
+        report = stack.enter_context(ReportWriter(folder / REPORT_FILE, log.history, pictures))
+        trainer.listeners = (log, report, *listeners)
+        return _train(trainee, trainer, plan.validation_rows, answerer)
 
 
 def check_folders(settings: TrainSettings, resume: bool) -> None:
@@ -94,9 +130,11 @@ def check_folders(settings: TrainSettings, resume: bool) -> None:
         raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
     checkpoint = find_checkpoint(folder)
     if resume and checkpoint is None:
-        raise BadSetting(f"{folder} has no checkpoint: begin without resume")
+        raise BadSetting(f"{folder} has no checkpoint: begin without resume=True")
     if checkpoint is not None and not resume:
-        raise BadSetting(f"{checkpoint} is there: continue with resume, or remove {folder} to begin again")
+        raise BadSetting(
+            f"{checkpoint} is there: continue with resume=True, or remove {folder} to begin again"
+        )
 
 
 def train_rows(
@@ -105,19 +143,25 @@ def train_rows(
     validation_rows: TrainingRows | None,
     settings: TrainSettings,
     listeners: Sequence[TrainingListener] = (),
-    answerer: SampleAnswerer | None = None,
 ) -> TrainResult:
     """Trains a loaded model on rows that are read, and writes the result; continues from a checkpoint if there is one.
-
-    Args:
-        answerer: answers the sample rows; None: there are none.
 
     Raises:
         BadSetting, BadPicture: as for `run`.
     """
-    folder = settings.training_folder
-    trainer = Trainer(trainee.model, trainee.learned, rows, settings, folder, listeners)
+    trainer = Trainer(trainee.model, trainee.learned, rows, settings, settings.training_folder, listeners)
     trainer.resume()
+    return _train(trainee, trainer, validation_rows, None)
+
+
+def _train(
+    trainee: Trainee,
+    trainer: Trainer,
+    validation_rows: TrainingRows | None,
+    answerer: SampleAnswerer | None,
+) -> TrainResult:
+    """Runs the steps that are left, and writes the result."""
+    settings = trainer.settings
     validation: ValidationRecord | None = None
 
     def is_due(every: int) -> bool:
@@ -130,21 +174,30 @@ def train_rows(
             validation = trainer.validate(validation_rows)
         if answerer is not None and is_due(settings.sample_every):
             for record in answerer.answer(trainer.step):
-                for listener in listeners:
+                for listener in trainer.listeners:
                     listener.on_sample(record)
 
     with _stop_on_interrupt(trainer), torch.random.fork_rng():
         if trainer.step == 0:
             after_step()
         trainer.train(after_step)
-    is_finished = trainer.step == trainer.num_steps
-    checkpoint = None if is_finished else trainer.save()
-    if is_finished:
-        write_result(trainee, settings.out)
-        remove_checkpoints(folder)
-        shutil.rmtree(folder / FEATURES, ignore_errors=True)
+    if trainer.step < trainer.num_steps:
+        return _result(trainee, trainer, None, trainer.save(), validation)
+    write_result(trainee, settings.out)
+    remove_checkpoints(trainer.folder)
+    shutil.rmtree(trainer.folder / FEATURES, ignore_errors=True)
+    return _result(trainee, trainer, settings.out, None, validation)
+
+
+def _result(
+    trainee: Trainee,
+    trainer: Trainer,
+    out: Path | None,
+    checkpoint: Path | None,
+    validation: ValidationRecord | None,
+) -> TrainResult:
     return TrainResult(
-        out=settings.out if is_finished else None,
+        out=out,
         checkpoint=checkpoint,
         step=trainer.step,
         num_steps=trainer.num_steps,
@@ -163,6 +216,8 @@ def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         trainer.stops = True
+        for listener in trainer.listeners:
+            listener.on_stop()
         signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, stop)
