@@ -1,0 +1,172 @@
+"""`idefics train` from the command line: what it refuses, what it prints, what it writes, and how it goes on."""
+
+import json
+import re
+import signal
+
+import pytest
+from PIL import Image
+
+from idefics.cli import main as cli
+from idefics.cli.train_progress import TrainProgress
+from idefics.train import plan
+from idefics.train.logs import TrainingHistory
+from idefics.train.settings import TrainSettings
+
+COLOURS = ("red", "green", "blue", "white")
+QUESTION = "What colour is it?"
+
+
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    """The working folder; its folder `photos` has four pictures, a question about each and its answer."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows = []
+    for colour in COLOURS:
+        Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
+        rows.append({"file_name": f"{colour}.png", "question": QUESTION, "answer": f"{colour.title()}."})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def train(data_folder, capsys):
+    """Runs `idefics train` with the demo model: (exit code, output, lines on standard error)."""
+
+    def run(*words, data="photos", out="adapter"):
+        fixed = ["--data", data, "--model", "demo", *(["--out", out] if out else [])]
+        code = cli.run(["train", *fixed, *map(str, words)])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err.splitlines()
+
+    return run
+
+
+def read_history(folder):
+    history = TrainingHistory()
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        value = json.loads(line)
+        history.add(value.pop("kind"), value)
+    return history
+
+
+def test_an_adapter_is_trained_watched_and_used(train, data_folder, capsys):
+    code, out, err = train(
+        *("--steps", 6, "--batch-size", 2, "--learning-rate", 5e-3, "--warmup-steps", 1),
+        *("--val", "photos", "--validate-every", 3, "--sample-every", 3, "--num-samples", 2, "--max-tiles", 1),
+    )
+    assert code == 0, err
+    assert err[0].startswith("4 rows of ") and "6 steps, " in err[1] and err[2].startswith("memory: about ")
+    assert re.match(r"one batch of \d+ tokens: at most .* of memory, .* tokens/s; all steps take about ", err[3])
+    assert err[4].startswith("before training: validation loss ") and "of 4 answers right" in err[4]
+    assert err[5].startswith("before training: photos/metadata.jsonl#1: ") and err[5].endswith(
+        "(right: 'Red.')"
+    )
+    assert err[6].startswith("before training: photos/metadata.jsonl#3: "), "rows at equal distances"
+    assert "step 6 of 6, loss " in "\n".join(err)
+    use = "--model demo --adapter adapter"
+    assert out.splitlines() == [
+        "adapter was written: 248,320 numbers, learned in 6 steps",
+        "report: adapter.training/report.html",
+        f"to ask: idefics ask photo.jpg 'What is it?' {use} --max-tiles 1",
+        f"to ask on a page: idefics ui {use}",
+        "to make one model of both: idefics merge demo adapter --out adapter-merged",
+        f"to score it: idefics eval folder --data photos {use} --out adapter-eval.json",
+    ]
+    history = read_history(data_folder / "adapter.training")
+    assert [one.step for one in history.steps] == [1, 2, 3, 4, 5, 6]
+    assert [one.step for one in history.validations] == [0, 3, 6]
+    assert history.validations[-1].loss < history.validations[0].loss
+    assert [(one.step, one.row[-1]) for one in history.samples] == [
+        (step, row) for step in (0, 3, 6) for row in "13"
+    ]
+    assert history.start["rows"] == 4 and history.start["settings"]["steps"] == 6
+    page = (data_folder / "adapter.training" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert sorted(path.name for path in (data_folder / "adapter.training").iterdir()) == [
+        "log.jsonl",
+        "report.html",
+    ]
+    answer = history.samples[-2].answer
+    asked = ["ask", "photos/red.png", QUESTION, "--max-tiles", "1", "--model", "demo"]
+    assert cli.run([*asked, "--adapter", "adapter", "--max-new-tokens", "64"]) == 0
+    assert capsys.readouterr().out.strip() == answer, "what the sample said is what the adapter says"
+
+
+def test_a_whole_model_is_trained(train, data_folder):
+    code, out, err = train("--full", "--steps", 2, "--num-samples", 0, out="new-model")
+    assert code == 0, err
+    assert "to ask: idefics ask photo.jpg 'What is it?' --model ./new-model" in out
+    assert "merge" not in out and "learning" not in out
+    assert cli.run(["ask", "photos/red.png", QUESTION, "--model", "./new-model"]) == 0
+
+
+def test_a_training_goes_on_after_ctrl_c(train, data_folder, monkeypatch):
+    words = ("--steps", 5, "--batch-size", 2, "--num-samples", 1, "--tensorboard")
+    on_step = TrainProgress.on_step
+
+    def interrupt(progress, record):
+        on_step(progress, record)
+        if record.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainProgress, "on_step", interrupt)
+    monkeypatch.setattr("sys.argv", ["idefics", "train", "--data", "photos", "--out", "adapter"])
+    code, out, err = train(*words)
+    assert (code, out) == (130, "")
+    assert err[-3].startswith("finishing the step in hand") or err[-4].startswith("finishing the step in hand")
+    assert re.fullmatch(r"stopped after step 2 of 5: adapter\.training/step-0*2", err[-2])
+    assert err[-1] == "to go on: idefics train --data photos --out adapter --resume"
+    assert "So far" in (data_folder / "adapter.training" / "report.html").read_text()
+    monkeypatch.setattr(TrainProgress, "on_step", on_step)
+    code, _, err = train(*words)
+    assert code == 2 and "continue with --resume, or remove adapter.training to begin again" in err[-1]
+    code, _, err = train(*words, "--resume")
+    assert code == 0, err
+    assert [one.step for one in read_history(data_folder / "adapter.training").steps] == [1, 2, 3, 4, 5]
+    assert list((data_folder / "adapter.training" / "tensorboard").iterdir())
+
+
+def test_a_dry_run_writes_nothing(train, data_folder):
+    code, out, err = train("--dry-run", out=None)
+    assert (code, out) == (0, "")
+    assert len(err) == 4 and err[3].startswith("one batch of ")
+    assert [path.name for path in data_folder.iterdir()] == ["photos"]
+
+
+def test_what_is_wrong_is_said_before_anything_long_begins(train, data_folder, monkeypatch):
+    def refusal(*words, **options):
+        code, out, err = train(*words, **options)
+        assert (code, out, len(err)) == (2, "", 1), err
+        return err[0]
+
+    assert refusal(out=None) == "idefics train: nothing says where the result goes: give --out DIR"
+    assert refusal("--rank", 0) == "idefics train: --rank is 0; give a whole number from 1 to 1024"
+    assert refusal("--show", 0) == "idefics train: --show is 0; give a number of rows above 0"
+    assert "--batch-size is 'x': give a whole number" in refusal("--batch-size", "x")
+    assert "--quantize nf4 keeps the weights fixed" in refusal("--full", "--quantize", "nf4")
+    assert "photos already holds other files" in refusal(out="photos", data="nothing")
+    assert "has no checkpoint: begin without --resume" in refusal("--resume")
+    assert "nothing" in refusal(data="nothing")
+    monkeypatch.setattr(plan, "free_memory", lambda device: 1_000_000)
+    code, _, err = train()
+    assert code == 2
+    assert re.match(r"idefics train: this training \(.*\) needs \d+ MB, 1 MB free: try ", err[-1])
+    assert "--gradient-checkpointing" in err[-1] and "--quantize nf4" in err[-1]
+    assert [path.name for path in data_folder.iterdir()] == ["photos"]
+
+
+def test_rows_are_shown_as_the_model_sees_them(train):
+    code, out, _ = train("--show", 2, out=None)
+    assert code == 0
+    assert out.count(QUESTION) == 2 and "Red." in out and "Green." in out and "Blue." not in out
+
+
+def test_the_flags_have_the_defaults_of_the_settings(train, data_folder, monkeypatch):
+    taken = []
+    monkeypatch.setattr("idefics.train.run.run", lambda settings, *_, **__: taken.append(settings) or exit(0))
+    with pytest.raises(SystemExit):
+        train()
+    assert taken == [TrainSettings(data="photos", model="demo", out="adapter")]
