@@ -1,9 +1,11 @@
 """The help is quick and aligned, and its examples run."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from shutil import copyfile
 
 import pytest
@@ -126,6 +128,28 @@ def run_in_earnest(words, folder, capsys, monkeypatch):
     assert "1 answered" in printed.out or "1 written" in printed.err or "is written" in printed.err
 
 
+def train_in_earnest(words, folder, capsys):
+    """Trains the demo model, whatever model the example names."""
+    for name, column in (
+        ("photos/metadata.jsonl", "file_name"),
+        ("train.jsonl", "image"),
+        ("val.jsonl", "image"),
+    ):
+        row = {
+            column: "one.jpg" if column == "file_name" else "a.png",
+            "question": "What is it?",
+            "answer": "Red.",
+        }
+        (folder / name).write_text(json.dumps(row) + "\n")
+    if "--model" in words:
+        words = [word if before != "--model" else "demo" for before, word in pairwise(["", *words])]
+    else:
+        words = [*words, "--model", "demo"]
+    assert cli.run(words) == 0
+    printed = capsys.readouterr()
+    assert "was written" in printed.out or "What is it?" in printed.out or "one batch of" in printed.err
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin, capsys, example):
     """Each example runs in a folder with the files that it names."""
@@ -140,6 +164,9 @@ def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin
     words = shlex.split(re.split(r" [<>] \S+", example)[0].removeprefix("cat photo.jpg | "))
     assert words[0] == "idefics"
     if words[1:] == ["demo"]:
+        return
+    if words[1] == "train":
+        train_in_earnest(words[1:], photo_folder, capsys)
         return
     if words[1] in ("run", "ledger", "eval"):
         run_in_earnest(words[1:], photo_folder, capsys, monkeypatch)

@@ -55,11 +55,24 @@ def read_history(folder):
 def test_an_adapter_is_trained_watched_and_used(train, data_folder, capsys):
     code, out, err = train(
         *("--steps", 6, "--batch-size", 2, "--learning-rate", 5e-3, "--warmup-steps", 1),
-        *("--val", "photos", "--validate-every", 3, "--sample-every", 3, "--num-samples", 2, "--max-tiles", 1),
+        *(
+            "--val",
+            "photos",
+            "--validate-every",
+            3,
+            "--sample-every",
+            3,
+            "--num-samples",
+            2,
+            "--max-tiles",
+            1,
+        ),
     )
     assert code == 0, err
     assert err[0].startswith("4 rows of ") and "6 steps, " in err[1] and err[2].startswith("memory: about ")
-    assert re.match(r"one batch of \d+ tokens: at most .* of memory, .* tokens/s; all steps take about ", err[3])
+    assert re.match(
+        r"one batch of \d+ tokens: at most .* of memory, .* tokens/s; all steps take about ", err[3]
+    )
     assert err[4].startswith("before training: validation loss ") and "of 4 answers right" in err[4]
     assert err[5].startswith("before training: photos/metadata.jsonl#1: ") and err[5].endswith(
         "(right: 'Red.')"
@@ -116,7 +129,9 @@ def test_a_training_goes_on_after_ctrl_c(train, data_folder, monkeypatch):
     monkeypatch.setattr("sys.argv", ["idefics", "train", "--data", "photos", "--out", "adapter"])
     code, out, err = train(*words)
     assert (code, out) == (130, "")
-    assert err[-3].startswith("finishing the step in hand") or err[-4].startswith("finishing the step in hand")
+    assert err[-3].startswith("finishing the step in hand") or err[-4].startswith(
+        "finishing the step in hand"
+    )
     assert re.fullmatch(r"stopped after step 2 of 5: adapter\.training/step-0*2", err[-2])
     assert err[-1] == "to go on: idefics train --data photos --out adapter --resume"
     assert "So far" in (data_folder / "adapter.training" / "report.html").read_text()
@@ -166,7 +181,11 @@ def test_rows_are_shown_as_the_model_sees_them(train):
 
 def test_the_flags_have_the_defaults_of_the_settings(train, data_folder, monkeypatch):
     taken = []
-    monkeypatch.setattr("idefics.train.run.run", lambda settings, *_, **__: taken.append(settings) or exit(0))
-    with pytest.raises(SystemExit):
-        train()
+
+    def stop(settings, *_, **__):
+        taken.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("idefics.train.run.run", stop)
+    assert train()[0] == 130
     assert taken == [TrainSettings(data="photos", model="demo", out="adapter")]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 from idefics.errors import BadPicture
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 THUMBNAIL_PIXELS, JPEG_QUALITY = 64, 60
 MAX_PICTURE_PIXELS = 2**28  # width x height; a larger picture has no thumbnail
@@ -21,17 +25,21 @@ def make_thumbnail(data: bytes, name: str) -> bytes | None:
     Returns:
         The bytes of a JPEG file without metadata; None if the picture cannot be read, or is a video.
     """
-    from PIL.Image import Resampling
-
     from idefics.processing.picture_files import decode_trusted
 
     try:
-        image = decode_trusted(
-            io.BytesIO(data), name, MAX_PICTURE_PIXELS, min_side=THUMBNAIL_PIXELS
-        ).image.copy()
+        image = decode_trusted(io.BytesIO(data), name, MAX_PICTURE_PIXELS, min_side=THUMBNAIL_PIXELS).image
     except BadPicture:
         return None
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Resampling.BICUBIC)
+    return encode_thumbnail(image, THUMBNAIL_PIXELS)
+
+
+def encode_thumbnail(image: PIL.Image.Image, pixels: int) -> bytes:
+    """A picture, of at most `pixels` a side, as a JPEG file without metadata."""
+    from PIL.Image import Resampling
+
+    image = image.copy()
+    image.thumbnail((pixels, pixels), Resampling.BICUBIC)
     image.info.clear()  # Pillow would write its comment and colour profile
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)

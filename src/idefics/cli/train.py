@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,14 +63,17 @@ def train(
 
 def _show_rows(writer: OutputWriter, settings: TrainSettings, num_rows: int) -> None:
     """Prints the first rows as the model sees them."""
-    from idefics.train.data import read_training_rows
+    from idefics.generation.loading import collect_stop_ids
+    from idefics.train.data.training_rows import read_training_rows
     from idefics.train.show import show_rows
     from idefics.train.trainee import find_trainable_checkpoint, make_processor
 
-    processor = make_processor(find_trainable_checkpoint(settings))
-    rows = read_training_rows(settings.data, processor, settings)
-    for line in show_rows(rows, processor, num_rows, in_colour=writer.is_interactive):
-        print(line)
+    checkpoint = find_trainable_checkpoint(settings)
+    processor = make_processor(checkpoint)
+    rows = read_training_rows(settings.data, processor, collect_stop_ids(checkpoint, processor), settings)
+    in_colour = writer.is_interactive and "NO_COLOR" not in os.environ
+    for text in show_rows(rows, processor.tokenizer, num_rows, in_colour=in_colour):
+        print(text)
 
 
 def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> None:

@@ -101,6 +101,7 @@ class EncodedRows:
             image_token_positions=tuple(np.array(one, np.int32) for one in prompt.image_token_positions),
             picture_keys=tuple(map(self.pictures.key, pictures)),
             read_pictures=partial(self.pictures.read, pictures),
+            read_thumbnails=partial(self.pictures.make_thumbnails, pictures),
         )
 
     def _grids(self, pictures: Sequence[int]) -> list[Grid]:

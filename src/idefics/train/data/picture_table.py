@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from idefics.batch.rows import Media
+from idefics.batch.thumbnails import encode_thumbnail
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPicture
 from idefics.formats import SIGNATURE_BYTES, detect_image_format, detect_video_format
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_processor import open_and_preprocess
+from idefics.processing.image_processor import open_and_preprocess, open_picture
 from idefics.processing.picture_files import open_regular_file
 from idefics.processing.picture_size import read_upright_size
 from idefics.processing.tile_plan import plan_tiles
 from idefics.prompt import PreprocessedImage
+
+THUMBNAIL_PIXELS = 320  # at most, of each side: for the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +150,33 @@ class PictureTable:
         settings = (plan, config.resample, config.rescale_factor, config.mean, config.std)
         return hashlib.sha256(f"{picture.location.identity} {settings!r}".encode()).hexdigest()
 
+    def make_thumbnails(self, indices: Sequence[int]) -> tuple[bytes, ...]:
+        """Small JPEG files of pictures, for people.
+
+        Raises:
+            BadPicture: one is broken, or has changed since it was planned.
+        """
+        opened = (open_picture(self._source(self._pictures[index]), self._fetcher) for index in indices)
+        return tuple(encode_thumbnail(image, THUMBNAIL_PIXELS) for image in opened)
+
     def _read(self, picture: PlannedPicture) -> PreprocessedImage:
         """Decodes and preprocesses a picture."""
+        source, location = self._source(picture), picture.location
+        try:
+            return open_and_preprocess(source, self._config, self._fetcher, picture.detail)
+        except BadPicture as error:
+            if isinstance(location, PictureFile):
+                raise
+            raise BadPicture(f"{location.name}: {error}") from None
+
+    def _source(self, picture: PlannedPicture) -> Picture:
+        """A picture that can be opened; raises BadPicture if its file has changed."""
         location = picture.location
         if isinstance(location, CopiedPicture):
             with self._lock:
                 assert self._copies is not None
                 self._copies.seek(location.start)
-                source = Picture(self._copies.read(location.size))
-            try:
-                return open_and_preprocess(source, self._config, self._fetcher, picture.detail)
-            except BadPicture as error:
-                raise BadPicture(f"{location.name}: {error}") from None
+                return Picture(self._copies.read(location.size))
         path = Path(location.path)
         with open_regular_file(path, location.path) as file:
             status = os.fstat(file.fileno())
@@ -166,7 +184,7 @@ class PictureTable:
             raise BadPicture(
                 f"{location.path} has changed since the rows were read: leave the pictures alone while a model trains"
             )
-        return open_and_preprocess(Picture(path), self._config, self._fetcher, picture.detail)
+        return Picture(path)
 
     def _copy(self, data: bytes) -> int:
         """Appends bytes to the temporary file, and returns where they begin."""
