@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "idefics train --data photos/ --model demo --show 3",
     "idefics train --data train.jsonl --val val.jsonl --out my-adapter --dry-run",
     "idefics train --data train.jsonl --val val.jsonl --out my-model --full --model demo --epochs 3",
-    "idefics train --data train.jsonl --out my-adapter --model smolvlm-2.2b --quantize nf4",
+    "idefics train --data train.jsonl --out my-adapter --quantize nf4",
     has_json=False,
 )
 def train(
