@@ -28,9 +28,9 @@ def save_peft_adapter(folder, reference, **options):
     return wrapped
 
 
-def write_random_adapter(folder, model, targets, *, rank=2, alpha=3, scale=0.2, **options):
+def write_random_adapter(folder, model, targets, *, rank=2, alpha=3, scale=0.2, seed=2, **options):
     """Writes an adapter of our model with random factors for the modules that end with one of `targets`."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in model.state_dict().items():
         module = name.removesuffix(".weight")

@@ -103,11 +103,19 @@ def _serve_on_ray(writer: OutputWriter, settings: Settings) -> None:
         threading.Event().wait()
 
 
-def _model_flags(settings: Settings) -> ModelFlags:
-    """The settings that are also flags of other commands."""
-    return ModelFlags(
-        **{one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES}
-    )
+@flag_group
+class ServedModelFlags(ModelFlags):
+    """The settings of the model, as keywords of `idefics.load`."""
+
+    adapters: dict[str, str]
+
+
+def _model_flags(settings: Settings) -> ServedModelFlags:
+    """The settings that are also flags of other commands, and the adapters."""
+    shared = {
+        one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES
+    }
+    return ServedModelFlags(**shared, adapters=settings.adapter_by_name)
 
 
 @flag_group

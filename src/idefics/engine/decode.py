@@ -186,11 +186,8 @@ class PagedInPlace(PagedDecodeAttn):
 
 def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[PagedDecodeAttn]:
     """The class for a cache: `PagedInPlace` if supported, as it reads keys once; else `GatheredPages`, which copies."""
-    if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention) and probe_in_place_attention(
-        cache
-    ):
-        return PagedInPlace
-    return GatheredPages
+    is_supported = backend in (native_or_sdpa_attention, flash_attention, sdpa_attention)
+    return PagedInPlace if is_supported and probe_in_place_attention(cache) else GatheredPages
 
 
 def probe_in_place_attention(cache: PagedKVCache) -> bool:
@@ -232,10 +229,8 @@ def _visible_pages(page_tables: Tensor, positions: Tensor, window: int | None) -
     first_pages = (positions + 1 - window).clamp(min=0) // PAGE_SIZE  # (R,)
     columns = first_pages[:, None] + torch.arange(num_window_pages, device=device)
     offsets = torch.arange(num_window_pages * PAGE_SIZE, device=device)
-    return (
-        page_tables.gather(1, columns.clamp(max=num_pages - 1)),
-        first_pages[:, None] * PAGE_SIZE + offsets,
-    )
+    visible_tables = page_tables.gather(1, columns.clamp(max=num_pages - 1))
+    return visible_tables, first_pages[:, None] * PAGE_SIZE + offsets
 
 
 log = logging.getLogger(__name__)
@@ -249,12 +244,15 @@ class DecodeStep(Protocol):
         ...
 
 
-def choose_decode_step(model: VLM, cache: PagedKVCache, *, reference: bool = False) -> DecodeStep:
+def choose_decode_step(
+    model: VLM, cache: PagedKVCache, *, has_adapters: bool = False, reference: bool = False
+) -> DecodeStep:
     """The fastest decode step for a model and its cache: native on the CPU, CUDA graphs on one GPU, else torch.
 
     Where the native one does not support a model on the CPU, the log says why.
 
     Args:
+        has_adapters: rows may have adapters, which a CUDA graph cannot choose.
         reference: use `TorchDecode` in any case.
     """
     if reference:
@@ -265,7 +263,7 @@ def choose_decode_step(model: VLM, cache: PagedKVCache, *, reference: bool = Fal
     if parts is not None and reason is None:
         return NativeDecode(parts, cache)
     devices = {weight.device for weight in model.parameters()}
-    if {device.type for device in devices} == {"cuda"} and len(devices) == 1:
+    if {device.type for device in devices} == {"cuda"} and len(devices) == 1 and not has_adapters:
         from idefics.engine.cuda_graphs import CudaGraphDecode, CudaGraphRecorder
 
         return CudaGraphDecode(model, cache, CudaGraphRecorder(devices.pop()))

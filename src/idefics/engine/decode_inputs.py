@@ -28,6 +28,7 @@ class DecodeInputs:
         cross_kvs: for each row the picture that it attends to: (1, M, H, K) keys and values for each cross-attention
             layer, or an empty sequence.
         max_position, min_position: the highest and the lowest of `positions`, known to the host.
+        adapters: (R,) int32 the number of each row's adapter, -1 for none; None if no row has one.
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class DecodeInputs:
     cross_kvs: Sequence[CrossKV]
     max_position: int
     min_position: int
+    adapters: Tensor | None = None
 
 
 class DecodeInputBuilder:
@@ -75,6 +77,7 @@ class DecodeInputBuilder:
                     cross_kvs=self._cross_kvs(sequences),
                     max_position=max(positions),
                     min_position=min(positions),
+                    adapters=self.encoder_cache.adapters.row_numbers(sequences),
                 ),
             )
             return self._inputs

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import EngineConfig
+from idefics.engine.adapters import NO_ADAPTERS, ModelAdapters
 from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.model_interface import VLM
 from idefics.nn.attention import CrossKV, LayerCrossKV
@@ -94,13 +95,14 @@ class CachedImage:
 
 
 class EncoderCache:
-    """Encoded pictures by content hash: each picture is encoded once and kept until evicted.
+    """Encoded pictures by feature key: each picture is encoded once and kept until evicted.
 
     Args:
         model: encodes the pictures.
         config: `encode_frames` is the most frames of one size that go through the vision tower in one batch;
             `picture_bytes` the size of the cache above which the engine evicts pictures that no request uses.
         feature_cache: files of pictures that were encoded before, also by other processes; None: no files.
+        adapters: of the model.
 
     Attributes:
         image_by_key: the cached pictures, the least recently used first.
@@ -108,8 +110,14 @@ class EncoderCache:
         num_encoded: how many pictures have been encoded so far.
     """
 
-    def __init__(self, model: VLM, config: EngineConfig, feature_cache: FeatureCache | None = None) -> None:
-        self.model, self.feature_cache = model, feature_cache
+    def __init__(
+        self,
+        model: VLM,
+        config: EngineConfig,
+        feature_cache: FeatureCache | None = None,
+        adapters: ModelAdapters = NO_ADAPTERS,
+    ) -> None:
+        self.model, self.feature_cache, self.adapters = model, feature_cache, adapters
         self.max_batch_frames, self.max_bytes = config.encode_frames, config.picture_bytes
         self.image_by_key: OrderedDict[str, CachedImage] = OrderedDict()
         self.size_bytes = self.num_encoded = 0
@@ -136,8 +144,12 @@ class EncoderCache:
         Args:
             encoder_inputs: pictures, and how many more of their frames to encode.
         """
-        if not encoder_inputs:
-            return
+        for adapter in dict.fromkeys(image.adapter for image, _ in encoder_inputs):
+            self.adapters.select(adapter)
+            self._encode_with_one_adapter([one for one in encoder_inputs if one[0].adapter == adapter])
+
+    def _encode_with_one_adapter(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> None:
+        """`encode` for pictures that are encoded with the same adapter, or without one."""
         start_time = time.perf_counter()
         indices = [self._missing_frame_indices(image)[:count] for image, count in encoder_inputs]
         all_frames = [
@@ -149,7 +161,7 @@ class EncoderCache:
         for (image, _), missing in zip(encoder_inputs, indices, strict=True):
             if not missing:
                 continue
-            previous = self.image_by_key.get(image.content_hash, CachedImage(0, []))
+            previous = self.image_by_key.get(image.feature_key, CachedImage(0, []))
             # Clones, since a slice would keep the features of the whole batch in memory.
             features = [
                 *previous.features,
@@ -162,9 +174,9 @@ class EncoderCache:
             if cached.num_frames == len(image.frames):
                 cached = self._complete_image(features)
                 if self.feature_cache is not None and image.base is None:
-                    self.feature_cache.store(image.content_hash, cached.tensors)
+                    self.feature_cache.store(image.feature_key, cached.tensors)
             # Stored last: an error above leaves the cache unchanged.
-            self.image_by_key[image.content_hash] = cached
+            self.image_by_key[image.feature_key] = cached
             self.size_bytes += cached.size_bytes - previous.size_bytes
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
@@ -178,7 +190,7 @@ class EncoderCache:
         """Evicts unused pictures, the least recently used first, until the cache takes at most `max_bytes`.
 
         Args:
-            keys_in_use: content hashes of the pictures that are kept, even if the cache stays larger.
+            keys_in_use: feature keys of the pictures that are kept, even if the cache stays larger.
             max_bytes: None: `picture_bytes` of the config.
         """
         for key in [key for key in self.image_by_key if key not in keys_in_use]:
@@ -191,11 +203,11 @@ class EncoderCache:
 
         The last one is always among them, so that a picture is complete once all of them are encoded.
         """
-        cached = self.image_by_key.get(image.content_hash) or self._load_image(image)
+        cached = self.image_by_key.get(image.feature_key) or self._load_image(image)
         num_frames = len(image.frames)
         missing = range(cached.num_frames if cached is not None else 0, num_frames)
         base = image.base
-        base_image = None if base is None else self.image_by_key.get(base.content_hash)
+        base_image = None if base is None else self.image_by_key.get(base.feature_key)
         if base is None or base_image is None or not base_image.is_complete_inline(num_frames):
             return list(missing)
         return [i for i in missing if i == num_frames - 1 or image.frames[i] is not base.frames[i]]
@@ -203,7 +215,7 @@ class EncoderCache:
     def _base_features(self, image: PreprocessedImage, index: int) -> Tensor:
         """The (M, D) features of the frame number `index`, which the picture shares with its base."""
         assert image.base is not None
-        (features,) = self.image_by_key[image.base.content_hash].features
+        (features,) = self.image_by_key[image.base.feature_key].features
         return features.chunk(len(image.frames))[index]
 
     def _complete_image(self, features: list[Tensor]) -> CachedImage:
@@ -219,18 +231,18 @@ class EncoderCache:
         """Reads a picture's file from `feature_cache` and adds it to this cache; returns None if there is no file."""
         if self.feature_cache is None or image.base is not None:
             return None
-        tensors = self.feature_cache.load(image.content_hash)
+        tensors = self.feature_cache.load(image.feature_key)
         if tensors is None:
             return None
         cached = CachedImage(len(image.frames), tensors)
         if self.model.layout.num_cross_attention_layers:
             cross_kv = [LayerCrossKV(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
             cached = CachedImage(len(image.frames), [], cross_kv)
-        self.image_by_key[image.content_hash] = cached
+        self.image_by_key[image.feature_key] = cached
         self.size_bytes += cached.size_bytes
         return cached
 
     def _mark_recently_used(self, image: PreprocessedImage) -> CachedImage:
         """Marks a cached picture as the most recently used and returns it; KeyError if it is not cached."""
-        self.image_by_key.move_to_end(image.content_hash)
-        return self.image_by_key[image.content_hash]
+        self.image_by_key.move_to_end(image.feature_key)
+        return self.image_by_key[image.feature_key]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from idefics.config import EngineConfig
+from idefics.engine.adapters import NO_ADAPTERS, ModelAdapters
 from idefics.engine.decode import DecodeStep, choose_decode_step
 from idefics.engine.encoder_cache import EncoderCache, first_float_parameter, mean_features
 from idefics.engine.engine_thread import EngineThread
@@ -59,6 +60,7 @@ class Engine:
     Args:
         free_bytes: bytes of memory that the engine's caches may use; None: what is free now on the model's device.
         feature_cache: files of encoded pictures that the engine reads and writes; None: no files.
+        adapters: of the model.
 
     Attributes:
         condition: the lock over requests and scheduler; notified when there is work, or a free place in the queue.
@@ -70,10 +72,11 @@ class Engine:
         config: EngineConfig,
         free_bytes: int | None = None,
         feature_cache: FeatureCache | None = None,
+        adapters: ModelAdapters = NO_ADAPTERS,
     ) -> None:
         self._model: VLM | None = model
         self._unavailable_reason = CLOSED_MESSAGE  # the message of ModelClosed, once `_model` is None
-        self.config, self._feature_cache = config, feature_cache
+        self.config, self._feature_cache, self.adapters = config, feature_cache, adapters
         first_parameter = first_float_parameter(model)
         devices = {parameter.device for parameter in model.parameters()}
         cache_dtype = kv_cache_dtype(model)
@@ -83,22 +86,23 @@ class Engine:
         )
         self._device = first_parameter.device
         self._is_async = first_parameter.device.type == "cuda" and len(devices) == 1
-        self._initialize(
-            model, num_pages, choose_decode_step(model, self.kv_cache, reference=config.reference)
+        decode_step = choose_decode_step(
+            model, self.kv_cache, has_adapters=bool(adapters.adapters), reference=config.reference
         )
+        self._initialize(model, num_pages, decode_step)
         self._thread = EngineThread(self)
         _register_one_thread_fork_hook()
 
     def _initialize(self, model: VLM, num_pages: int, decode_step: DecodeStep) -> None:
         """Creates everything but the KV cache and the decode step: no requests, empty caches."""
-        self.encoder_cache = EncoderCache(model, self.config, self._feature_cache)
+        self.encoder_cache = EncoderCache(model, self.config, self._feature_cache, self.adapters)
         self.scheduler = Scheduler(
             PagePool(num_pages), self.config, self.encoder_cache, uses_lookahead_pages=self._is_async
         )
         self.model_runner = ModelRunner(
             model, self.kv_cache, decode_step, self.encoder_cache, self._device, is_async=self._is_async
         )
-        self.output_processor = OutputProcessor(model, is_async=self._is_async)
+        self.output_processor = OutputProcessor(model, self.adapters, is_async=self._is_async)
         self.condition = threading.Condition(threading.RLock())
         self._state_by_handle: dict[RequestHandle, RequestState] = {}
         self._compute_lock = threading.Lock()
@@ -128,6 +132,7 @@ class Engine:
         """
         layout = self.model.layout
         max_new_tokens = validate_request(request, layout)
+        self.adapters.check(request.prompt)
         handle = RequestHandle(request, self._cancel_request)
         state = RequestState(request, handle, max_new_tokens, layout.num_cross_attention_layers > 0)
         with self.condition:
@@ -163,6 +168,7 @@ class Engine:
         """(N, V) float32 next-token logits after each of the N prompt tokens, in one pass without the cache."""
         validate_prompt(prompt, self.model.layout, num_new_tokens=0)
         with self._compute_lock:
+            self.adapters.select(prompt.adapter)
             return self.model.logits(ReferenceModel(self.model, prompt).hidden_states()).float()
 
     @torch.no_grad()
@@ -170,11 +176,13 @@ class Engine:
         """How much tokens attend to those at `keys`: see `ReferenceModel.attention`; in one pass without the cache."""
         validate_prompt(prompt, self.model.layout, len(continuation), continuation)
         with self._compute_lock:
+            self.adapters.select(prompt.adapter)
             return ReferenceModel(self.model, prompt).attention(tuple(continuation), keys)
 
     def embed(self, image: PreprocessedImage) -> Tensor:
         """(D',) float32 on the CPU: the mean of a picture's features; see `mean_features`."""
         with self._compute_lock:
+            self.adapters.select(image.adapter)
             return mean_features(self.model, image, self.config.encode_frames)
 
     def clear_caches(self) -> None:
@@ -197,13 +205,8 @@ class Engine:
             self.condition.notify_all()
         if self._thread.close():
             with self._compute_lock:  # waits for a pass of `logits`
-                del (
-                    self.kv_cache,
-                    self.encoder_cache,
-                    self.scheduler,
-                    self.model_runner,
-                    self.output_processor,
-                )
+                del self.kv_cache, self.encoder_cache, self.scheduler
+                del self.model_runner, self.output_processor
 
     def reset_after_fork(self) -> None:
         """In a forked process: starts again without requests; the parent's requests fail here.

@@ -38,15 +38,15 @@ class FeatureCache:
     def __init__(self, folder: Path, model_key: str, max_bytes: int = MAX_BYTES) -> None:
         self.folder, self.model_key, self.max_bytes = folder, model_key, max_bytes
 
-    def load(self, content_hash: str) -> list[Tensor] | None:
+    def load(self, feature_key: str) -> list[Tensor] | None:
         """The tensors that were stored for a picture; None if it has no valid file.
 
         A file that is damaged, or was not written by this class for this picture, is deleted.
         """
-        tensors, file = None, self._file(content_hash)
+        tensors, file = None, self._file(feature_key)
         with suppress(OSError):  # no such file, or no access
             if self._is_private():
-                tensors = _parse_tensors(_read_own_file(file), self._key(content_hash))
+                tensors = _parse_tensors(_read_own_file(file), self._key(feature_key))
                 if tensors is None:
                     log.debug("%s is damaged or was not written by idefics: it is deleted", file)
                     file.unlink()
@@ -54,7 +54,7 @@ class FeatureCache:
                     os.utime(file)  # the time of its last use
         return tensors
 
-    def store(self, content_hash: str, tensors: Sequence[Tensor]) -> None:
+    def store(self, feature_key: str, tensors: Sequence[Tensor]) -> None:
         """Writes the tensors of a picture, on the CPU, and deletes the least recently used files if there are too many.
 
         The file appears when it is complete; if it cannot be written, nothing is stored.
@@ -62,23 +62,23 @@ class FeatureCache:
         from safetensors.torch import save
 
         named_tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(tensors)}
-        digest = _compute_digest(self._key(content_hash), list(named_tensors.values()))
+        digest = _compute_digest(self._key(feature_key), list(named_tensors.values()))
         content = save({**named_tensors, DIGEST_NAME: torch.tensor(list(digest), dtype=torch.uint8)})
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._is_private():
-                _write_whole(self._file(content_hash), content)
+                _write_whole(self._file(feature_key), content)
                 self._delete_least_recently_used()
         except OSError as error:
             log.debug("a picture's features are not stored in %s: %s", self.folder, error)
 
-    def _key(self, content_hash: str) -> str:
+    def _key(self, feature_key: str) -> str:
         """The cache key of a picture: equal keys mean equal features."""
-        return f"{self.model_key} {content_hash}"
+        return f"{self.model_key} {feature_key}"
 
-    def _file(self, content_hash: str) -> Path:
+    def _file(self, feature_key: str) -> Path:
         """The path of the file for a picture's features."""
-        return self.folder / f"{hashlib.sha256(self._key(content_hash).encode()).hexdigest()}.safetensors"
+        return self.folder / f"{hashlib.sha256(self._key(feature_key).encode()).hexdigest()}.safetensors"
 
     def _is_private(self) -> bool:
         """Whether the folder belongs to this user; if so, other users' access to it is removed.

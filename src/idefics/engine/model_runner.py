@@ -65,6 +65,7 @@ class ModelRunner:
             None  # sequences and last ids, on the device
         )
         self._launched: tuple[list[SequenceState], Tensor] | None = None  # sequences and their logits
+        self._adapters = encoder_cache.adapters
 
     def run(self, scheduler_output: SchedulerOutput) -> StepOutput:
         """Encodes the planned frames, computes the decoding sequences, then all prefill chunks in one packed pass."""
@@ -76,11 +77,14 @@ class ModelRunner:
         else:
             self._launched = None
         if chunks:
+            self._adapters.select_chunks(chunks)
             h = self._prefill.compute_hidden_states(chunks)  # (N, D)
             states = h.split([chunk.num_tokens for chunk in chunks])
             final_states = [states[index][-1:] for index, chunk in enumerate(chunks) if chunk.is_final_chunk]
             if final_states:
-                sequences = sequences + [chunk.sequence for chunk in chunks if chunk.is_final_chunk]
+                final_sequences = [chunk.sequence for chunk in chunks if chunk.is_final_chunk]
+                sequences = sequences + final_sequences
+                self._adapters.select_sequences(final_sequences)
                 logits.append(self.model.logits(torch.cat(final_states)).float())
             continuation_states = [
                 pair for pair in zip(chunks, states, strict=True) if pair[0].trie is not None
@@ -133,6 +137,7 @@ class ModelRunner:
         ids = None
         if self._sampled is not None and self._sampled[0] == sequences:
             ids = self._sampled[1]
+        self._adapters.select_sequences(sequences)
         return self.decode_step(self._decode_inputs.build(sequences, has_page_changes, ids))
 
 

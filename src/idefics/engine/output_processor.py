@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from idefics.engine.adapters import NO_ADAPTERS, ModelAdapters
 from idefics.engine.beam_search import RequestBeamSearch
 from idefics.engine.continuation_scores import CandidateTrie, ContinuationScores
 from idefics.engine.model_interface import VLM
@@ -44,14 +45,15 @@ class OutputProcessor:
     One `Sampler` is kept while the sequences stay the same.
 
     Args:
+        adapters: of the model.
         is_async: whether ids are copied to the host while a GPU goes on computing.
 
     Attributes:
         has_replaced_tokens: whether a constraint replaced a sampled token by another one in the last step.
     """
 
-    def __init__(self, model: VLM, *, is_async: bool) -> None:
-        self.model = model
+    def __init__(self, model: VLM, adapters: ModelAdapters = NO_ADAPTERS, *, is_async: bool) -> None:
+        self.model, self.adapters = model, adapters
         self._copy_to_host = start_async_copy_to_host if is_async else copy_to_host
         self.has_replaced_tokens = False
         self._sequences: list[SequenceState] = []
@@ -162,6 +164,7 @@ class OutputProcessor:
         """
         scores = state.continuation_scores
         assert scores is not None
+        self.adapters.select(state.request.prompt.adapter)
         scores.score_trie(trie, h, self.model.logits)
         return _finished_scores(scores)
 

@@ -27,7 +27,7 @@ class PageContent(NamedTuple):
 
     Attributes:
         key: hash of `parent_key` and `tokens`.
-        parent_key: the key of the page before it; empty for the first.
+        parent_key: the key of the page before it; for the first see `PageKeys.root_key`.
         tokens: one for each computed position, at most `PAGE_SIZE`.
     """
 
@@ -150,6 +150,7 @@ class PageKeys:
     its features, in a cross-attention model the picture that the token attends to.
 
     Attributes:
+        root_key: the parent of the first page's key; an adapter's own, since its keys and values are others.
         keys: the keys that have been computed so far.
         image_contents: the image content of each position of the prompt; "" if there is none.
         generated_content: the image content of every position after the prompt.
@@ -157,9 +158,10 @@ class PageKeys:
     """
 
     def __init__(self, prompt: Prompt, uses_cross_attention: bool) -> None:
+        self.root_key: PageKey = b"" if prompt.adapter is None else prompt.adapter.key.encode()
         self.keys: list[PageKey] = []
         if uses_cross_attention:
-            hashes = [*(image.content_hash for image in prompt.pictures), ""]  # "" is also the last: index -1
+            hashes = [*(image.feature_key for image in prompt.pictures), ""]  # "" is also the last: index -1
             self.image_contents = [hashes[index] for index in prompt.image_index]
             self.generated_content = self.image_contents[-1]
             self.image_token_positions: Sequence[Sequence[int]] = ()
@@ -167,8 +169,9 @@ class PageKeys:
         self.image_contents, self.generated_content = [""] * len(prompt), ""
         self.image_token_positions = prompt.image_token_positions
         for image, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
+            key = image.feature_key
             for row, position in enumerate(positions):
-                self.image_contents[position] = f"{image.content_hash}:{row}"
+                self.image_contents[position] = f"{key}:{row}"
 
     def full_page_keys(self, ids: Sequence[int], length: int) -> list[PageKey]:
         """The keys of the pages that the first `length` of a sequence's ids fill completely."""
@@ -179,7 +182,7 @@ class PageKeys:
     def page_content(self, ids: Sequence[int], page_index: int, length: int) -> PageContent:
         """The content of the sequence's page number `page_index`, when the first `length` of its ids are computed."""
         start = page_index * PAGE_SIZE
-        parent_key = self.full_page_keys(ids, start)[-1] if page_index else b""
+        parent_key = self.full_page_keys(ids, start)[-1] if page_index else self.root_key
         page_ids = ids[start : min(start + PAGE_SIZE, length)]
         image_contents = self.image_contents[start : start + len(page_ids)]
         image_contents += [self.generated_content] * (len(page_ids) - len(image_contents))

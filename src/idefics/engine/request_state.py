@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from idefics.engine.handle import RequestHandle
 from idefics.engine.page_pool import PAGE_SIZE, PageKey, PageKeys
 from idefics.engine.request import Request
+from idefics.prompt import PromptAdapter
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,11 @@ class SequenceState:
     def fork(self, id: int) -> SequenceState:
         """A sequence that continues this one with `id` and shares its pages."""
         return replace(self, ids=[*self.ids, id], page_keys=self.page_keys.fork(), pages=list(self.pages))
+
+    @property
+    def adapter(self) -> PromptAdapter | None:
+        """The adapter that the sequence is computed with."""
+        return self.request_state.request.prompt.adapter
 
     @property
     def pending_page_keys(self) -> list[PageKey]:

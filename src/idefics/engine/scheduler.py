@@ -160,7 +160,7 @@ class Scheduler:
         self._remove_finished_requests()
 
     def image_keys_in_use(self) -> set[str]:
-        """Content hashes of the pictures that running requests still need for tokens that are not computed yet.
+        """Feature keys of the pictures that running requests still need for tokens that are not computed yet.
 
         The bases of these pictures are among them.
         """
@@ -170,8 +170,8 @@ class Scheduler:
             for image_span in state.image_spans
             if image_span.last_position >= min(sequence.num_computed_tokens for sequence in state.sequences)
         ]
-        return {image.content_hash for image in images} | {
-            image.base.content_hash for image in images if image.base is not None
+        return {image.feature_key for image in images} | {
+            image.base.feature_key for image in images if image.base is not None
         }
 
     def _schedule_decode(self, state: RequestState, output: SchedulerOutput) -> None:
@@ -215,7 +215,7 @@ class Scheduler:
             num_missing_frames -= sum(
                 num_frames
                 for other, num_frames in output.encoder_inputs
-                if other.content_hash == image.content_hash
+                if other.feature_key == image.feature_key
             )
             if num_frames := min(num_missing_frames, remaining_frames, output.remaining_frames):
                 output.encoder_inputs.append((image, num_frames))

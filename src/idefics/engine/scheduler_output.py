@@ -69,12 +69,12 @@ class SchedulerOutput:
 
     def select_request(self, state: RequestState) -> SchedulerOutput:
         """The part of the plan for one request, without the copies of pages, which must not be made twice."""
-        content_hashes = {image.content_hash for image in state.request.prompt.pictures}
+        feature_keys = {image.feature_key for image in state.request.prompt.pictures}
         return SchedulerOutput(
             requests=[state],
             decode_sequences=[s for s in self.decode_sequences if s.request_state is state],
             has_page_changes=True,
-            encoder_inputs=[one for one in self.encoder_inputs if one[0].content_hash in content_hashes],
+            encoder_inputs=[one for one in self.encoder_inputs if one[0].feature_key in feature_keys],
             prefill_chunks=[chunk for chunk in self.prefill_chunks if chunk.sequence.request_state is state],
         )
 

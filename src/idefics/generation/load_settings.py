@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -25,7 +25,7 @@ from idefics.nn.attention_backends import (
 from idefics.placement.devices import DeviceLike
 from idefics.processing.url_policy import UrlPolicy
 from idefics.quant.autotune import KernelChoice, choose_kernels
-from idefics.validation import validate_bool, validate_choice, validate_range
+from idefics.validation import short_repr, validate_bool, validate_choice, validate_range
 
 MAX_THREADS = 1024
 FEATURE_CACHE_VARIABLE = "IDEFICS_FEATURE_CACHE"  # an environment variable
@@ -41,10 +41,12 @@ class LoadSettings:
     """Where and how a model is loaded. The fields are the keywords of `Idefics.load`, which documents them.
 
     Raises:
-        BadSetting: `offline`, `feature_cache` or `kernels` is wrong; other settings are checked where they are used.
+        BadSetting: `adapters`, `offline`, `feature_cache` or `kernels` is wrong; others are checked where they are
+            used.
     """
 
     adapter: str | os.PathLike[str] | None = None
+    adapters: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
     device: DeviceLike = "auto"
     dtype: str | torch.dtype = "auto"
     threads: int | None = None
@@ -67,6 +69,7 @@ class LoadSettings:
         if self.feature_cache is not None:
             validate_bool("feature_cache", self.feature_cache)
         validate_choice("kernels", self.kernels, get_args(KernelMode))
+        _validate_adapters(self.adapters, self.adapter)
 
     @property
     def uses_feature_cache(self) -> bool:
@@ -86,6 +89,20 @@ class LoadSettings:
     def is_reference(self) -> bool:
         """Whether the setting `kernels` is "reference": torch's plain operations compute everything."""
         return self.kernels == "reference"
+
+
+def _validate_adapters(adapters: object, adapter: object) -> None:
+    """Raises BadSetting unless adapters that share the model are given by names, and no other is merged into it."""
+    if not isinstance(adapters, Mapping) or not all(
+        isinstance(name, str) and name.strip() for name in adapters
+    ):
+        raise BadSetting(
+            f'adapters is {short_repr(adapters)}; give names and folders or hub ids: {{"name": "path"}}'
+        )
+    if adapters and adapter is not None:
+        raise BadSetting(
+            "adapter and adapters are both given: adapter is merged into the model, and adapters share it; give one"
+        )
 
 
 @dataclass(frozen=True, slots=True)

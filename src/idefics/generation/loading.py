@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -20,7 +19,8 @@ import torch
 from idefics import models, weights
 from idefics.engine.engine import Engine
 from idefics.engine.page_pool import PAGE_SIZE
-from idefics.errors import UnsupportedModel, format_bytes
+from idefics.errors import format_bytes
+from idefics.generation.adapters import attach_adapters, find_merged_adapter, read_adapters
 from idefics.generation.environment import warn_once_about_missing_kernels
 from idefics.generation.load_settings import (
     LoadSettings,
@@ -75,12 +75,13 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         model, revision=settings.revision, offline=settings.offline, progress=settings.progress
     )
     checkpoint = models.read_checkpoint(folder)
-    adapter = find_adapter(model, checkpoint, settings)
+    adapter = find_merged_adapter(model, checkpoint, settings)
     checkpoint_bytes = sum(path.stat().st_size for path in weights.safetensors_files(folder))
     with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
         generation_config = read_generation_config(checkpoint)
         module = models.build_on_meta_device(checkpoint)
         num_parameters = models.count_parameters(module)
+        adapters = read_adapters(model, checkpoint, module, settings)
         plan = plan_computation(module, device, checkpoint.config.dtype, settings)
         config = choose_engine_config(device, settings)
         free_bytes = free_memory(device) if device.type == "cpu" else None
@@ -105,40 +106,14 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
                 adapter=adapter,
             )
         set_attention_backend(module, plan.attention_backend)
+        model_adapters = attach_adapters(module, adapters)
         if free_bytes is not None:  # weights that stay in the files do not take memory yet
             free_bytes = min(free_bytes - memory_footprint(module), free_memory(device))
-        engine = Engine(module, config, free_bytes, feature_cache)  # type: ignore[arg-type]  # a VLM by its methods
+        engine = Engine(module, config, free_bytes, feature_cache, model_adapters)  # type: ignore[arg-type]  # a VLM
     seconds = time.perf_counter() - start_time
     log.info("loaded %s from %s in %.2f s: %s", model, folder, seconds, _describe_engine(engine))
-    return LoadedModel(
-        processor,
-        engine,
-        collect_stop_ids(checkpoint, processor),
-        generation_config,
-        checkpoint.family.name,
-        num_parameters,
-    )
-
-
-def find_adapter(
-    model: str | os.PathLike[str], checkpoint: Checkpoint, settings: LoadSettings
-) -> Path | None:
-    """Finds the adapter of the settings, downloads it if necessary, and compares its base model with the model.
-
-    Raises:
-        ModelError: it is not found, or was trained on another model.
-    """
-    if settings.adapter is None:
-        return None
-    folder = weights.find_adapter(settings.adapter, offline=settings.offline, progress=settings.progress)
-    config = weights.read_adapter_config(folder)
-    weights.check_base_model(folder, config, model)
-    if models.family_of_class(config.base_class) not in (None, checkpoint.family):
-        raise UnsupportedModel(
-            f"the adapter {folder} was trained on a model of the class {config.base_class}, and {model} is of the "
-            f"family {checkpoint.family.name}: give {config.base_model or 'the model that it was trained on'}"
-        )
-    return folder
+    stop_ids = collect_stop_ids(checkpoint, processor)
+    return LoadedModel(processor, engine, stop_ids, generation_config, checkpoint.family.name, num_parameters)
 
 
 def create_processor(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
@@ -224,8 +199,8 @@ class LoadedModel:
 
     @property
     def memory(self) -> int:
-        """Size of the weights in bytes, on all devices."""
-        return memory_footprint(self.engine.model)  # type: ignore[arg-type]  # a module
+        """Size of the weights in bytes, on all devices, those of adapters included."""
+        return memory_footprint(self.engine.model) + self.engine.adapters.num_bytes  # type: ignore[arg-type]  # a module
 
     @cached_property
     def token_bytes(self) -> Callable[[bool | None], TokenBytes]:
@@ -259,6 +234,17 @@ class LoadedModel:
         model = copy.copy(self)
         model.processor = copy.copy(self.processor)
         model.processor.fetcher = fetcher
+        return model
+
+    def with_adapter(self, name: str | None) -> Self:
+        """Returns a model with the same engine that answers with an adapter; None: without one.
+
+        Raises:
+            BadSetting: it has no adapter of that name.
+        """
+        model = copy.copy(self)
+        model.processor = copy.copy(self.processor)
+        model.processor.adapter = None if name is None else self.engine.adapters.find(name)
         return model
 
     def processor_for_untrusted_text(self, image_detail: ImageDetail) -> Processor:

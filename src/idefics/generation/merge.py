@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from idefics import models, weights
 from idefics.errors import BadSetting
+from idefics.generation.adapters import find_adapter
 from idefics.generation.load_settings import LoadSettings
-from idefics.generation.loading import find_adapter
 from idefics.models import Checkpoint
 from idefics.processing.checkpoint_settings import read_json_object
 from idefics.weights.adapters import WeightChange, read_weight_changes
@@ -77,9 +77,8 @@ def merge_adapter(
             f"{folder} is stored in {checkpoint.quantization.kind}, and an adapter cannot be merged into integers: "
             "give the original model"
         )
-    settings = LoadSettings(adapter=adapter, offline=offline, progress=progress)
-    adapter_folder = find_adapter(model, checkpoint, settings)
-    assert adapter_folder is not None
+    settings = LoadSettings(offline=offline, progress=progress)
+    adapter_folder = find_adapter(adapter, model, checkpoint, settings)
     module = models.build_on_meta_device(checkpoint)
     with ExitStack() as stack:
         changes = read_weight_changes(adapter_folder, module, checkpoint.family.key_rules, stack)

@@ -22,6 +22,7 @@ from idefics.native.structures import (
     LinearStruct,
     MatmulArgs,
 )
+from idefics.nn.low_rank import LowRankHook
 
 MAX_INPUTS = 2**16  # int32 holds the sums of this many products of bytes
 MAX_FLOAT32_ROWS = (
@@ -95,7 +96,10 @@ def is_plain_float32(parameter: Tensor) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module would call other functions before or after, which C would leave out."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    if not module._forward_hooks:
+        return bool(module._forward_pre_hooks)
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return not all(isinstance(hook, LowRankHook) and hook.is_idle for hook in hooks)
 
 
 def native_linear(

@@ -34,7 +34,7 @@ from idefics.processing.prompt_items import parse_item
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
 from idefics.processing.text_limit import TextLimit
 from idefics.processing.tokenizer import TextPiece, Tokenizer
-from idefics.prompt import PreprocessedImage, Prompt, ScoringPrompt
+from idefics.prompt import PreprocessedImage, Prompt, PromptAdapter, ScoringPrompt
 
 if TYPE_CHECKING:
     from idefics.processing.prompt_items import PromptItem
@@ -56,6 +56,7 @@ class Processor:
         is_text_trusted: whether special tokens in raw prompts are recognised; never in untrusted input.
         text_limit: refuses texts that cannot fit into `max_tokens` tokens.
         image_token_id, end_of_document_id: those of `picture_expansion.build_prompt`.
+        adapter: answers the prompts; None: the model without one.
 
     Raises:
         UnsupportedModel: the tokenizer lacks the tokens that stand for pictures.
@@ -86,6 +87,7 @@ class Processor:
         )
         self.image_detail = ImageDetail()
         self.is_text_trusted = True
+        self.adapter: PromptAdapter | None = None
         self._uses_cross_attention = prompt_format.image_tokens == "cross_attention"
         self.image_token_id = tokenizer.added_token_id(IMAGE_TOKEN)
         ends_documents = self._uses_cross_attention
@@ -282,18 +284,14 @@ class Processor:
             1 if self._uses_cross_attention else len(picture.frames) * self.image_config.tokens_per_frame
             for picture in pictures
         ]
-        return build_prompt(
-            [*self.special_prefix_ids(), *ids],
-            pictures,
-            self.image_token_id,
-            num_tokens_by_image,
-            self.end_of_document_id,
+        all_ids = [*self.special_prefix_ids(), *ids]
+        prompt = build_prompt(
+            all_ids, pictures, self.image_token_id, num_tokens_by_image, self.end_of_document_id
         )
+        return prompt if self.adapter is None else prompt.with_adapter(self.adapter)
 
     def special_prefix_ids(self) -> list[int]:
         """The special tokens that the post-processor of `tokenizer.json` puts before every text, by their ids."""
-        return (
-            self.tokenizer.encode("", add_special_tokens=True)
-            if self.prompt_format.add_special_tokens
-            else []
-        )
+        if not self.prompt_format.add_special_tokens:
+            return []
+        return self.tokenizer.encode("", add_special_tokens=True)

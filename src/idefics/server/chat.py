@@ -27,7 +27,7 @@ from idefics.server.response_fields import (
     StreamUsageField,
 )
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
-from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
+from idefics.server.routing import RequestContextDep, document_responses, select_model
 from idefics.server.sampling_fields import ChoicesRequest, ConversationRequest, TokenLimit
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
@@ -143,9 +143,9 @@ class ChatCompletionChunk(ChoicesFields, StreamUsageField, ProgressField):
     "/v1/chat/completions",
     responses=document_responses(ChatCompletionResponse, ChatCompletionChunk),
 )
-async def chat(request: ChatRequest, service: ServerStateDep, context: RequestContextDep) -> Response:
+async def chat(request: ChatRequest, context: RequestContextDep) -> Response:
     """Generates the next message of a conversation with pictures."""
-    service.check_model(request.model)
+    select_model(context, request.model)
     messages = [message.to_message() for message in request.messages]
     submit = partial(
         submit_conversation, context, messages, request.generation_kwargs(), num_choices=request.n or 1
@@ -153,7 +153,7 @@ async def chat(request: ChatRequest, service: ServerStateDep, context: RequestCo
     common_fields = {
         "id": f"chatcmpl-{uuid4().hex}",
         "created": int(time.time()),
-        "model": service.settings.served_model_name,
+        "model": request.model,
         "object": "chat.completion.chunk" if request.stream else "chat.completion",
     }
     return await _ChatResponseBuilder(context, request, common_fields).build_response(submit)

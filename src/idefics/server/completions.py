@@ -34,7 +34,7 @@ from idefics.server.response_fields import (
     ResponseFinishReason,
     StreamUsageField,
 )
-from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
+from idefics.server.routing import RequestContextDep, document_responses, select_model
 from idefics.server.sampling_fields import MAX_NEW_TOKENS, ChoicesRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default for this route
@@ -117,11 +117,9 @@ class CompletionChunk(CompletionFields, StreamUsageField, ProgressField):
 
 
 @router.post("/v1/completions", responses=document_responses(CompletionResponse, CompletionChunk))
-async def complete(
-    request: CompletionRequest, service: ServerStateDep, context: RequestContextDep
-) -> Response:
+async def complete(request: CompletionRequest, context: RequestContextDep) -> Response:
     """Continues each prompt, without a chat template."""
-    service.check_model(request.model)
+    select_model(context, request.model)
     texts = request.prompt_texts
     if request.streams_progress and len(texts) > 1:
         message = f"include_progress is for one prompt, and there are {len(texts)}: send one, or leave it out"
@@ -132,7 +130,7 @@ async def complete(
         "id": f"cmpl-{uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": service.settings.served_model_name,
+        "model": request.model,
     }
     builder = _CompletionResponseBuilder(context, request, common_fields)
     return await builder.build_response(partial(builder.submit, texts))

@@ -16,6 +16,7 @@ NOT_STORED_HINT = "the server stores nothing: send the whole conversation with e
 SCHEMA_HINT = "give response_format with a JSON schema"
 PENALTY_HINT = "give repetition_penalty, presence_penalty or frequency_penalty"
 SAMPLING_HINT = "give temperature, top_p, top_k or min_p"
+ADAPTER_HINT = "start the server with --adapters, and give the adapter's name as model"
 AUDIO_HINT = "this model generates text only"
 PROMPT_LOGPROBS_HINT = "use /v1/completions with echo and logprobs"
 
@@ -102,7 +103,7 @@ SAMPLING_FIELDS = make_field_table(
         "return_tokens": ("give logprobs to get the tokens", False),
         "return_tokens_as_token_ids": ("logprobs have the bytes of each token", False),
         "return_token_ids": ("give logprobs to get the tokens", False),
-        "lora": ("serve the model with its adapter", []),
+        "lora": (ADAPTER_HINT, []),
         "thinking_token_budget": (REASONING_HINT, -1, 0),
         "thinking": (REASONING_HINT, False, {}, {"type": "disabled"}),
         "thinking_budget": (REASONING_HINT, 0),
@@ -132,7 +133,7 @@ SAMPLING_FIELDS = make_field_table(
         "json_schema": SCHEMA_HINT,
         "chat_template": "the model's own template is used",
         "repetition_detection": PENALTY_HINT,
-        "adapter_id": "serve the model with its adapter",
+        "adapter_id": ADAPTER_HINT,
         "ebnf": "give regex or a JSON schema",
     },
 )
@@ -222,7 +223,6 @@ RESPONSE_FIELDS = make_field_table(
 
 TASK_FIELDS = make_field_table(
     SAMPLING_FIELDS,
-    any_value=("model",),  # there is only one
     default_only={"stream": False},
     values_or_hint={
         "n": ("send several requests", 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from idefics import __version__
@@ -67,13 +68,16 @@ class ModelCard(ResponseFields):
 
     `kind` is "base" for a model that continues documents. `is_demo`: it knows nothing but its picture book.
     `max_model_len` is the largest number of tokens of a prompt and its answer together. `explain` has the methods of
-    explanations. `batches`: whether the server has files and batches.
+    explanations. `batches`: whether the server has files and batches. `parent` is the model whose weights an adapter
+    shares, `root` where it is from.
     """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["idefics"]
+    root: str
+    parent: str | None
     version: str
     family: str
     kind: Literal["base", "chat"]
@@ -87,21 +91,29 @@ class ModelCard(ResponseFields):
     batches: bool
 
 
-def model_card(service: ServerState, created: int) -> ModelCard:
-    """The description of the served model. `created`: when the server was started, in seconds of Unix time."""
+def model_card(service: ServerState, name: str, created: int) -> ModelCard:
+    """The description of the served model, or of one of its adapters.
+
+    Args:
+        name: of the model.
+        created: when the server was started, in seconds of Unix time.
+    """
     settings, model = service.settings, service.vlm.loaded_model
+    adapter = settings.adapter_by_name.get(name)
     entry = find_entry(settings.model)
     methods: list[Method] = ["occlusion", "fast"] if has_token_grid(model) else ["occlusion"]
     return {
-        "id": settings.served_model_name,
+        "id": name,
         "object": "model",
         "created": created,
         "owned_by": "idefics",
+        "root": _public_source(adapter or settings.model),
+        "parent": None if adapter is None else settings.served_model_name,
         "version": __version__,
         "family": entry.family if entry else model.family,
         "kind": model.processor.prompt_format.kind,
         "num_parameters": model.num_parameters,
-        "is_demo": entry is not None and bool(entry.package_folder) and settings.adapter is None,
+        "is_demo": entry is not None and bool(entry.package_folder) and not (adapter or settings.adapter),
         "max_model_len": model.engine.model.layout.max_positions,
         "images": _images(service),
         "sampling": _sampling(model.generation_config.repetition_penalty),
@@ -109,6 +121,12 @@ def model_card(service: ServerState, created: int) -> ModelCard:
         "explain": methods,
         "batches": settings.batches is not None,
     }
+
+
+def _public_source(source: str) -> str:
+    """A short name or hub id; of a path on this machine the last part."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
 
 
 def _images(service: ServerState) -> ModelImages:

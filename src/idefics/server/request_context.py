@@ -31,22 +31,21 @@ class RequestContext:
 
     Attributes:
         service: the state that all requests share.
+        vlm: the model that answers; it reports pictures that it has opened, if the progress is reported.
         slot: what the request uses of the limits.
         streams: its answers, one per choice.
         scoring_handle: the scoring request that it waits for.
         preparation_time: seconds from its arrival until its answers were submitted.
-        vlm: the model; it reports pictures that it has opened, if the progress is reported.
         num_characters: characters of all its texts.
         is_cancelled: whether a shutdown cancelled it, or it is closed.
     """
 
     def __init__(self, service: ServerState, *, is_background: bool = False) -> None:
-        self.service = service
+        self.service, self.vlm = service, service.vlm
         self.slot = service.admission.acquire_slot(self.cancel, is_background=is_background)
         self.streams: list[Stream] = []
         self.scoring_handle: RequestHandle | None = None
         self.preparation_time = 0.0
-        self.vlm = service.vlm
         self._progress: ProgressQueue | None = None
         self.num_characters = 0
         self.is_cancelled = False

@@ -187,7 +187,7 @@ class ResponseBuilder:
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "metadata": request.metadata or {},
-            "model": self.context.service.settings.served_model_name,
+            "model": self.request.model,
             "output": [self._output_message(answer)] if answer else [],
             "parallel_tool_calls": False,
             "previous_response_id": None,

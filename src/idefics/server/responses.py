@@ -30,7 +30,7 @@ from idefics.server.request_model import (
 )
 from idefics.server.response_builder import ResponseBuilder, ResponseObject, ResponseStreamEvent
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
-from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
+from idefics.server.routing import RequestContextDep, document_responses, select_model
 from idefics.server.sampling_fields import ConversationRequest, StreamOptions, TokenLimit
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
@@ -181,8 +181,8 @@ class ResponseRequest(ConversationRequest):
 
 
 @router.post("/v1/responses", responses=document_responses(ResponseObject, ResponseStreamEvent))
-async def respond(request: ResponseRequest, service: ServerStateDep, context: RequestContextDep) -> Response:
+async def respond(request: ResponseRequest, context: RequestContextDep) -> Response:
     """Generates the next message of a conversation with pictures."""
-    service.check_model(request.model)
+    select_model(context, request.model)
     await submit_conversation(context, request.to_messages(), request.generation_kwargs())
     return await ResponseBuilder(context, request).build_response()

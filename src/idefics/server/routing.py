@@ -83,6 +83,11 @@ def move_schema_definitions(node: Any, schemas: dict[str, Any]) -> None:
             move_schema_definitions(child, schemas)
 
 
+def select_model(context: RequestContext, name: str) -> None:
+    """Lets a request be answered by the model of a name. Raises an `APIError` (404) if there is no such model."""
+    context.vlm = context.vlm.with_adapter(context.service.find_adapter(name))
+
+
 async def _get_server_state(request: Request) -> ServerState:
     """The state of the app that answers a request; FastAPI passes it to parameters of `ServerStateDep`."""
     return cast("ServerState", request.app.state.service)

@@ -60,15 +60,23 @@ class ServerState:
         """The model's tokenizer."""
         return self.vlm.processor.tokenizer
 
-    def check_model(self, name: str) -> None:
-        """Raises an `APIError` (404) if `name` is not the name of the served model."""
-        if name != self.settings.served_model_name:
-            raise APIError(
-                404,
-                f"model {name[:100]!r} not found: this server has {self.settings.served_model_name!r}",
-                code="model_not_found",
-                param="model",
-            )
+    def find_adapter(self, name: str) -> str | None:
+        """The adapter of a model by the model's name; None: the served model itself has none.
+
+        Raises:
+            APIError: 404, there is no such model.
+        """
+        if name == self.settings.served_model_name:
+            return None
+        if name in self.vlm.adapters:
+            return name
+        names = ", ".join(map(repr, (self.settings.served_model_name, *self.vlm.adapters)))
+        raise APIError(
+            404,
+            f"model {name[:100]!r} not found: this server has {names}",
+            code="model_not_found",
+            param="model",
+        )
 
     async def run_in_worker(
         self, function: Callable[[], R], pictures: Sequence[PictureOrVideo] = (), *, num_characters: int = 0

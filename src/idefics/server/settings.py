@@ -20,6 +20,7 @@ from idefics.errors import BadSetting, MissingExtra
 from idefics.host_memory import parse_bytes_or_share
 from idefics.lazy import cached_property
 from idefics.processing import url_policy
+from idefics.server.adapter_setting import parse_adapters
 from idefics.validation import validate_choice
 
 ENVIRONMENT_PREFIX = "IDEFICS_"  # of environment variables
@@ -69,6 +70,9 @@ class Settings:
     adapter: str | None = _setting(
         "Model", None, "Folder or hub id of an adapter (LoRA), merged into the model.", metavar="PATH"
     )
+    adapters: str | None = _setting(
+        "Model", None, "Adapters that share the model, each a model: name=PATH,name=PATH.", metavar="NAMES"
+    )
     device: str = _setting("Model", "auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = _setting("Model", "auto", "auto, float32, bfloat16 or float16.")
     threads: int | None = _setting("Model", None, "Number of CPU threads.", 1, 1024)
@@ -82,9 +86,7 @@ class Settings:
     )
     offline: bool = _setting("Model", False, "Never use the network for models.")
     feature_cache: bool = _setting(
-        "Model",
-        False,
-        "Keep encoded pictures in files of the cache folder of the server's user, for the next start.",
+        "Model", False, "Keep encoded pictures in files of the user's cache folder, for the next start."
     )
     host: str = _setting("Address", "127.0.0.1", "Address to listen on.")
     port: int = _setting("Address", 8000, "Port to listen on; 0 takes a free one.", 0, 65535)
@@ -154,6 +156,7 @@ class Settings:
             if high and value is not None and not low <= value <= high:
                 raise BadSetting(f"{setting.name} is {value!r}; give a number from {low} to {high}")
         parse_bytes_or_share("kv_cache", self.kv_cache)
+        self.adapter_by_name  # noqa: B018  # checks it
         validate_choice("kernels", self.kernels, get_args(KernelMode))
         url_policy.parse_allowed_hosts(self.remote_images)
         if self.remote_images == "any":
@@ -232,6 +235,11 @@ class Settings:
     def served_model_name(self) -> str:
         """The name of the model in requests and answers: by default the last part of its path or id."""
         return self.name or Path(self.model).name or self.model
+
+    @cached_property
+    def adapter_by_name(self) -> dict[str, str]:
+        """The adapters that `adapters` names; raises BadSetting if it is wrong."""
+        return parse_adapters(self.adapters, self.served_model_name)
 
 
 def _split_list(text: str | None) -> list[str]:

@@ -32,7 +32,7 @@ class ReadyResponse(ResponseFields):
 
 
 class ModelList(ResponseFields):
-    """A list with the one model that is served."""
+    """A list of the served model and of its adapters."""
 
     object: Literal["list"]
     data: list[ModelCard]
@@ -66,8 +66,9 @@ async def metrics(service: ServerStateDep) -> Response:
 
 @router.get("/v1/models", responses=document_responses(ModelList))
 async def models(service: ServerStateDep) -> ModelList:
-    """Lists the one model that is served."""
-    return {"object": "list", "data": [model_card(service, START_TIME)]}
+    """Lists the served model and its adapters, which are models too."""
+    names = [service.settings.served_model_name, *service.vlm.adapters]
+    return {"object": "list", "data": [model_card(service, name, START_TIME) for name in names]}
 
 
 @router.get(
@@ -77,5 +78,5 @@ async def models(service: ServerStateDep) -> ModelList:
 )
 async def model(name: str, service: ServerStateDep) -> ModelCard:
     """Describes the model of that name: its limits and defaults."""
-    service.check_model(name)
-    return model_card(service, START_TIME)
+    service.find_adapter(name)
+    return model_card(service, name, START_TIME)

@@ -28,7 +28,13 @@ from idefics.server.response_fields import (
     collect_notes,
     sum_usage,
 )
-from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, ResponseDocs, document_responses
+from idefics.server.routing import (
+    SCHEMA_REF_TEMPLATE,
+    RequestContextDep,
+    ResponseDocs,
+    document_responses,
+    select_model,
+)
 from idefics.server.sampling_fields import SamplingFields, StreamFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 from idefics.tasks import TASKS, classify
@@ -57,6 +63,7 @@ class PictureRequest(RequestModel):
 
     ignored_fields = ignored_field_tables.TASK_FIELDS
 
+    model: str | None = None
     image_url: str | None = None
     detail: Detail | None = None
     max_tiles: MaxTiles | None = None
@@ -141,7 +148,7 @@ class TaskInputs:
         file: the picture, if it is a file of a form.
 
     Raises:
-        APIError: 400, both a file and a URL are given, or neither.
+        APIError: 400, both a file and a URL are given, or neither; 404, there is no such model.
     """
 
     def __init__(self, context: RequestContext, request: PictureRequest, file: bytes | None) -> None:
@@ -152,6 +159,8 @@ class TaskInputs:
                 param="image_url",
             )
         self.context = context
+        if request.model is not None:
+            select_model(context, request.model)
         self.picture = Picture(file) if file is not None else picture_from_url(request.image_url or "")
         self.detail = ImageDetail(request.detail or "high", request.max_tiles)
         self.shots = [

@@ -73,6 +73,7 @@ class Idefics(
         model: str | os.PathLike[str],
         *,
         adapter: str | os.PathLike[str] | None = None,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         device: DeviceLike = "auto",
         dtype: str | torch.dtype = "auto",
         threads: int | None = None,
@@ -95,6 +96,7 @@ class Idefics(
             model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
             adapter: a fine-tuned change of the model (LoRA, DoRA), as peft and transformers save it: its folder or hub
                 id. It is merged into the weights while they are loaded.
+            adapters: several of them, by names, that share the model's weights in memory; `with_adapter` chooses one.
             device: "auto" (CUDA, else Apple's GPU, else the CPU) or a torch device.
             dtype: "float32", "bfloat16", "float16" or "auto". On a GPU "auto" is the checkpoint's dtype. On a CPU
                 "auto" stores the weights as in the checkpoint and computes in float32; a 16-bit dtype is the storage
@@ -136,6 +138,7 @@ class Idefics(
         """
         settings = LoadSettings(
             adapter=adapter,
+            adapters={} if adapters is None else adapters,
             device=device,
             dtype=dtype,
             threads=threads,
@@ -157,8 +160,8 @@ class Idefics(
     def close(self) -> None:
         """Closes the model and frees its memory and its thread. May be called twice.
 
-        Running and later calls raise `ModelClosed`. Models made from this one by `with_shots` or `fetching` are closed
-        too.
+        Running and later calls raise `ModelClosed`. Models made from this one by `with_shots`, `with_adapter` or
+        `fetching` are closed too.
         """
         self.loaded_model.close()
 
@@ -170,7 +173,7 @@ class Idefics(
 
     @property
     def engine(self) -> Engine:
-        """Generates token ids for prompts; shared with models made by `with_shots` or `fetching`."""
+        """Generates token ids for prompts; shared with models made by `with_shots`, `with_adapter` or `fetching`."""
         return self.loaded_model.engine
 
     @property
@@ -210,6 +213,31 @@ class Idefics(
                 )
         model = copy.copy(self)
         model.shots = tuple(shot_list)
+        return model
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that share the model, as `load` was given them."""
+        return tuple(adapter.name for adapter in self.engine.adapters.adapters)
+
+    @reject_unknown_arguments
+    def with_adapter(self, name: str | None) -> Self:
+        """Returns the same model (weights and caches are shared), which answers with one of its adapters.
+
+        Requests with different adapters, and without, are generated in one batch.
+
+        Args:
+            name: of `load(..., adapters={name: ...})`; None: the model without an adapter.
+
+        Raises:
+            BadSetting: there is no adapter of that name.
+
+        Examples:
+            >>> vlm = idefics.load("demo", adapters={"flags": "./flags", "plants": "./plants"})
+            >>> vlm.with_adapter("flags").ask("photo.jpg", "Which country's flag is this?")
+        """
+        model = copy.copy(self)
+        model.loaded_model = self.loaded_model.with_adapter(name)
         return model
 
     @reject_unknown_arguments

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from idefics import models, weights
 from idefics.catalog import CATALOG, CatalogEntry, find_entry
 from idefics.evaluate.check.drawn_pictures import fixed_items
+from idefics.generation.adapters import find_merged_adapter
 from idefics.generation.load_settings import LoadSettings
-from idefics.generation.loading import create_processor, find_adapter, load_model
+from idefics.generation.loading import create_processor, load_model
 from idefics.lazy import cached_property
 from idefics.messages import ImageDetail
 from idefics.nn.upcast import UpcastLinear
@@ -64,7 +65,7 @@ class CheckSubject:
     @cached_property
     def adapter(self) -> Path | None:
         """The absolute path of the adapter, which is downloaded if necessary; None: there is none."""
-        found = find_adapter(self.model, self.checkpoint, self.settings)
+        found = find_merged_adapter(self.model, self.checkpoint, self.settings)
         return None if found is None else found.absolute()
 
     @property
