@@ -330,6 +330,14 @@ def test_it_goes_on_after_it_was_killed(folder, call):
         ((*TABLE_WORDS, "--split", "test"), "split is 'test', but answers.csv is a table"),
         (("demo", "--question", "What?", "--out", "r.json"), "question is for tables"),
         (("demo", "--image-column", "image", "--out", "r.json"), "--image-column is for tables"),
+        ((*TABLE_WORDS, "--metric", "accuracy"), "metric is 'accuracy', which needs choices or labels"),
+        ((*TABLE_WORDS, "--metric", "roc-auc"), "metric is 'roc-auc', which needs two labels"),
+        ((*TABLE_WORDS, "--metric", "ndcg"), "metric is 'ndcg', which is for its own suite"),
+        (("visdial", "--data", "answers.csv", "--out", "r.json"), "a table has not all that visdial needs"),
+        (("folder", "--data", "latin.csv", "--out", "r.json"), "the header is not text in UTF-8: save"),
+        (("folder", "--data", "a.json", "--out", "r.json"), "a.json is JSON: give JSON lines (.jsonl)"),
+        (("coco", "--data", "a.json", "--out", "r.json"), "data is a.json, which is no folder, no table"),
+        (("folder", "--data", ".", "--out", "r.json"), ". has pictures, but no right answers: give a table"),
         ((*TABLE_WORDS, "--report", "tower.png"), "the report tower.png is a page of HTML"),
         ((*TABLE_WORDS, "--report", "r.json"), "r.json is named twice"),
         (("folder", "--data", "answers.csv", "--out", "answers.csv"), "is an input of this evaluation too"),
@@ -342,6 +350,8 @@ def test_it_goes_on_after_it_was_killed(folder, call):
 def test_mistakes_are_said_before_anything_is_made(folder, call, words, message):
     (folder / "bare.csv").write_text("image,answer\ntower.png,x\n")
     (folder / "none.csv").write_text("image,title\ntower.png,x\n")
+    (folder / "latin.csv").write_text("image,question,r\xe9ponse\ntower.png,x,y\n", encoding="latin-1")
+    (folder / "a.json").write_text("[]")
     code, _, err = call(*words)
     assert code == 2
     assert message in err[-1], err

@@ -5,9 +5,10 @@ import json
 import pytest
 from eval_rows import PICTURES
 
-from idefics.errors import BadSetting, IdeficsError
+from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.evaluate.layouts import find_layout
 from idefics.evaluate.layouts.files import text_list
+from idefics.evaluate.suite_data import SuiteData
 from idefics.evaluate.suites import SUITES
 
 TOWER = PICTURES["tower.png"].read_bytes()
@@ -98,25 +99,20 @@ def test_textcaps(folder):
     assert row.references == ("a sign", "a red sign")
 
 
-@pytest.mark.parametrize("prefix", ["v2_", ""])
-def test_vqa(folder, prefix):
+def test_vqav2_and_okvqa_in_one_folder(folder):
     put(folder, "val2014/COCO_val2014_000000000042.jpg")
-    put(
-        folder,
-        f"{prefix}OpenEnded_mscoco_val2014_questions.json",
-        {"questions": [{"image_id": 42, "question": "Is it?", "question_id": 420}]},
-    )
-    put(
-        folder,
-        f"{prefix}mscoco_val2014_annotations.json",
-        {
-            "annotations": [
-                {"question_id": 420, "answers": [{"answer": "yes", "answer_id": n} for n in range(10)]}
-            ]
-        },
-    )
-    (row,) = rows_of("vqa", folder, "val")
-    assert (row.fields["question"], row.references, row.id) == ("Is it?", ("yes",) * 10, "420")
+    for prefix, word in (("v2_", "yes"), ("", "no")):
+        question = {"image_id": 42, "question": f"Is it {word}?", "question_id": 420}
+        answers = [{"answer": word, "answer_id": n} for n in range(10)]
+        put(folder, f"{prefix}OpenEnded_mscoco_val2014_questions.json", {"questions": [question]})
+        put(
+            folder,
+            f"{prefix}mscoco_val2014_annotations.json",
+            {"annotations": [{"question_id": 420, "answers": answers}]},
+        )
+    for layout, word in (("vqav2", "yes"), ("okvqa", "no")):
+        (row,) = rows_of(layout, folder, "val")
+        assert (row.fields["question"], row.references, row.id) == (f"Is it {word}?", (word,) * 10, "420")
 
 
 def test_textvqa(folder):
@@ -198,6 +194,7 @@ def test_mmmu(folder):
     first, second = rows_of("mmmu", folder, "validation")
     assert (first.labels, first.references) == (("A", "B"), ("B",))
     assert [one.read() for one in first.more_media] == [b"second"]
+    assert first.media.path != first.more_media[0].path
     assert (
         first.fields["question"] == "Is \0000\0 older than \0001\0?\nA. yes\nB. no\nAnswer with the letter."
     )
@@ -207,9 +204,10 @@ def test_mmmu(folder):
 
 def test_mmstar(folder):
     question = "What?\nOptions: A: a dog, B: a cat, C: a hat"
-    write_parquet(
-        folder, "val-0.parquet", [{"index": 3, "question": question, "image": TOWER, "answer": "C"}]
-    )
+    record = {"index": 3, "question": question, "image": TOWER, "answer": "C"}
+    write_parquet(folder, "val-0.parquet", [record])
+    assert len(rows_of("mmstar", folder, "val")) == 1
+    write_parquet(folder, "mmstar.parquet", [record])  # as on the hub
     (row,) = rows_of("mmstar", folder, "val")
     assert (row.labels, row.references) == (("A", "B", "C"), ("C",))
 
@@ -285,6 +283,24 @@ def test_visdial(folder):
     assert (row.labels, row.relevance, row.references) == (("no", "yes"), (0.2, 0.8), ("yes",))
 
 
+def test_examples_of_visdial_are_coco_pictures(folder):
+    put(folder, "val2014/COCO_val2014_000000000009.jpg")
+    round = {"question": 0, "answer": 1, "answer_options": [0, 1], "gt_index": 1}
+    dialogs = [{"image_id": 9, "caption": "a tower", "dialog": [round]}]
+    put(
+        folder,
+        "visdial_1.0_train.json",
+        {"data": {"questions": ["is it"], "answers": ["a", "b"], "dialogs": dialogs}},
+    )
+    put(
+        folder,
+        "visdial_1.0_train_dense_sample.json",
+        [{"image_id": 9, "round_id": 1, "relevance": [0, 1]}],
+    )
+    (row,) = rows_of("visdial", folder, "train")
+    assert row.references == ("b",)
+
+
 def test_winoground(folder):
     for number in (0, 1):
         put(folder, f"images/ex_0_img_{number}.png")
@@ -311,7 +327,38 @@ def test_a_folder_of_another_layout_is_refused_in_words(folder, name):
 
 @pytest.mark.parametrize(
     ("value", "texts"),
-    [(None, ()), ("a", ("a",)), (2, ("2",)), ([{"answer": "x"}, "y", 3], ("x", "y", "3"))],
+    [
+        (None, ()),
+        ("a", ("a",)),
+        (2, ("2",)),
+        (4.0, ("4",)),
+        (0.5, ("0.5",)),
+        (float("nan"), ()),
+        ([{"answer": "x"}, "y ", "", 3], ("x", "y", "3")),
+    ],
 )
 def test_lists_of_texts(value, texts):
     assert text_list(value) == texts
+
+
+@pytest.mark.parametrize("value", [{"text": ["a"]}, [["a"]], [{"text": "a"}], b"a"])
+def test_what_is_no_list_of_texts(value):
+    with pytest.raises(BadPrompt, match="a right answer is "):
+        text_list(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("textcaps", "TextCaps_0.1_val.json", {"data": [{"image_id": "a"}]}),  # as the test set
+        ("hateful-memes", "test_seen.jsonl", [5]),
+        ("scienceqa", "problems.json", []),
+        ("winoground", "examples.jsonl", b"\xff\xfe"),
+    ],
+)
+def test_content_of_another_layout_is_refused_in_words(folder, name, file, content):
+    put(folder, file, content)
+    put(folder, "pid_splits.json", {"train": []})
+    data = SuiteData(SUITES[name], str(folder), SUITES[name].split)
+    with pytest.raises(BadSetting, match=f"is not laid out as {name} is|cannot be read"):
+        list(data.rows())

@@ -15,7 +15,7 @@ from idefics.batch.row_selection import RowSelection
 from idefics.batch.run_settings import RunSettings
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadSetting, IdeficsError
-from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings
+from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings, checked_metric
 from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
@@ -80,13 +80,15 @@ class Evaluation:
         self.source = self._data.rows()
         suite = self._data.resolve_suite(self.source)
         if settings.metric is not None:
-            suite = replace(suite, metric=settings.metric)
+            suite = replace(suite, metric=checked_metric(settings.metric, suite))
         if settings.by == "generation" and suite.answer == "rank":
             if suite.metric != "accuracy" or not suite.has_questions:
                 raise BadSetting(
                     f"by is 'generation', which is for multiple-choice questions, and not for {suite.name}"
                 )
             suite = replace(suite, answer="text", prompts=suite.open_prompts)
+            self._data = replace(self._data, lists_choices=True)
+            self.source = self._data.rows()
         self.suite = suite
         contents = PictureContents()
         shots = self._create_shots(contents) if settings.num_shots else None

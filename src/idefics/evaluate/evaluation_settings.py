@@ -11,6 +11,7 @@ from idefics.config import Sampling
 from idefics.errors import BadSetting
 from idefics.evaluate.prompt_style import PromptChoice
 from idefics.evaluate.scoring import METRICS
+from idefics.evaluate.suite import LAYOUT_METRICS, Suite
 from idefics.evaluate.suites import SUITES
 from idefics.validation import validate_choice, validate_range
 
@@ -71,6 +72,19 @@ class EvaluationSettings:
         if not self.num_shots and (self.support or self.selection == "rices"):
             name = "support" if self.support else "selection"
             raise BadSetting(f"{name} is about few-shot examples, and shots is 0: give --shots too")
+
+
+def checked_metric(metric: str, suite: Suite) -> str:
+    """A metric that takes the place of a suite's own. Raises BadSetting if it does not fit the answers."""
+    if metric == suite.metric:
+        return metric
+    if metric in LAYOUT_METRICS:
+        raise BadSetting(f"metric is {metric!r}, which is for its own suite, and not for {suite.name}")
+    needs = {"accuracy": "choices or labels", "roc-auc": "two labels"}.get(metric)
+    fits = suite.answer == "rank" and (metric != "roc-auc" or len(suite.labels) == 2)
+    if needs is not None and not fits:
+        raise BadSetting(f"metric is {metric!r}, which needs {needs}: give exact-match, vqa, anls or cider")
+    return metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

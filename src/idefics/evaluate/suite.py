@@ -9,6 +9,7 @@ from typing import Literal
 from idefics.batch.rows import BatchRow, Media
 
 AnswerKind = Literal["caption", "text", "rank"]
+LAYOUT_METRICS = ("ndcg", "winoground")  # computed from what only a folder in the suite's layout has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,14 +47,14 @@ _SUITES = (
         name="vqav2",
         files="v2_*_questions.json, v2_*_annotations.json, val2014/",
         help="VQAv2: questions about COCO's pictures",
-        layout="vqa",
+        layout="vqav2",
         prompts="vqav2",
     ),
     _questions(
         name="okvqa",
-        files="*_questions.json, *_annotations.json, val2014/",
+        files="OpenEnded_*_questions.json, mscoco_*_annotations.json, val2014/",
         help="OK-VQA: questions that need knowledge",
-        layout="vqa",
+        layout="okvqa",
         prompts="okvqa",
     ),
     _questions(
@@ -100,7 +100,7 @@ _SUITES = (
     ),
     _choices(
         name="mmstar",
-        files="*val*.parquet",
+        files="mmstar.parquet",
         help="MMStar: questions that need the picture",
         layout="mmstar",
         prompts="mmstar",

@@ -22,14 +22,12 @@ class CsvReader(FileTable):
 
     def read_columns(self) -> list[str]:
         """The header."""
-        return next(((header) for header in self._rows() if isinstance(header, list)), [])
+        return self._header(self._rows())
 
     def records(self) -> Iterator[dict[str, str] | str]:
         """Yields the rows by column; instead of a row that does not fit the header, the reason."""
         rows = self._rows()
-        header = next(rows, [])
-        if isinstance(header, str):
-            raise BadPicture(f"{self.path}: the header {header}")
+        header = self._header(rows)
         for row in rows:
             if isinstance(row, str):
                 yield row
@@ -37,6 +35,13 @@ class CsvReader(FileTable):
                 yield f"has {len(row)} values, but the header has {len(header)}: put texts with commas in quotes"
             else:
                 yield dict(zip(header, row, strict=True))
+
+    def _header(self, rows: Iterator[list[str] | str]) -> list[str]:
+        """The first of the rows, empty if there is none. Raises BadPicture if it cannot be read."""
+        header = next(rows, [])
+        if isinstance(header, str):
+            raise BadPicture(f"{self.path}: the header {header}")
+        return header
 
     def count(self) -> int:
         """The number of rows below the header, by a pass over the file."""

@@ -16,7 +16,7 @@ _MODULE_BY_LAYOUT = {
     layout: f"idefics.evaluate.layouts.{module}"
     for module, layouts in {
         "captions": "coco_captions nocaps flickr30k textcaps",
-        "questions": "vqa textvqa vizwiz docvqa",
+        "questions": "vqav2 okvqa textvqa vizwiz docvqa",
         "choices": "scienceqa mmmu mmstar mathvista",
         "classes": "hateful_memes rendered_sst2 imagenet",
         "dialogs": "visdial winoground",

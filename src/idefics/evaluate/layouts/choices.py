@@ -61,7 +61,9 @@ def read_mmmu(folder: Path, split: str) -> Iterator[EvaluationRow]:
             options = (
                 ast.literal_eval(one["options"]) if isinstance(one["options"], str) else list(one["options"])
             )
-            media, *more = [_cell(value, one["id"], file) for value in pictures]
+            media, *more = [
+                _cell(value, f"{one['id']}/{number}", file) for number, value in enumerate(pictures, 1)
+            ]
             has_choices = one["question_type"] == "multiple-choice"
             question = choice_question(one["question"], options if has_choices else [])
             marked = PICTURE_MARK.sub(lambda match: picture_place(int(match[1]) - 1), question)
@@ -79,8 +81,9 @@ def read_mmmu(folder: Path, split: str) -> Iterator[EvaluationRow]:
 
 
 def read_mmstar(folder: Path, split: str) -> Iterator[EvaluationRow]:
-    """Reads the Parquet file of Lin-Chen/MMStar on the hub; the question has its options in it."""
-    for file in _parquet_files(folder, split):
+    """Reads `mmstar.parquet` of Lin-Chen/MMStar on the hub, or `SPLIT-*.parquet`; a question has its options in it."""
+    whole = folder / "mmstar.parquet"
+    for file in [whole] if split == "val" and whole.is_file() else _parquet_files(folder, split):
         for one in _records(file):
             letters = tuple(
                 letter for letter in LETTERS[:6] if re.search(rf"(?:^|[\s,(]){letter}[:.)]", one["question"])

@@ -11,13 +11,14 @@ from idefics.evaluate.suite import EvaluationRow
 
 
 def read_visdial(folder: Path, split: str) -> Iterator[EvaluationRow]:
-    """Reads `visdial_1.0_SPLIT.json` and `visdial_1.0_SPLIT_dense_annotations.json`: the one round that is annotated.
+    """Reads `visdial_1.0_SPLIT.json` and `visdial_1.0_SPLIT_dense*.json`: the one round that is annotated.
 
-    Pictures: `VisualDialog_SPLIT2018/VisualDialog_SPLIT2018_<12 digits>.jpg`. How the authors wrote earlier rounds into
+    Pictures: `VisualDialog_SPLIT2018/VisualDialog_SPLIT2018_<12 digits>.jpg`; those of the training split are COCO's,
+    `train2014/COCO_train2014_<12 digits>.jpg` or in `val2014/`. How the authors wrote earlier rounds into
     "context" is not public; here each is "Question: ...? Answer: ....", and the last one ends with "Answer: ".
     """
     data: dict[str, Any] = read_json(find_file(folder, f"visdial_1.0_{split}.json"))["data"]
-    dense = read_json(find_file(folder, f"visdial_1.0_{split}_dense*_annotations.json"))
+    dense = read_json(find_file(folder, f"visdial_1.0_{split}_dense*.json"))
     by_image = {one["image_id"]: one for one in dense}
     questions, answers = data["questions"], data["answers"]
     for dialog in data["dialogs"]:
@@ -36,7 +37,12 @@ def read_visdial(folder: Path, split: str) -> Iterator[EvaluationRow]:
         yield EvaluationRow(
             name=f"visdial/{split}#{id}",
             id=str(id),
-            media=picture(folder, f"VisualDialog_{split}2018/{name}", f"images/{name}"),
+            media=picture(
+                folder,
+                f"VisualDialog_{split}2018/{name}",
+                f"images/{name}",
+                *(f"{place}/COCO_{place}_{id:012d}.jpg" for place in ("train2014", "val2014")),
+            ),
             fields={
                 "caption": dialog["caption"],
                 "context": f"{''.join(earlier)}Question: {question}? Answer: ",

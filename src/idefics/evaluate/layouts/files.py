@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from idefics.batch.rows import Media
 from idefics.batch.sources.media import encodable, file_media
-from idefics.errors import BadSetting
+from idefics.errors import BadPrompt, BadSetting
+from idefics.validation import short_repr
 
 
 def read_json(path: Path) -> Any:
@@ -71,10 +73,29 @@ def picture(folder: Path, *names: str) -> Media:
 
 
 def text_list(value: Any, key: str = "answer") -> tuple[str, ...]:
-    """The texts of a list: of texts, numbers, or dicts with a text under `key`; a single one is a list of one."""
+    """The texts of a list: of texts, numbers, or dicts with a text under `key`; a single one is a list of one.
+
+    Blank texts are left out. A number without a fraction is written as a whole number: 4.0 as "4".
+
+    Raises:
+        BadPrompt: it is something else.
+    """
     if value is None:
         return ()
-    if isinstance(value, (str, int, float, Mapping)):
+    if not isinstance(value, (list, tuple)):
         value = [value]
-    items: Sequence[Any] = [one[key] if isinstance(one, Mapping) else one for one in value]
-    return tuple(str(one) for one in items if one is not None)
+    texts = (_text(one, key) for one in value)
+    return tuple(text for text in texts if text)
+
+
+def _text(value: Any, key: str) -> str:
+    """The text of an item of `text_list`, without blanks around it; "" if there is none."""
+    if isinstance(value, Mapping) and key in value:
+        value = value[key]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, (str, int, float)):
+        raise BadPrompt(f"a right answer is {short_repr(value)}: give a text or a list of texts")
+    return str(value).strip()

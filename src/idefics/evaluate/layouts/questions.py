@@ -11,26 +11,30 @@ from idefics.evaluate.layouts.files import find_file, picture, read_json, text_l
 from idefics.evaluate.suite import EvaluationRow
 
 
-def read_vqa(folder: Path, split: str) -> Iterator[EvaluationRow]:
-    """Reads the official files of VQAv2 or OKVQA: questions and annotations, pictures of COCO.
+def read_vqav2(folder: Path, split: str) -> Iterator[EvaluationRow]:
+    """Reads the official files of VQAv2: questions and annotations, pictures of COCO.
 
-    `*OpenEnded_mscoco_SPLIT2014_questions.json` ({"questions": [{question_id, image_id, question}]}),
-    `*mscoco_SPLIT2014_annotations.json` ({"annotations": [{question_id, answers: [{answer}]}]}), and
-    `SPLIT2014/COCO_SPLIT2014_<12 digits>.jpg`. Without annotations, as of the test set, no row has a right answer.
+    `v2_OpenEnded_mscoco_SPLIT2014_questions.json` ({"questions": [{question_id, image_id, question}]}),
+    `v2_mscoco_SPLIT2014_annotations.json` ({"annotations": [{question_id, answers: [{answer}]}]}), and
+    `SPLIT2014/COCO_SPLIT2014_<12 digits>.jpg`. Without annotations, as of the test set, nothing is read.
     """
-    questions = read_json(
-        find_file(folder, f"*OpenEnded_mscoco_{split}2014_questions.json", f"*{split}*questions.json")
-    )
-    annotations = read_json(
-        find_file(folder, f"*mscoco_{split}2014_annotations.json", f"*{split}*annotations.json")
-    )
+    return _read_vqa(folder, split, "vqa", "v2_")
+
+
+def read_okvqa(folder: Path, split: str) -> Iterator[EvaluationRow]:
+    """Reads the official files of OK-VQA, as those of VQAv2 without "v2_"."""
+    return _read_vqa(folder, split, "okvqa", "")
+
+
+def _read_vqa(folder: Path, split: str, name: str, prefix: str) -> Iterator[EvaluationRow]:
+    """Reads files of VQAv2's form, whose names begin with a prefix; one folder may have those of several data sets."""
+    questions = read_json(find_file(folder, f"{prefix}OpenEnded_mscoco_{split}2014_questions.json"))
+    annotations = read_json(find_file(folder, f"{prefix}mscoco_{split}2014_annotations.json"))
     answers = {one["question_id"]: text_list(one["answers"]) for one in annotations["annotations"]}
     for one in questions["questions"]:
-        name = f"COCO_{split}2014_{one['image_id']:012d}.jpg"
-        media = picture(folder, f"{split}2014/{name}", f"images/{name}")
-        yield _row(
-            f"vqa/{split}", one["question_id"], media, one["question"], answers.get(one["question_id"], ())
-        )
+        id, file_name = one["question_id"], f"COCO_{split}2014_{one['image_id']:012d}.jpg"
+        media = picture(folder, f"{split}2014/{file_name}", f"images/{file_name}")
+        yield _row(f"{name}/{split}", id, media, one["question"], answers.get(id, ()))
 
 
 def read_textvqa(folder: Path, split: str) -> Iterator[EvaluationRow]:
