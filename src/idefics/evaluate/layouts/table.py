@@ -64,9 +64,10 @@ def to_evaluation_row(row: BatchRow, settings: TableSettings) -> EvaluationRow:
     """
     columns, error = row.columns, row.error
     question = _first_text(columns, QUESTION_COLUMNS) or settings.question
-    choices, references = (), ()
+    choices: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
     try:
-        choices = _texts(columns, CHOICE_COLUMNS)
+        choices = column_texts(columns, CHOICE_COLUMNS)
         references = _references(columns, choices, settings.suite_labels)
     except BadPrompt as wrong:
         error = error or f"{row.name}: {wrong}"
@@ -118,7 +119,7 @@ def _first_text(columns: Mapping[str, Any], names: tuple[str, ...]) -> str:
     return next((text for text in texts if text.strip()), "")
 
 
-def _texts(columns: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+def column_texts(columns: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
     """The texts of the first of the columns that is not blank.
 
     A cell of text is one text; a JSON list; or, in a column whose name is a plural, several with "|" between them.
@@ -150,10 +151,11 @@ def _references(
     """
     labels = choices or suite_labels
     label = next((columns[name] for name in LABEL_COLUMNS if columns.get(name) is not None), None)
-    is_number = isinstance(label, int) and not isinstance(label, bool)
-    if is_number and 0 <= label < len(labels):
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(labels):
         return (labels[label],)
-    texts = text_list(label) or _texts(columns, ANSWER_COLUMNS) or _texts(columns, CAPTION_COLUMNS)
+    texts = (
+        text_list(label) or column_texts(columns, ANSWER_COLUMNS) or column_texts(columns, CAPTION_COLUMNS)
+    )
     return tuple(_find_label(text, labels) for text in texts)
 
 
