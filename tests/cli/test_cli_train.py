@@ -186,6 +186,6 @@ def test_the_flags_have_the_defaults_of_the_settings(train, data_folder, monkeyp
         taken.append(settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("idefics.train.run.run", stop)
+    monkeypatch.setattr("idefics.train.training.run", stop)
     assert train()[0] == 130
     assert taken == [TrainSettings(data="photos", model="demo", out="adapter")]

@@ -15,10 +15,10 @@ from idefics.train.checkpoints import find_checkpoint
 from idefics.train.packing import pack_rows
 from idefics.train.pictures import PictureStore
 from idefics.train.records import TrainingListener
-from idefics.train.run import train_rows
 from idefics.train.settings import TrainSettings
 from idefics.train.trainee import load_trainee
 from idefics.train.trainer import Trainer
+from idefics.train.training import train_rows
 from models import tiny
 from train.row_makers import make_row
 

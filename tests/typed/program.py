@@ -59,6 +59,17 @@ from idefics import (
     read_shots,
     user,
 )
+from idefics.train import (
+    DryRun,
+    Forecast,
+    SampleRecord,
+    StepRecord,
+    TrainingListener,
+    TrainResult,
+    TrainSettings,
+    ValidationRecord,
+    run,
+)
 
 ERROR_CLASSES: Sequence[type[IdeficsError]] = (
     BadCall,
@@ -207,6 +218,37 @@ def errors(vlm: Idefics, picture: Path) -> None:
         assert_type(error.seconds, float)
 
 
+class Losses(TrainingListener):
+    """Keeps the losses of a training."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        assert_type(record.loss, float)
+        self.losses.append(record.loss)
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        assert_type(record.row_accuracy, float)
+
+    def on_sample(self, record: SampleRecord) -> None:
+        assert_type(record.answer, str)
+
+    def on_forecast(self, forecast: Forecast) -> None:
+        assert_type(forecast.needed, int)
+
+    def on_dry_run(self, record: DryRun) -> None:
+        assert_type(record.seconds_left, float)
+
+
+def training(shots: Path) -> None:
+    out, losses = shots.parent / "adapter", Losses()
+    result = run(TrainSettings(data=str(shots), model="demo", out=out, steps=1, num_samples=1), [losses])
+    assert_type(result, TrainResult)
+    assert_type(result.out, Path | None)
+    assert len(losses.losses) == result.num_steps == 1
+
+
 def main(picture: Path, shots: Path) -> None:
     """Runs everything with the demo model, a picture and a file of shots."""
     assert idefics.__version__
@@ -219,3 +261,4 @@ def main(picture: Path, shots: Path) -> None:
         assert_type(vlm.with_shots(given), Idefics)
         errors(vlm, picture)
     settings()
+    training(shots)

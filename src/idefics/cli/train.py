@@ -24,8 +24,8 @@ from idefics.cli.train_progress import TrainProgress
 
 if TYPE_CHECKING:
     from idefics.train.records import TrainingListener
-    from idefics.train.run import TrainResult
     from idefics.train.settings import TrainSettings
+    from idefics.train.training import TrainResult
 
 
 @command(
@@ -79,7 +79,7 @@ def _show_rows(writer: OutputWriter, settings: TrainSettings, num_rows: int) -> 
 def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> None:
     """Trains, and prints what came of it."""
     from idefics.train.logs import TensorBoardLog
-    from idefics.train.run import run
+    from idefics.train.training import run
 
     with ExitStack() as stack:
         listeners: list[TrainingListener] = [stack.enter_context(TrainProgress(writer))]
