@@ -49,7 +49,7 @@ def write_report(
     Raises:
         OutputError: the page cannot be written.
     """
-    replace_file(path, partial(_write_page, records=records, run=run, thumbnails=thumbnails, scores=scores))
+    replace_file(path, partial(write_page, records=records, run=run, thumbnails=thumbnails, scores=scores))
 
 
 def check_report_path(path: Path) -> None:
@@ -66,14 +66,15 @@ def check_report_path(path: Path) -> None:
                 raise BadSetting(f"{path} exists and is no report of a run: name another file for the report")
 
 
-def _write_page(
+def write_page(
     file: BinaryIO,
     *,
     records: Iterable[OutputRecord],
     run: RunSummary,
     thumbnails: Callable[[OutputRecord], bytes | None],
-    scores: Callable[[OutputRecord], RowScore | None],
+    scores: Callable[[OutputRecord], RowScore | None] = lambda _: None,
 ) -> None:
+    """Writes the page of `write_report` to an open file; `thumbnails` is called after each record."""
     style = read_report_style()
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
     statistics = RecordStatistics()

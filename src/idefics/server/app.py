@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from idefics import __version__
 from idefics.server import (
+    batch_report,
     batches,
     chat,
     completions,
@@ -85,6 +86,7 @@ def _add_batches(app: FastAPI, service: ServerState, path: Path) -> None:
     queue = app.state.batch_queue = BatchQueue(app, service, folder)
     app.include_router(files.router)
     app.include_router(batches.router)
+    app.include_router(batch_report.router)
 
     @asynccontextmanager
     async def run_queue(_: FastAPI) -> AsyncIterator[None]:

@@ -154,13 +154,14 @@ class BatchFolder:
 
     Attributes:
         files, batches: the objects, which the event loop alone changes.
+        report_lock: held while a report is made, which reads all requests and answers of a batch.
 
     Raises:
         BadSetting: the folder cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.report_lock = path, asyncio.Lock()
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
             check_writable(path / LOCK_NAME)

@@ -217,7 +217,7 @@ async def list_batches(
 @router.get("/v1/batches/{batch_id}", responses=document_responses(BatchObject) | NOT_FOUND_DOCS)
 async def get_batch(batch_id: str, folder: BatchFolderDep, owner: OwnerDep) -> BatchObject:
     """Describes a batch."""
-    return _batch_object(_find_batch(folder, batch_id, owner))
+    return _batch_object(find_batch(folder, batch_id, owner))
 
 
 @router.get("/v1/batches/{batch_id}/results", responses=document_responses(BatchResults) | NOT_FOUND_DOCS)
@@ -232,7 +232,7 @@ async def list_results(
 
     A batch that has ended has no results here: all are in its output files.
     """
-    batch = _find_batch(folder, batch_id, owner)
+    batch = find_batch(folder, batch_id, owner)
     read = partial(read_results, folder.ledger_path(batch), after, limit)
     results, last, has_more = ([], after, False) if batch.is_final else await to_thread(read)
     return {
@@ -250,7 +250,7 @@ async def cancel_batch(
     batch_id: str, folder: BatchFolderDep, queue: BatchQueueDep, owner: OwnerDep
 ) -> BatchObject:
     """Ends a batch: requests in hand are answered, and no further ones."""
-    batch = _find_batch(folder, batch_id, owner)
+    batch = find_batch(folder, batch_id, owner)
     if batch.status in ("validating", "in_progress"):
         await queue.cancel(batch)
     elif batch.status not in ("cancelling", "cancelled"):
@@ -258,7 +258,7 @@ async def cancel_batch(
     return _batch_object(batch)
 
 
-def _find_batch(folder: BatchFolder, id: str, owner: str) -> StoredBatch:
+def find_batch(folder: BatchFolder, id: str, owner: str) -> StoredBatch:
     """The batch of an id. Raises an `APIError` (404) if the owner has none."""
     batch = folder.batches.find(id, owner)
     if batch is None:

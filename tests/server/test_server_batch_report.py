@@ -1,0 +1,136 @@
+"""The report of a batch that has ended: a page of HTML with thumbnails, or a table."""
+
+import base64
+import csv
+import io
+import json
+import re
+
+import httpx
+import openai
+import PIL.Image
+import pytest
+
+from server import test_server_batches_running
+from server.batch_requests import CHAT, COMPLETIONS, RESPONSES, batch_line, begin, run_client, wait_for
+from server.request_bodies import chat_request, image_part, picture_data_uri, text_part, user_message
+from server.test_server_batches_running import LINES, wait_for_answers
+
+ASK, CLASSIFY = "/v1/images/tasks/ask", "/v1/images/tasks/classify"
+slow_engine = test_server_batches_running.slow_engine
+
+
+@pytest.fixture(scope="module")
+def client(vlm, tmp_path_factory):
+    with run_client(vlm, tmp_path_factory.mktemp("batches")) as (client, _):
+        yield client
+
+
+def report(client, batch, **query):
+    return client.post(f"/batches/{batch.id}/report", cast_to=httpx.Response, options={"params": query})
+
+
+def run_batch(client, bodies, endpoint):
+    lines = [batch_line(name, body, endpoint) for name, body in bodies.items()]
+    return wait_for(client, begin(client, lines, endpoint))
+
+
+def ask_request(words, picture):
+    return {"image_url": picture_data_uri(picture), "words": words, "max_new_tokens": 8}
+
+
+def test_the_page_has_every_row_in_the_order_of_the_input_with_its_thumbnail(client):
+    bodies = {
+        "b/1.png": ask_request("What is it?", "door"),
+        "a/1.png": ask_request("What is it?", "puppy") | {"image_url": "data:image/png;base64,AAAA"},
+        "a/2.png": ask_request("And <b>this</b>?", "puppy"),
+    }
+    answer = report(client, run_batch(client, bodies, ASK))
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "attachment" in answer.headers["content-disposition"], "it does not run as a page of the server"
+    rows = json.loads(
+        re.search(r'<script id="rows" type="application/json">(.*?)</script>', answer.text, re.S)[1]
+    )
+    assert [row[0] for row in rows] == list(bodies)
+    live = client.post(ASK.removeprefix("/v1"), cast_to=httpx.Response, body=bodies["b/1.png"]).json()
+    assert rows[0][3] == live["text"]
+    assert rows[1][8] == "HTTP 400"
+    assert rows[2][2] == "And <b>this</b>?"
+    assert "<b>this" not in answer.text
+    thumbnails = [row[11] for row in rows]
+    assert thumbnails[1] == ""
+    for thumbnail in (thumbnails[0], thumbnails[2]):
+        assert PIL.Image.open(io.BytesIO(base64.b64decode(thumbnail))).format == "JPEG"
+    assert thumbnails[0] != thumbnails[2]
+
+
+def table(client, batch):
+    answer = report(client, batch, format="csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    return list(csv.DictReader(io.StringIO(answer.text, newline="")))
+
+
+def test_labels_have_their_probabilities_in_the_table(client):
+    body = {"image_url": picture_data_uri("door"), "labels": ["puppy", "door"]}
+    (row,) = table(client, run_batch(client, {"x.png": body}, CLASSIFY))
+    live = client.post(CLASSIFY.removeprefix("/v1"), cast_to=httpx.Response, body=body).json()
+    assert (row["path"], row["task"], row["text"]) == ("x.png", "classify", live["labels"][0]["label"])
+    assert json.loads(row["probabilities"])[row["text"]] == pytest.approx(
+        live["labels"][0]["probability"], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "prompt"),
+    [
+        (CHAT, chat_request([user_message(image_part("door"), text_part("What?"))], max_tokens=3), "What?"),
+        (CHAT, chat_request([{"role": "user", "content": "Hi"}], max_tokens=3), "Hi"),
+        (COMPLETIONS, {"model": "demo", "prompt": "A", "max_tokens": 3}, "A"),
+        (RESPONSES, {"model": "demo", "input": "Hi", "max_output_tokens": 16}, "Hi"),
+    ],
+)
+def test_each_endpoint_has_its_text_prompt_and_tokens(client, endpoint, body, prompt):
+    batch = run_batch(client, {"one": body}, endpoint)
+    (row,) = (json.loads(line) for line in report(client, batch, format="jsonl").text.splitlines())
+    live = client.post(endpoint.removeprefix("/v1"), cast_to=httpx.Response, body=body).json()
+    texts = {
+        CHAT: lambda: live["choices"][0]["message"]["content"],
+        COMPLETIONS: lambda: live["choices"][0]["text"],
+        RESPONSES: lambda: live["output"][0]["content"][0]["text"],
+    }
+    assert (row["text"], row["prompt"], row["model"]) == (texts[endpoint](), prompt, "demo")
+    assert row["tokens"] == live["usage"].get("completion_tokens", live["usage"].get("output_tokens"))
+    assert row["finish"] in ("stop", "length")
+
+
+def test_refused_lines_are_rows_whatever_they_are(client):
+    bodies = {"a": {"messages": 5}, "b": {"messages": [1]}, "c": {"messages": [{"content": {"x": [1]}}]}}
+    rows = table(client, run_batch(client, bodies, CHAT))
+    assert [row["error_type"] for row in rows] == ["HTTP 400"] * 3
+    assert all(row["error"] and not row["text"] for row in rows)
+
+
+def test_a_batch_that_runs_has_no_report_and_one_that_was_cancelled_has(vlm, tmp_path, slow_engine):
+    with run_client(vlm, tmp_path) as (client, _):
+        batch = begin(client, LINES)
+        with pytest.raises(openai.BadRequestError, match="once it has ended"):
+            report(client, batch)
+        wait_for_answers(client, batch, 4)
+        client.batches.cancel(batch.id)
+        batch = wait_for(client, batch)
+        rows = table(client, batch)
+        assert [row["path"] for row in rows] == [line["custom_id"] for line in LINES]
+        assert {row["error_type"] for row in rows} == {"", "batch_cancelled"}
+        assert sum(row["error_type"] == "" for row in rows) == batch.request_counts.completed
+        assert not [path for path in tmp_path.iterdir() if path.name not in ("files", "batches", "lock")]
+
+
+def test_without_its_files_there_is_no_report(client):
+    batch = run_batch(client, {"one": chat_request(max_tokens=1)}, CHAT)
+    client.files.delete(batch.input_file_id)
+    with pytest.raises(openai.NotFoundError, match=batch.input_file_id):
+        report(client, batch)
+    with pytest.raises(openai.NotFoundError, match="there is no batch"):
+        client.post("/batches/none/report", cast_to=httpx.Response)
+    with pytest.raises(openai.BadRequestError, match="html"):
+        report(client, batch, format="docx")
