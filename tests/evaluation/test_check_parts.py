@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from evaluation.spoilt_checkpoints import DEMO_FOLDERS
 from idefics.errors import BadSetting
 from idefics.evaluate.check import (
+    activation_checks,
     engine_checks,
     kernel_checks,
     picture_checks,
@@ -23,7 +25,7 @@ from idefics.evaluate.check import (
     trained_checks,
     weight_checks,
 )
-from idefics.evaluate.check.activation_checks import find_broken_patterns
+from idefics.evaluate.check.activation_checks import find_broken_patterns, measure_activations
 from idefics.evaluate.check.check_run import CheckSettings, list_checks, make_subject, run_checks
 from idefics.evaluate.check.logits_record import RECORDS_FOLDER, LogitsRecord, make_record
 from idefics.evaluate.check.subject import CheckSubject
@@ -125,6 +127,15 @@ def test_patterns_of_siblings():
     assert find_broken_patterns({"n": {**layers, "d": 0.2}}, 0.21) == (0, [])
     del layers["a"]
     assert find_broken_patterns({"n": layers}, 0.1) == (0, [])
+
+
+def test_small_layers_are_not_judged(demo, monkeypatch):
+    """Theirs would be patterns by chance. The demo's MLPs have 448 units, its square projections 160 outputs."""
+    monkeypatch.setattr(activation_checks, "MIN_OUTPUTS", 161)
+    scores = measure_activations(demo)
+    assert (sum(map(len, scores.gates.values())), len(scores.alignments)) == (5, 0)
+    monkeypatch.setattr(activation_checks, "MIN_OUTPUTS", 160)
+    assert sum(map(len, measure_activations(demo).alignments.values())) == 27
 
 
 def splitmix_sign(number, seed):
@@ -351,6 +362,21 @@ def test_weights_in_another_number_format(demo_copy, demo_record):
     subject.expected = demo_record
     outcome = record_checks.check_recorded_weights(subject)
     assert (outcome.status, outcome.measured[:28]) == ("ok", "118 weights, 0 with equal by")
+
+
+def test_the_limit_of_recorded_logits_is_that_of_the_coarsest_rounding(demo, demo_record, monkeypatch):
+    def limit(record, subject=demo):
+        monkeypatch.setattr(subject, "expected", record)
+        return record_checks.record_limit(subject)
+
+    assert limit(demo_record) == 0.002
+    assert limit(replace(demo_record, rounding="16 bits")) == 0.05
+    assert limit(replace(demo_record, rounding="quantised")) == 0.5
+    float32 = {name: {**facts, "dtypes": ["F32"]} for name, facts in demo_record.weights.items()}
+    assert limit(replace(demo_record, weights=float32)) == 0.05
+    with closing(CheckSubject("demo", replace(CPU, dtype="float16"))) as rounded:
+        assert limit(demo_record, rounded) == 0.05
+    assert limit(demo_record, CheckSubject("demo", replace(CPU, quantize="int8"))) == 0.5
 
 
 def test_small_files_that_differ_from_the_record(demo_copy, demo_record):

@@ -1,4 +1,4 @@
-"""The plug for lmms-eval 0.7: `lmms_eval --model idefics --model_args model=smolvlm-256m --tasks ...`.
+"""The plug for lmms-eval 0.7: `lmms-eval --model idefics --model_args model=smolvlm-256m --tasks ...`.
 
 lmms-eval finds it by the entry point `lmms_eval.models`. It generates, in one round or several; log-likelihoods of
 chat models are not supported by lmms-eval itself, which turns their results into text: `idefics eval` ranks labels.

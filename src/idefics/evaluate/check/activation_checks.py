@@ -28,6 +28,7 @@ from idefics.evaluate.check.subject import CheckSubject
 from idefics.nn.decoder import GatedMLP
 
 MIN_SIBLINGS = 3  # layers of one kind, the suspected one not counted
+MIN_OUTPUTS = 128  # of a layer: the smaller it is, the easier a pattern arises by chance
 MIN_POSITIVE_SHARE = 0.9
 GATE_PATTERN, ALIGNMENT_PATTERN = 0.08, 0.1
 NO_PATTERN = "the weights show no pattern, as before training: only a record can tell"
@@ -67,11 +68,11 @@ def measure_activations(subject: CheckSubject) -> ActivationScores:
             hook.remove()
     scores = ActivationScores()
     for name, module in subject.network.named_modules():
-        if isinstance(module, GatedMLP):
+        if isinstance(module, GatedMLP) and module.gate_proj.weight.shape[0] >= MIN_OUTPUTS:
             gate, up = sums[f"{name}.gate_proj"], sums[f"{name}.up_proj"]
             scores.gates[_kind_of(name)][name] = _standardized_mean(up) - _standardized_mean(gate)
-        is_square = name in sums and linears[name].weight.shape[0] == linears[name].weight.shape[1]
-        if is_square and not name.endswith(".v_proj"):
+        shape = linears[name].weight.shape if name in sums else (0, 0)
+        if shape[0] == shape[1] >= MIN_OUTPUTS and not name.endswith(".v_proj"):
             direct, transposed = float(sums[name][2]), float(sums[name][3])
             if direct and transposed:
                 scores.alignments[_kind_of(name)][name] = math.log(direct / transposed) / 2

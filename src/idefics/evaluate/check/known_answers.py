@@ -143,9 +143,9 @@ def _read_picture(picture: Mapping[str, Any]) -> tuple[bytes, str]:
 def _tolerance(answer: KnownAnswer, subject: CheckSubject) -> float:
     """How far log-probabilities may be from the recorded ones, in nats."""
     tolerances, _ = read_known_answers()
-    if subject.is_quantized:
+    if subject.rounding == "quantised":
         return tolerances["quantized"]
-    if subject.rounds_inputs:
+    if subject.rounding == "16 bits":
         return tolerances["bfloat16"]
     return tolerances["demo"] if not answer.needs_fetch else tolerances["float32"]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from idefics.config import ModelConfig
-    from idefics.evaluate.check.subject import CheckSubject
+    from idefics.evaluate.check.subject import CheckSubject, Rounding
     from idefics.prompt import Prompt
 
 RECORD_VERSION = 2
@@ -41,6 +41,7 @@ class LogitsRecord:
     Attributes:
         model: its name, or that of its folder.
         idefics: the version that wrote the record.
+        rounding: of what the log-probabilities were computed with.
         config: the fields of `ModelConfig`, without the dtype.
         processing: the result of `describe_processing`.
         weights: by the model's names: "digest", "dtypes", "rms" and "projections" of `WeightStatistics`; {} where the
@@ -50,6 +51,7 @@ class LogitsRecord:
 
     model: str
     idefics: str
+    rounding: Rounding
     config: Mapping[str, Any]
     processing: Mapping[str, Any]
     weights: Mapping[str, Mapping[str, Any]]
@@ -95,7 +97,7 @@ def make_record(subject: CheckSubject) -> LogitsRecord:
         for name, prompt in subject.fixed_prompts.items()
     }
     config, processing = describe_config(subject.checkpoint.config), describe_processing(subject)
-    return LogitsRecord(subject.label, __version__, config, processing, weights, prompts)
+    return LogitsRecord(subject.label, __version__, subject.rounding, config, processing, weights, prompts)
 
 
 def describe_weights(subject: CheckSubject) -> dict[str, dict[str, Any]]:

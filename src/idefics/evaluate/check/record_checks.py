@@ -15,7 +15,7 @@ from idefics.evaluate.check.logits_record import (
     describe_processing,
     prompt_logprobs,
 )
-from idefics.evaluate.check.subject import CheckSubject
+from idefics.evaluate.check.subject import CheckSubject, Rounding
 from idefics.evaluate.check.weight_statistics import WeightStatistics
 
 NO_RECORD = "no record: give --against FILE"
@@ -23,7 +23,7 @@ SIZE_LIMIT = 5e-3  # relative; rounding to bfloat16 changes the root mean square
 PROJECTION_LIMIT = (
     0.03  # numbers in another order change a projection by about 1, rounding to bfloat16 by 0.002
 )
-LOGPROB_LIMIT, ROUNDED_LOGPROB_LIMIT, QUANTIZED_LOGPROB_LIMIT = 2e-3, 0.05, 0.5
+LOGPROB_LIMITS: dict[Rounding, float] = {"none": 2e-3, "16 bits": 0.05, "quantised": 0.5}
 
 
 def check_recorded_config(subject: CheckSubject) -> CheckOutcome:
@@ -90,10 +90,17 @@ def _weight_differences(one: WeightStatistics, recorded: Mapping[str, Any], step
 
 
 def record_limit(subject: CheckSubject) -> float:
-    """How much log-probabilities may differ from the record in the mean."""
-    if subject.is_quantized:
-        return QUANTIZED_LOGPROB_LIMIT
-    return ROUNDED_LOGPROB_LIMIT if subject.rounds_inputs else LOGPROB_LIMIT
+    """How much log-probabilities may differ from the record in the mean: the limit of the coarsest rounding.
+
+    Weights in another number format than the recorded ones were rounded when they were converted.
+    """
+    assert subject.expected is not None
+    weights = subject.expected.weights
+    recorded_dtypes = {dtype for recorded in weights.values() for dtype in recorded["dtypes"]}
+    limits = [LOGPROB_LIMITS[subject.rounding], LOGPROB_LIMITS[subject.expected.rounding]]
+    if weights and subject.stored_dtypes != recorded_dtypes:
+        limits.append(LOGPROB_LIMITS["16 bits"])
+    return max(limits)
 
 
 def check_recorded_logits(subject: CheckSubject) -> CheckOutcome:
@@ -146,8 +153,8 @@ RECORD_CHECKS = (
     ModelCheck(
         name="recorded logits",
         shows="fixed prompts get the log-probabilities of the record",
-        tolerance=f"{LOGPROB_LIMIT:g} in float32, {ROUNDED_LOGPROB_LIMIT:g} with inputs of products in 16 bits, "
-        f"{QUANTIZED_LOGPROB_LIMIT:g} with quantised weights; in nats, the mean over tokens",
+        tolerance=", ".join(f"{limit:g} with rounding: {name}" for name, limit in LOGPROB_LIMITS.items())
+        + ", of weights or inputs of products, here or in the record; in nats, the mean over tokens",
         run=check_recorded_logits,
     ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from idefics.models import Checkpoint
     from idefics.processing.processor import Processor
     from idefics.prompt import Prompt
+
+
+Rounding = Literal["none", "16 bits", "quantised"]  # the finest first
+FILE_DTYPE_BY_SETTING = {"float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(eq=False)
@@ -139,6 +143,19 @@ class CheckSubject:
             or (isinstance(layer, UpcastLinear) and layer.multiplies_bfloat16)
             for layer in self.network.modules()
         )
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """The coarsest rounding of the stored weights and of what is computed with them."""
+        if self.is_quantized:
+            return "quantised"
+        dtype = FILE_DTYPE_BY_SETTING.get(str(self.settings.dtype))
+        return "16 bits" if self.rounds_inputs or (dtype and self.stored_dtypes != {dtype}) else "none"
+
+    @property
+    def stored_dtypes(self) -> set[str]:
+        """The number formats of the tensors in the files, as safetensors spells them."""
+        return {dtype for one in self.statistics.values() for dtype in one.dtype_names}
 
     @property
     def network(self) -> nn.Module:

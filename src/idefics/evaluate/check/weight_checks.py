@@ -38,11 +38,10 @@ def check_tensors(subject: CheckSubject) -> CheckOutcome:
         for dtype in one.dtype_names
         if dtype not in TORCH_NAME_BY_FILE_DTYPE
     ]
-    dtypes = sorted({dtype for one in found.values() for dtype in one.dtype_names})
     size = sum(file.stat().st_size for file in safetensors_files(subject.folder))
     ignored = f", {len(unread)} not needed ({join_names(unread)})" if unread else ""
     return judge(
-        f"{len(found)} tensors, {subject.num_parameters:,} parameters, {'/'.join(dtypes)}, "
+        f"{len(found)} tensors, {subject.num_parameters:,} parameters, {'/'.join(sorted(subject.stored_dtypes))}, "
         f"{format_bytes(size)}{ignored}",
         "names and shapes of the model",
         wrong,
