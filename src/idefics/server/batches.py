@@ -134,7 +134,7 @@ class BatchLineFailure(ResponseFields):
     message: str
 
 
-class BatchResult(ResponseFields):
+class BatchOutputLine(ResponseFields):
     """A line of the output of a batch, as its output files have it."""
 
     id: str
@@ -147,7 +147,7 @@ class BatchResults(ResponseFields):
     """Some of the results that a running batch has so far; the next ones follow `last`."""
 
     object: Literal["list"]
-    data: list[BatchResult]
+    data: list[BatchOutputLine]
     last: int
     has_more: bool
     status: BatchStatus
@@ -237,7 +237,7 @@ async def list_results(
     results, last, has_more = ([], after, False) if batch.is_final else await to_thread(read)
     return {
         "object": "list",
-        "data": cast("list[BatchResult]", results),
+        "data": cast("list[BatchOutputLine]", results),
         "last": last,
         "has_more": has_more,
         "status": cast("BatchStatus", batch.status),
