@@ -68,7 +68,7 @@ def to_evaluation_row(row: BatchRow, settings: TableSettings) -> EvaluationRow:
     references: tuple[str, ...] = ()
     try:
         choices = column_texts(columns, CHOICE_COLUMNS)
-        references = _references(columns, choices, settings.suite_labels)
+        references = right_answers(columns, choices, settings.suite_labels)
     except BadPrompt as wrong:
         error = error or f"{row.name}: {wrong}"
     if not error and not references:
@@ -141,7 +141,7 @@ def column_texts(columns: Mapping[str, Any], names: tuple[str, ...]) -> tuple[st
     return ()
 
 
-def _references(
+def right_answers(
     columns: Mapping[str, Any], choices: tuple[str, ...], suite_labels: tuple[str, ...]
 ) -> tuple[str, ...]:
     """The right label, else the right answers, else the captions of a row; those of choices as the choices are spelled.

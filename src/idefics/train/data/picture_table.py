@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,7 @@ class PictureTable:
         with self._lock:
             if self._copies is None:
                 self._copies = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the table
+                weakref.finalize(self, self._copies.close)
             start = self._copies.seek(0, os.SEEK_END)
             self._copies.write(data)
             return start

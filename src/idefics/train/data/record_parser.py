@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from idefics.batch.sources.tables import IMAGE_COLUMNS, MAX_NAMED_COLUMNS, TableInput
@@ -13,11 +14,15 @@ from idefics.errors import BadPrompt, did_you_mean
 from idefics.evaluate.layouts.table import (
     ANSWER_COLUMNS,
     CAPTION_COLUMNS,
+    CHOICE_COLUMNS,
+    ID_COLUMNS,
     LABEL_COLUMNS,
     QUESTION_COLUMNS,
     column_texts,
+    right_answers,
 )
 from idefics.messages import ContentPart, Message, Shot, user
+from idefics.processing.message_parsing import PICTURE_KEY_PREFIXES
 from idefics.tasks import TASKS
 from idefics.tasks.task import compose_task_prompt
 from idefics.train.data.conversations import parse_conversation, parse_document
@@ -36,7 +41,9 @@ KNOWN_COLUMNS = (
     MESSAGES_COLUMN,
     SHOTS_COLUMN,
 )
+UNREAD_COLUMNS = (*ID_COLUMNS, *CHOICE_COLUMNS)  # that evaluation reads
 SHOT_KEYS = ("image", "answer", "question")
+SIMILARITY = 0.8  # of two names, as difflib measures it, from which one counts as the other misspelt
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class RecordParser:
             BadPicture: a cell cannot be a picture.
         """
         pictures = self._pictures(name, record)
+        _reject_misspelt_columns(name, record, has_pictures=bool(pictures))
         if _is_given(record.get(MESSAGES_COLUMN)):
             return self._parse_messages(name, record, pictures)
         column = next((one for one in LEARNED_COLUMNS if _is_given(record.get(one))), None)
@@ -180,15 +188,38 @@ class RecordParser:
         return shots, pictures
 
 
+def _reject_misspelt_columns(name: str, record: Mapping[str, Any], *, has_pictures: bool) -> None:
+    """Refuses a column that was meant to be read, as far as its name tells; others are not read.
+
+    A row without its picture, or with the prompt of a caption in place of its question, would be learned otherwise.
+
+    Raises:
+        BadPrompt: a name resembles one that is read, or is one of a picture, and the row has none.
+    """
+    for column in (one for one in record if one not in (*KNOWN_COLUMNS, *UNREAD_COLUMNS)):
+        if not _is_given(record[column]):
+            continue
+        meant = next(iter(get_close_matches(column.lower(), KNOWN_COLUMNS, 1, SIMILARITY)), None)
+        if meant is None and not has_pictures and column.lower().startswith(PICTURE_KEY_PREFIXES):
+            meant = IMAGE_COLUMNS[0]
+        if meant is not None:
+            raise BadPrompt(
+                f"{name} has the column {column!r}, which is not read: call it {meant!r}, or leave it out"
+            )
+
+
 def _answer_text(name: str, record: Mapping[str, Any], column: str) -> str:
-    """The answer in a column; of several the most frequent.
+    """The answer in a column; of several the most frequent; of a class that is a number, the choice of that number.
 
     Raises:
         BadPrompt: it is neither text nor a number, or blank.
     """
     value = record[column]
-    if not isinstance(value, str) or value.startswith("[") or column.endswith("s"):
-        texts = column_texts(record, (column,))
+    if column != TEXT_COLUMN and (isinstance(value, (str, list, tuple)) or type(value) is int):
+        try:
+            texts = right_answers({column: value}, column_texts(record, CHOICE_COLUMNS), ())
+        except BadPrompt as error:
+            raise BadPrompt(f"{name}: {error}") from None
         value = Counter(texts).most_common(1)[0][0] if texts else ""
     text = check_text(name, column, value).strip()
     if not text:

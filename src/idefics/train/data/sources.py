@@ -12,7 +12,7 @@ from idefics.batch.sources.imagefolder import ImageFolder
 from idefics.batch.sources.inputs import resolve_input
 from idefics.batch.sources.settings import SourceSettings
 from idefics.batch.sources.tables import TableInput
-from idefics.errors import BadPrompt, BadSetting, IdeficsError
+from idefics.errors import BadPrompt, BadSetting, IdeficsError, did_you_mean
 from idefics.evaluate.answerer import make_prompt_items
 from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
@@ -48,6 +48,8 @@ def read_examples(path: str, processor: Processor) -> Iterator[TrainingExample |
     if suite is not None and suite.layout != "table" and not Path(path).exists():
         yield from _read_suite(suite, rest, processor)
         return
+    if SEPARATOR not in path and not Path(path).exists() and not Path(path).suffix:
+        raise BadSetting(f"{path[:100]}: no such file, folder or suite{did_you_mean([path], tuple(SUITES))}")
     found = resolve_input(path, SourceSettings())
     table = found.table() if isinstance(found, ImageFolder) else found
     if not isinstance(table, TableInput):

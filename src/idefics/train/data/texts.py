@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from idefics.errors import BadPrompt
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.validation import describe_type, reject_lone_surrogates
@@ -18,10 +20,11 @@ def check_text(name: str, field: str, value: object) -> str:
         BadPrompt: it is neither text nor a number, has half of a character, or has an `<image>` of its own, which would
             be learned as seven characters.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
-        raise BadPrompt(f"{name}: {field} is {describe_type(value)}; give a text")
+        what = describe_type(value) if not isinstance(value, float) else "no number"
+        raise BadPrompt(f"{name}: {field} is {what}; give a text")
     if not value.isascii():
         reject_lone_surrogates(f"{name}: {field}", value)
     if IMAGE_TOKEN in value:
