@@ -215,7 +215,7 @@ def _answer_text(name: str, record: Mapping[str, Any], column: str) -> str:
         BadPrompt: it is neither text nor a number, or blank.
     """
     value = record[column]
-    if column != TEXT_COLUMN and (isinstance(value, (str, list, tuple)) or type(value) is int):
+    if column != TEXT_COLUMN and not isinstance(value, (bool, Mapping)):
         try:
             texts = right_answers({column: value}, column_texts(record, CHOICE_COLUMNS), ())
         except BadPrompt as error:
