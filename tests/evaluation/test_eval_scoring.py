@@ -2,7 +2,9 @@
 
 import pytest
 
-from idefics.evaluate.scoring import METRICS, EvaluatedRow
+from idefics.evaluate.report import figure_json, figure_text
+from idefics.evaluate.scores import EvaluatedRow
+from idefics.evaluate.scoring import METRICS, score_rows
 
 
 def row(name="r", answer="", references=("x",), **changes):
@@ -59,6 +61,33 @@ def test_choices_ranked_written_and_open():
     assert found["accuracy of open questions, official script"] == 100
 
 
+def test_several_right_choices_and_more_choices_than_letters():
+    labels = tuple(f"c{number}" for number in range(30))
+    ranked = {"labels": labels, "label_scores": [-1.0] * 28 + [-0.5, -2.0]}
+    rows = [
+        row(references=("none", "c28"), **ranked),
+        row(references=("c3",), **ranked),
+        row(answer="c29", references=("c29",), labels=labels),
+        row(answer="B", references=("c7", "c1"), labels=labels),
+        row(answer="B", references=("none",), labels=labels),
+    ]
+    assert figures("accuracy", rows)[0] == [1, 0, 1, 1, 0]
+
+
+def test_the_first_of_equal_labels_is_chosen():
+    rows = [row(references=(label,), labels=("A", "B"), label_scores=(-1.0, -1.0)) for label in "AB"]
+    assert figures("accuracy", rows)[0] == [1, 0]
+
+
+def test_an_interval_without_width_is_explained():
+    right, wrong = row(answer="x"), row(answer="y")
+    (note,) = score_rows("exact-match", [right] * 20, 0).notes
+    assert note.startswith(
+        "all scores are the same, so that the interval has no width: with 20 rows, up to 13.9 %"
+    )
+    assert score_rows("exact-match", [right, wrong], 0).notes == ()
+
+
 def meme(label, no, yes, error=""):
     return row(
         references=(label,), labels=("no", "yes"), label_scores=() if error else (no, yes), error=error
@@ -101,7 +130,15 @@ def test_pairs_of_pictures_and_captions():
     assert scores == [1, 1, 1, 0, 1]
     assert found["text score"] == found["group score"] == 50
     assert found["image score"] == 100
-    assert METRICS["winoground"].compute(rows, 0).notes == ("1 examples with one picture only are left out",)
+    computed = METRICS["winoground"].compute(rows, 0)
+    assert computed.notes == ("1 example with one picture only is left out",)
+    assert computed.numbers == ((1,), (1,), (0,), (0,), ())
+
+
+def test_a_figure_of_no_pair_is_not_defined():
+    figure = METRICS["winoground"].compute(pair("3", (-1, -2)), 0).figures[0]
+    assert figure_text(figure) == "not defined"
+    assert figure_json(figure)["value"] is None
 
 
 def test_captions():

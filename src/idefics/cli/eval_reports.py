@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from idefics.batch.row_selection import RowSelection
     from idefics.batch.run import BatchRun
     from idefics.evaluate.evaluation import Evaluation
-    from idefics.evaluate.scoring import EvaluatedRow, Scores
+    from idefics.evaluate.scores import EvaluatedRow, Scores
 
 MAX_NAMED_ROWS = 5  # with the score 0
 
@@ -83,7 +83,7 @@ def write_reports(
         OutputError: a report cannot be written.
     """
     from idefics.evaluate.report import figure_text, report_json, write_html_report, write_json_report
-    from idefics.evaluate.scoring import METRICS
+    from idefics.evaluate.scoring import score_rows
 
     is_complete = not (batch_run.is_stopping or batch_run.counts.has_too_many_errors)
     found = list(evaluation.evaluated_rows(ledger, run_number, selection, is_complete=is_complete))
@@ -93,7 +93,7 @@ def write_reports(
         reason = f"; the first: {unscored[0].error}" if unscored else ""
         raise BadSetting(f"no row has an answer and a right answer: there is nothing to score{reason}")
     rows, answers = [row for row, _ in found], [answer for _, answer in found]
-    scores = METRICS[evaluation.suite.metric].compute(rows, evaluation.settings.seed)
+    scores = score_rows(evaluation.suite.metric, rows, evaluation.settings.seed)
     report = report_json(
         *(evaluation, rows, answers, scores),
         unscored=unscored,

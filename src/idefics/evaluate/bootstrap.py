@@ -32,6 +32,9 @@ class Interval:
     high: float
 
 
+UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
+
+
 def bootstrap_mean(scores: ArrayLike, *, seed: int = 0) -> Interval:
     """The mean of the scores of all rows, with its 95 % interval.
 

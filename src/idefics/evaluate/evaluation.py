@@ -19,7 +19,7 @@ from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSett
 from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
-from idefics.evaluate.scoring import EvaluatedRow
+from idefics.evaluate.scores import EvaluatedRow
 from idefics.evaluate.shots import (
     MAX_EMBEDDED_ROWS,
     MAX_SUPPORT_ROWS,

@@ -20,7 +20,7 @@ from idefics.batch.records import OutputRecord, RowScore, RunSummary
 from idefics.batch.report import write_report
 from idefics.evaluate.evaluation import Evaluation
 from idefics.evaluate.published import published_figures
-from idefics.evaluate.scoring import EvaluatedRow, Figure, Scores
+from idefics.evaluate.scores import EvaluatedRow, Figure, Scores
 
 PACKAGES = ("torch", "numpy", "pillow", "tokenizers")
 
@@ -105,6 +105,7 @@ def row_json(row: EvaluatedRow, scores: Scores, index: int) -> dict[str, Any]:
         "name": row.name,
         "id": row.id,
         "path": row.path,
+        "group": row.group,
         "question": row.question,
         "answer": row.answer,
         "uncut_answer": row.uncut_answer if row.uncut_answer != row.answer else "",
@@ -196,8 +197,10 @@ def write_html_report(
 
 
 def figure_text(figure: Figure) -> str:
-    """A figure for people: "61.5 (95 % interval 55.0 to 68.0)"."""
+    """A figure for people: "61.5 (95 % interval 55.0 to 68.0)"; "not defined", as ROC-AUC of rows with one label."""
     interval = figure.interval
+    if not math.isfinite(interval.value):
+        return "not defined"
     return f"{interval.value:.1f} (95 % interval {interval.low:.1f} to {interval.high:.1f})"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, format_count
 from idefics.evaluate.comparison import ScoredRow, compare_rows
 from idefics.evaluate.scoring import METRICS
 
@@ -22,7 +23,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if report["metric"] in METRICS and report["rows"]:
+        has_scores = all("name" in row and "score" in row for row in report["rows"])
+        if report["metric"] in METRICS and report["rows"] and has_scores:
             return dict(report)
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -40,26 +42,40 @@ def comparison_lines(first_path: Path, second_path: Path) -> Iterator[str]:
         raise BadSetting(
             f"the reports have the metrics {first['metric']} and {second['metric']}: compare those of one metric"
         )
-    metric = METRICS[first["metric"]]
+    changed_names = _rows_about_something_else(first, second)
     compared = compare_rows(
-        _scored_rows(first), _scored_rows(second), statistic=metric.statistic, seed=first["seed"]
+        *(_scored_rows(one, changed_names) for one in (first, second)),
+        statistic=METRICS[first["metric"]].statistic,
+        seed=first["seed"],
     )
     name, difference = first["metrics"][0]["name"], compared.difference
-    yield f"{name}: {100 * compared.first:.1f} -> {100 * compared.second:.1f}, {compared.num_rows} rows that both have"
+    noun = "pair" if "group" in first["rows"][0] else "row"
     yield (
-        f"difference: {100 * difference.value:+.1f} (95 % interval {100 * difference.low:+.1f} to "
-        f"{100 * difference.high:+.1f}, paired bootstrap)"
+        f"{name}: {_percent(compared.first)} -> {_percent(compared.second)}, "
+        f"{format_count(compared.num_rows, noun)} that both have"
     )
+    yield (
+        f"difference: {_percent(difference.value, '+')} (95 % interval {_percent(difference.low, '+')} to "
+        f"{_percent(difference.high, '+')}, paired bootstrap)"
+    )
+    for path, report in ((first_path, first), (second_path, second)):
+        if not report.get("is_complete", True):
+            yield f"{path} is of a run that was stopped"
     yield f"share of resamples in which the second is worse: {compared.share_below_zero:.3f}"
     for one in ("model", "revision", "fingerprint", "settings", "seed"):
         if first[one] != second[one]:
             yield f"{one}: {_short(first[one])} -> {_short(second[one])}"
     if first["data"]["sha256"] != second["data"]["sha256"]:
         yield "the data differ: rows, questions or right answers"
+    if changed_names:
+        yield (
+            f"left out: {format_count(len(changed_names), 'row')} with another picture or question, such as "
+            f"{changed_names[0]}"
+        )
     for path, only in ((first_path, compared.only_in_first), (second_path, compared.only_in_second)):
         if only:
-            yield f"only in {path}: {len(only)} rows, such as {only[0]}"
-    yield f"{len(compared.changed)} rows changed"
+            yield f"only in {path}: {format_count(len(only), noun)}, such as {only[0]}"
+    yield f"{format_count(len(compared.changed), noun)} changed"
     changed = compared.changed
     hidden = max(0, len(changed) - 2 * MAX_CHANGED_ROWS)
     for index, row in enumerate(changed):
@@ -72,12 +88,38 @@ def comparison_lines(first_path: Path, second_path: Path) -> Iterator[str]:
             )
 
 
-def _scored_rows(report: dict[str, Any]) -> dict[str, ScoredRow]:
-    """The rows of a report by name."""
-    return {
-        row["name"]: ScoredRow(row.get("answer", ""), row["score"], tuple(row.get("numbers", ())))
-        for row in report["rows"]
-    }
+def _rows_about_something_else(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """The names of rows that both reports have, but about another picture or with another question."""
+    subjects = {row["name"]: _subject(row) for row in first["rows"]}
+    return [
+        row["name"] for row in second["rows"] if subjects.get(row["name"], _subject(row)) != _subject(row)
+    ]
+
+
+def _subject(row: dict[str, Any]) -> tuple[str, str]:
+    """What a row is about: the name of its picture's file, wherever that is, and its question."""
+    return PurePath(row.get("path", "")).name, row.get("question", "")
+
+
+def _scored_rows(report: dict[str, Any], left_out: Sequence[str]) -> dict[str, ScoredRow]:
+    """The rows of a report by name, without some; of pairs of rows (Winoground) each pair, by its group."""
+    rows: dict[str, ScoredRow] = {}
+    names = set(left_out)
+    for row in report["rows"]:
+        if row["name"] in names:
+            continue
+        answer, numbers = row.get("answer", ""), tuple(row.get("numbers", ()))
+        if "group" not in row:
+            rows[row["name"]] = ScoredRow(answer, row["score"], numbers)
+        elif numbers:
+            known = rows.get(row["group"])
+            rows[row["group"]] = ScoredRow(f"{known.answer}; {answer}" if known else answer, numbers[0])
+    return rows
+
+
+def _percent(share: float, sign: str = "") -> str:
+    """A share in percent for a line, "-4.2"; "not defined" for NaN."""
+    return format(100 * share, f"{sign}.1f") if math.isfinite(share) else "not defined"
 
 
 def _short(value: object) -> str:

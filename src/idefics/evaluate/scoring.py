@@ -5,96 +5,29 @@ from __future__ import annotations
 import string
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from idefics.evaluate.bootstrap import FloatArray, Interval, RowStatistic, bootstrap_mean, bootstrap_statistic
+from idefics.errors import format_count
+from idefics.evaluate.bootstrap import (
+    LEVEL,
+    UNDEFINED,
+    FloatArray,
+    Interval,
+    bootstrap_mean,
+    bootstrap_statistic,
+)
 from idefics.evaluate.metrics import ranking
-from idefics.evaluate.metrics.accuracy import choice_accuracy, exact_match
+from idefics.evaluate.metrics.accuracy import exact_match, most_likely
 from idefics.evaluate.metrics.anls import anls
 from idefics.evaluate.metrics.cider import cider_d
-from idefics.evaluate.metrics.mmmu import mmmu_choice_accuracy, mmmu_open_accuracy, mmmu_open_accuracy_m4
+from idefics.evaluate.metrics.mmmu import mmmu_open_accuracy, mmmu_open_accuracy_m4, parse_mmmu_choice
 from idefics.evaluate.metrics.vqa import official_vqa_accuracy, vqa_accuracy
+from idefics.evaluate.scores import EvaluatedRow, Figure, Metric, Scores
 
 MIN_CIDER_ROWS = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluatedRow:
-    """A row of a suite with the model's answer.
-
-    Attributes:
-        name, id, path: of the row; see `BatchRow`.
-        question: what was asked; "" if the suite has no questions.
-        answer: the generated text, cut at the stop words, or the most likely label; "" for an error.
-        uncut_answer: the generated text as it was.
-        label_scores: the score of each label, in the order of `labels`; empty for generated text.
-        references: the right answers; empty: none is known, as of a malformed row, and the row is not scored.
-        labels, relevance, group: see `EvaluationRow`.
-        error: why there is no answer; "" if there is one. Such a row counts as wrong.
-    """
-
-    name: str
-    id: str
-    path: str
-    question: str = ""
-    answer: str
-    uncut_answer: str = ""
-    label_scores: tuple[float, ...] = ()
-    references: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    relevance: tuple[float, ...] = ()
-    group: str = ""
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure of a report.
-
-    Attributes:
-        name: what it is, such as "VQA accuracy".
-        interval: the value with its 95 % interval, as published tables give it (0 to 100 for shares).
-        note: how it is computed, where that is not plain; "".
-    """
-
-    name: str
-    interval: Interval
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The result of a metric.
-
-    Attributes:
-        rows: the score of each row, from 0 to 1 unless the metric says otherwise.
-        figures: the figures of all rows together; the first is the one that is compared with published figures.
-        numbers: of each row, what the first figure is computed from if it is not the mean of `rows`; else empty.
-        notes: sentences about what limits the figures.
-    """
-
-    rows: tuple[float, ...]
-    figures: tuple[Figure, ...]
-    numbers: tuple[tuple[float, ...], ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 Score = Callable[[str, Sequence[str]], float]  # answer, references -> 0 to 1
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A metric of suites.
-
-    Attributes:
-        title: for lists.
-        compute: the scores of rows; the second argument seeds the bootstrap.
-        statistic: computes the first figure, from 0 to 1, from the rows' `numbers`; None: it is a mean.
-    """
-
-    title: str
-    compute: Callable[[Sequence[EvaluatedRow], int], Scores]
-    statistic: RowStatistic | None = None
 
 
 def _percent(interval: Interval) -> Interval:
@@ -161,7 +94,7 @@ def _cider(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
             _mean("CIDEr-D, captions not cut", uncut, seed, "the authors cut captions at stop words")
         )
     few = (
-        f"CIDEr-D of {len(rows)} pictures says little: its weights come from the pictures that are scored, and one "
+        f"CIDEr-D of {format_count(len(rows), 'picture')} says little: its weights come from the pictures that are scored, and one "
         "alone scores 0"
     )
     return Scores(tuple(scores), tuple(figures), notes=(few,) if len(rows) < MIN_CIDER_ROWS else ())
@@ -174,11 +107,11 @@ def _choices(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
         if row.error:
             scores.append(0.0)
         elif row.label_scores:
-            scores.append(choice_accuracy(row.label_scores, row.labels.index(row.references[0])))
+            scores.append(_label_accuracy(row))
         elif row.labels:
             options = dict(zip(string.ascii_uppercase, row.labels, strict=False))
-            by_letter = mmmu_choice_accuracy(row.answer, options, _letter(row))
-            scores.append(max(by_letter, exact_match(row.answer, row.references)))
+            chosen = options.get(parse_mmmu_choice(row.answer, options) or "")
+            scores.append(float(chosen in row.references) or exact_match(row.answer, row.references))
         else:
             scores.append(mmmu_open_accuracy_m4(row.answer, row.references))
             open_scores.append(mmmu_open_accuracy(row.answer, row.references))
@@ -192,9 +125,9 @@ def _choices(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
     return Scores(tuple(scores), tuple(figures))
 
 
-def _letter(row: EvaluatedRow) -> str:
-    """The letter of the right one of a row's choices; the labels may be letters themselves."""
-    return string.ascii_uppercase[row.labels.index(row.references[0])]
+def _label_accuracy(row: EvaluatedRow) -> float:
+    """1 if the most likely label is a right one, 0 otherwise."""
+    return float(row.labels[most_likely(row.label_scores)] in row.references)
 
 
 def _hateful(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
@@ -243,21 +176,18 @@ def _ndcg(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
 
 def _winoground(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
     """The three scores of Winoground, of pairs of rows: a row is a picture, its labels are the two captions."""
-    row_scores = [
-        0.0 if row.error else choice_accuracy(row.label_scores, row.labels.index(row.references[0]))
-        for row in rows
-    ]
+    row_scores = [0.0 if row.error else _label_accuracy(row) for row in rows]
     groups: dict[str, list[EvaluatedRow]] = defaultdict(list)
     for row in rows:
         groups[row.group].append(row)
-    pairs = [pair for pair in groups.values() if len(pair) == 2]
+    pairs = {name: pair for name, pair in groups.items() if len(pair) == 2}
     tables = [
         None
         if first.error or second.error
         else [(first.label_scores[caption], second.label_scores[caption]) for caption in (0, 1)]
-        for first, second in pairs
+        for first, second in pairs.values()
     ]
-    figures = []
+    figures, group_scores = [], dict[str, float]()
     note = "equal scores are wrong"
     for compute, suffix in ((ranking.winoground, ""), (ranking.winoground_m4, ", the authors' code")):
         results = [None if table is None else compute(table) for table in tables]
@@ -266,11 +196,31 @@ def _winoground(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
                 0.0 if one is None else {"group": one.group, "text": one.text, "image": one.image}[kind]
                 for one in results
             ]
-            figures.append(_mean(f"{kind} score{suffix}", values or [0.0], seed, note))
+            group_scores = group_scores or dict(zip(pairs, values, strict=True))  # of the first figure
+            name = f"{kind} score{suffix}"
+            figures.append(_mean(name, values, seed, note) if values else Figure(name, UNDEFINED, note))
         note = "text and image have changed places in it, and equal scores are right"
     lost = len(groups) - len(pairs)
-    notes = (f"{lost} examples with one picture only are left out",) if lost else ()
-    return Scores(tuple(row_scores), tuple(figures), notes=notes)
+    verb = "is" if lost == 1 else "are"
+    notes = (f"{format_count(lost, 'example')} with one picture only {verb} left out",) if lost else ()
+    numbers = tuple((group_scores[row.group],) if row.group in pairs else () for row in rows)
+    return Scores(tuple(row_scores), tuple(figures), numbers, notes)
+
+
+def score_rows(metric: str, rows: Sequence[EvaluatedRow], seed: int) -> Scores:
+    """The scores of rows by a key of `METRICS`, with a note if all are the same, of which a bootstrap knows no interval.
+
+    Source of its bound: Hanley and Lippman-Hand, "If Nothing Goes Wrong, Is Everything All Right?" (JAMA 249, 1983).
+    """
+    scores = METRICS[metric].compute(rows, seed)
+    if len(set(scores.rows)) > 1:
+        return scores
+    share = 1 - (1 - LEVEL) ** (1 / len(rows))
+    note = (
+        f"all scores are the same, so that the interval has no width: with {format_count(len(rows), 'row')}, up to "
+        f"{100 * share:.1f} % of rows like these may have another score"
+    )
+    return replace(scores, notes=(*scores.notes, note))
 
 
 METRICS: Mapping[str, Metric] = {
