@@ -21,9 +21,7 @@ for name in [
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 os.environ.update(HF_HOME=CACHE.name, HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 os.environ["XDG_CACHE_HOME"] = f"{CACHE.name}/user"
-os.environ["GRADIO_TEMP_DIR"] = (
-    f"{CACHE.name}/gradio"  # a page that ends deletes its files, equal ones of others too
-)
+os.environ["GRADIO_TEMP_DIR"] = f"{CACHE.name}/gradio"  # of examples/gradio_bot.py
 
 
 def pytest_unconfigure():

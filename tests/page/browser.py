@@ -1,11 +1,11 @@
-"""Serves the page and drives it in a browser."""
+"""Drives the page in a browser."""
 
+import base64
+import json
 import shutil
 import threading
 import time
-import zipfile
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import uvicorn
@@ -14,15 +14,11 @@ from playwright.sync_api import expect
 CHROMIUM_PATH = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BROWSER_MARKS = [
     pytest.mark.browser,
-    # On a machine with much to do Gradio's frontend loses an input or a click now and then. The summary counts reruns.
-    pytest.mark.flaky(reruns=2),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # between Gradio and pandas
     pytest.mark.skipif(CHROMIUM_PATH is None, reason="no Chromium: apt-get install chromium"),
 ]
 CHROMIUM_FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-DESKTOP_SIZE, PHONE_SIZE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-TAB_NAMES = ["Chat", "Caption", "Ask", "Classify", "Write", "Few-shot", "Batch"]
-expect.set_options(timeout=30_000)
+DESKTOP_SIZE, PHONE_SIZE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
+expect.set_options(timeout=15_000)
 
 
 @contextmanager
@@ -42,72 +38,91 @@ def serve_app(app):
         thread.join()
 
 
-def open_page(browser, address, foreign_urls, **context):
-    """Opens the page in a new browser context; requests to other servers are recorded in `foreign_urls`."""
-    page = browser.new_context(**context).new_page()
-    page.set_default_timeout(30_000)
+class Complaints:
+    """What a page must not do: errors in its console, and requests to other servers."""
 
-    def note(request):
-        if not request.url.startswith((address, "data:", "blob:")):
-            foreign_urls.append(request.url)
+    def __init__(self, page, address, expected=()):
+        self.found, self.expected = [], list(expected)
+        page.on("pageerror", lambda error: self.found.append(str(error)))
+        page.on("console", self._note_message)
+        page.on("request", lambda request: self._note_request(request.url, address))
 
-    page.on("request", note)
-    page.goto(address)
-    page.locator("#chat-run").wait_for()
-    return page
+    def _note_message(self, message):
+        if message.type in ("error", "warning") and not any(one in message.text for one in self.expected):
+            self.found.append(message.text)
 
-
-def open_tab(page, name):
-    """Opens a tab by a click."""
-    page.get_by_role("tab", name=name, exact=True).click()
+    def _note_request(self, url, address):
+        if not url.startswith((address, "data:", "blob:")):
+            self.found.append(f"request to {url}")
 
 
-def field_value(page, selector):
-    """The value of a text field."""
-    return page.locator(f"{selector} textarea").input_value()
+@contextmanager
+def open_page(browser, address, *, path="/", expected=(), **context):
+    """The page in a new browser context; fails at the end if it did what it must not.
+
+    Args:
+        expected: parts of console messages that the test provokes, such as "status of 429".
+    """
+    page = browser.new_context(**{"viewport": DESKTOP_SIZE, **context}).new_page()
+    page.set_default_timeout(15_000)
+    complaints = Complaints(page, address, expected)
+    page.goto(address + path)
+    try:
+        yield page
+        assert complaints.found == []
+    finally:
+        page.context.close()
 
 
-def choose_example(page, tab_id, number=0):
-    """Clicks an example and waits until its picture is loaded, which its token cost shows."""
-    page.locator(f"#{tab_id}-examples button").nth(number).click()
-    expect(page.locator(f"#{tab_id}-cost")).to_contain_text("tokens")
+def choose_task(page, label):
+    """Chooses a task chip."""
+    page.locator("label.chip", has_text=label).click()
 
 
-def click_run(page, tab_id):
-    page.locator(f"#{tab_id}-run").click()
+def add_pictures(page, *paths):
+    """Adds pictures by the menu's file field, and waits until the last is on the stage."""
+    page.locator("#file-input").set_input_files([str(path) for path in paths])
+    expect(page.locator("#stage .picture-name")).to_contain_text(paths[-1].name)
 
 
-def write_zip(path, files):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
+def send(page, text=""):
+    """Types a text into the composer and sends it."""
+    if text:
+        page.locator("#words").fill(text)
+    page.locator("#words").press("Enter")
+
+
+def last_turn(page):
+    """The last turn of the conversation."""
+    return page.locator(".turn").last
+
+
+def answer_with(page, *texts):
+    """Lets the routes of tasks answer with these texts, whatever is asked."""
+    events = [{"text": text} for text in texts]
+    usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+    events.append({"text": "", "finish_reason": "stop", "usage": usage})
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+    body = "".join([*lines, "data: [DONE]\n\n"])
+    page.route(
+        "**/v1/images/tasks/*", lambda route: route.fulfill(body=body, content_type="text/event-stream")
+    )
 
 
 class SlowModel:
-    """Delays each token of a model by `seconds_per_token` seconds, and until `resume_event` is set."""
+    """Delays each step of a model by `seconds_per_step` seconds, and until `resume_event` is set."""
 
     def __init__(self, monkeypatch, demo):
-        self.resume_event, self.seconds_per_token = threading.Event(), 0.05
+        self.resume_event, self.seconds_per_step = threading.Event(), 0.0
         self.resume_event.set()
         step = demo.engine.step
 
         def slowly():
             self.resume_event.wait(20)
-            time.sleep(self.seconds_per_token)
+            time.sleep(self.seconds_per_step)
             step()
 
         monkeypatch.setattr(demo.engine, "step", slowly)
-
-
-def remove_stop_ids(monkeypatch, demo):
-    """Removes the stop ids, so that answers end at `max_new_tokens`."""
-    submit = demo.engine.submit
-
-    def endless(request, **how):
-        return submit(replace(request, stop_ids=frozenset()), **how)
-
-    monkeypatch.setattr(demo.engine, "submit", endless)
 
 
 def is_idle(demo):
@@ -116,8 +131,36 @@ def is_idle(demo):
 
 
 def wait_until(page, condition):
+    """Waits until a condition holds, while the browser goes on."""
     for _ in range(400):
         if condition():
             return
         page.wait_for_timeout(25)
     raise AssertionError("it never came to that")
+
+
+def drop_files(page, selector, files):
+    """Drops files on an element: {path in a folder: (bytes, media type)}. Returns whether the page took them itself."""
+    transfer = page.evaluate_handle(
+        """files => {
+            const transfer = new DataTransfer();
+            for (const [name, base64, type] of files) {
+                const bytes = Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, {type}));
+            }
+            return transfer;
+        }""",
+        [[name, base64.b64encode(data).decode(), kind] for name, (data, kind) in files.items()],
+    )
+    return page.evaluate(
+        """([selector, transfer]) => {
+            const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
+            const target = document.querySelector(selector);
+            const over = new DragEvent("dragover", options);
+            target.dispatchEvent(over);
+            const drop = new DragEvent("drop", options);
+            target.dispatchEvent(drop);
+            return over.defaultPrevented && drop.defaultPrevented;
+        }""",
+        [selector, transfer],
+    )

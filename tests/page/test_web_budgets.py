@@ -9,10 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from draw_page_cards import CARDS, draw_cards
-from idefics.page.static_files import STATIC_FOLDER, mount_static_page
+from idefics.page.static_files import STATIC_FOLDER, mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
-from page.web import BROWSER_MARKS, open_page
+from page.browser import BROWSER_MARKS, open_page
 
 MAX_BYTES, MAX_REQUESTS, MAX_FIRST_PAINT = 100_000, 10, 0.3
 
@@ -81,7 +81,7 @@ def test_the_pictures_of_the_cards_are_the_bundled_ones():
 
 def test_the_page_is_behind_the_key(demo_model):
     app = create_app(demo_model, Settings(model="demo", api_key="secret"))
-    mount_static_page(app)
+    mount_page(app)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         for path in ("/", "/ui/app.js", "/v1/models"):
             assert client.get(path).status_code == 401

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from playwright.sync_api import expect
 
-from page.web import (
+from page.browser import (
     BROWSER_MARKS,
     PHONE_SIZE,
     SlowModel,

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import expect
 
-from page.web import BROWSER_MARKS, add_pictures, choose_task, last_turn, send
+from page.browser import BROWSER_MARKS, add_pictures, choose_task, last_turn, send
 
 pytestmark = BROWSER_MARKS
 

@@ -621,32 +621,6 @@ def test_every_pair_of_formats_joined():
                 assert re.search("be read|more work|not read here: give", str(error))  # noqa: PT017
 
 
-def test_the_page_opens_pictures_as_the_server_does(vlm):
-    """Under the limits of the page's fetcher, in answers and when a picture is uploaded."""
-    from idefics.page.backend import PageBackend, PageSettings
-
-    desk = PageBackend(vlm, PageSettings("demo", UNTRUSTED_FETCHER))
-    with pytest.raises(BadPicture, match="more work"):
-        desk.vlm.ask(jpeg_with_many_segments(50_000), "What is this?", max_new_tokens=1)
-    with pytest.raises(BadPicture, match="give JPEG, PNG, WebP, GIF or BMP"):
-        desk.vlm.ask(encode_picture(random_picture("RGB"), "TIFF"), "What is this?", max_new_tokens=1)
-    for data, name, words in (
-        (b"", "zero.jpg", "zero.jpg is empty (0 bytes)"),
-        (
-            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
-            "IMG.HEIC",
-            "IMG.HEIC is HEIC, which is not read here: give JPEG",
-        ),
-        (
-            encode_picture(random_picture("RGB"), "AVIF"),
-            "x.avif",
-            "x.avif is AVIF, which is not read here: give JPEG",
-        ),
-    ):
-        with pytest.raises(BadPicture, match=f"^{re.escape(words)}"):
-            desk.check_picture(data, name)
-
-
 def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch):
     """Paths stay text, neither opened nor refused, so that nobody learns whether a file exists."""
     monkeypatch.chdir(tmp_path)

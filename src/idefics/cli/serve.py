@@ -6,6 +6,7 @@ import logging
 import threading
 from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from idefics.cli.command import LoadModel, command, load_keywords
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from idefics import Idefics
-    from idefics.page.backend import PageSettings
 
 SETTING_TYPES = get_type_hints(Settings)
+UI_DRAIN_SECONDS = 1.0  # for answers of the page after Ctrl-C
 
 
 def _setting_flag(setting: Field[Any]) -> tuple[str, Any, Any]:
@@ -74,16 +75,12 @@ def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> Non
     with bind_socket(settings.host, settings.port) as listener:
         exit_on_sigterm()
         try:
-            from idefics.server.app import create_app
             from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
             raise MissingExtra("the server", "serve") from None
         # Requests, and why a slower decode step runs.
         _configure_logging("%(asctime)s %(message)s", "idefics.server", "idefics.engine")
-        vlm = load_model(_model_flags(settings))
-        app = create_app(vlm, settings)
-        if settings.ui:
-            _mount_page(app, vlm, settings, socket_url(listener))
+        app = _create_app(load_model(_model_flags(settings)), settings)
         start_listening(listener)  # from here on connections are queued, not refused
         writer.print_status(
             f"{settings.served_model_name} is served at {socket_url(listener)}; Ctrl-C stops it"
@@ -143,58 +140,46 @@ class UIModelFlags(ModelFlags):
 
 @command("idefics ui", "idefics ui --model demo --port 8080", has_json=False)
 def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIModelFlags) -> None:
-    """Serve a page for the browser with all tasks, chat and few-shot.
+    """Serve a page for the browser with all tasks, chat, examples and batches.
 
-    Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys.
+    Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys. The page is
+    a client of the API, which is served with it.
 
-    Pictures are fetched from public internet addresses only, unless --remote-images says otherwise.
+    Pictures are fetched from public internet addresses only, unless --remote-images says otherwise. Files of batches
+    are deleted when the command ends.
     """
-    with bind_socket("127.0.0.1", flags.port) as listener:
+    with (
+        bind_socket("127.0.0.1", flags.port) as listener,
+        TemporaryDirectory(prefix="idefics-batches-") as batches,
+    ):
+        settings = _make_ui_settings(model, Path(batches))
         exit_on_sigterm()
         try:
-            import uvicorn
-
-            from idefics.page.app import create_page_app
+            from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
-            raise MissingExtra("the page in the browser", "ui") from None
+            raise MissingExtra("the page in the browser", "serve") from None
         _configure_logging("%(message)s")
-        vlm = load_model(model)
-        app = create_page_app(vlm, _make_page_settings(model, model.model))
+        app = _create_app(load_model(model), settings)
         start_listening(listener)
         writer.print_status(f"the page is at {socket_url(listener)}; Ctrl-C stops it")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
-        uvicorn.Server(config).run(sockets=[listener])
+        run_server(app, listener)
 
 
-def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, server_url: str) -> None:
-    """Adds the page at `/`, with the API's keys and limits; the code that it shows sends requests to `server_url`."""
-    try:
-        from idefics.page.app import mount_page
-        from idefics.page.static_files import mount_static_page
-    except ModuleNotFoundError:
-        raise MissingExtra("the page in the browser", "ui") from None
-    mount_static_page(app, "/page")
-    page_settings = _make_page_settings(
-        settings,
-        settings.served_model_name,
-        server_url=server_url,
-        has_key=settings.has_key,
-        admission_slot=app.state.service.admission.hold_page_slot,
-    )
-    mount_page(app, vlm, page_settings)
+def _make_ui_settings(model: UIModelFlags, batches: Path) -> Settings:
+    """The settings of the server of `idefics ui`; the page shows code with the model's whole name."""
+    shared = {one.name: getattr(model, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES}
+    return Settings(**shared, name=model.model, ui=True, batches=batches, drain=UI_DRAIN_SECONDS)
 
 
-def _make_page_settings(source: Settings | ModelFlags, model_name: str, **others: Any) -> PageSettings:
-    """The settings of the page for a model; `others` are further fields of `PageSettings`."""
-    from idefics import weights
-    from idefics.page.backend import PageSettings
-    from idefics.page.generation_controls import read_checkpoint_sampling
-    from idefics.processing.fetch import Fetcher
+def _create_app(vlm: Idefics, settings: Settings) -> FastAPI:
+    """The application of the server, with the page if the settings say so."""
+    from idefics.page.static_files import mount_page
+    from idefics.server.app import create_app
 
-    folder = weights.find_checkpoint(source.model, revision=source.revision, offline=True)
-    fetcher = Fetcher(policy=source.remote_images, untrusted=True)
-    sampling = read_checkpoint_sampling(folder)
-    return PageSettings(model_name, fetcher, adapter=source.adapter, initial_sampling=sampling, **others)
+    app = create_app(vlm, settings)
+    if settings.ui:
+        mount_page(app)
+    return app
 
 
 def _configure_logging(format: str, *verbose_loggers: str) -> None:

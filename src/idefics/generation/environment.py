@@ -43,7 +43,6 @@ DISTRIBUTIONS_BY_EXTRA: Mapping[str, tuple[str, ...]] = {  # what `pip install i
         "prometheus-client",
         "llguidance",
     ),
-    "ui": ("gradio", "fastapi", "uvicorn"),
     "batch": ("pyarrow",),
     "docs": ("pypdfium2", "docling-core"),
     "datasets": ("datasets",),

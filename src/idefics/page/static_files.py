@@ -75,8 +75,8 @@ class StaticFile:
         return Response(self.content, headers=headers, media_type=self.media_type)
 
 
-def mount_static_page(app: FastAPI, path: str = "/") -> None:
-    """Adds the page to the application of the API: its HTML at `path`, all other files below `/ui/`."""
+def mount_page(app: FastAPI) -> None:
+    """Adds the page to the application of the API: its HTML at `/`, all other files below `/ui/`."""
     files = {one.name: StaticFile.read(one) for one in STATIC_FOLDER.iterdir()}
     files |= {f"pictures/{one.name}": StaticFile.read(one) for one in bundled_pictures()}
     index = files.pop(INDEX_NAME)
@@ -88,5 +88,5 @@ def mount_static_page(app: FastAPI, path: str = "/") -> None:
         file = files.get(name)
         return Response("no such file", 404) if file is None else file.respond(request)
 
-    for route, handler in ((path, serve_index), ("/ui/{name:path}", serve_file)):
+    for route, handler in (("/", serve_index), ("/ui/{name:path}", serve_file)):
         app.add_api_route(route, handler, methods=["GET", "HEAD"], include_in_schema=False)

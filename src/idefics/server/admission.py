@@ -6,21 +6,13 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable
 
-import anyio.from_thread
-
-from idefics.errors import IdeficsError
 from idefics.server.errors import APIError, shutting_down_error, too_many_requests_error
 from idefics.server.settings import Settings
 
 MAX_RETRY_AFTER = 60  # seconds
 DURATION_SMOOTHING = 0.1  # weight of the latest request in the average duration
-
-T = TypeVar("T")
 
 
 class AdmissionSlot:
@@ -42,7 +34,7 @@ class AdmissionSlot:
 class AdmissionControl:
     """Adds up what all requests use, and refuses a request that would exceed a limit.
 
-    All methods but `hold_page_slot` must be called in the event loop.
+    All methods must be called in the event loop.
 
     A request that alone exceeds a limit is admitted if no other request uses anything of that kind.
 
@@ -128,29 +120,6 @@ class AdmissionControl:
         self._average_duration += DURATION_SMOOTHING * (duration - self._average_duration)
         self._slot_released.set()
 
-    @contextmanager
-    def hold_page_slot(
-        self, cancel: Callable[[], None], num_pictures: int, num_tokens: int
-    ) -> Iterator[None]:
-        """Holds a slot while the block runs, for requests of the page: they run in worker threads of the app.
-
-        Args:
-            cancel: stops the block when the server shuts down.
-
-        Raises:
-            IdeficsError: the request is not admitted.
-        """
-        try:
-            slot = _run_on_event_loop(
-                partial(self.acquire_slot, cancel, pictures=num_pictures, tokens=num_tokens)
-            )
-        except APIError as error:
-            raise IdeficsError(error.message) from None
-        try:
-            yield
-        finally:
-            _run_on_event_loop(partial(self.release_slot, slot))
-
     async def close(self, seconds: float) -> None:
         """Stops admitting requests, waits up to `seconds` for those admitted to end, and cancels the others."""
         self.is_closing = True
@@ -176,12 +145,3 @@ class AdmissionControl:
             f"try again in {retry_after} s",
             retry_after,
         )
-
-
-def _run_on_event_loop(function: Callable[[], T]) -> T:
-    """Calls a function on the event loop: directly if this is its thread, else from an anyio worker thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return anyio.from_thread.run_sync(function)
-    return function()

@@ -70,8 +70,6 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
         _add_batches(app, service, settings.batches)
     else:
         _refuse_batches(app)
-    if settings.ui:
-        _refuse_unknown_api_paths(app)
     app.add_middleware(AccessMiddleware, service=service, keys=settings.api_keys)
     return app
 
@@ -110,16 +108,6 @@ def _refuse_batches(app: FastAPI) -> None:
         for suffix in ("", "/{rest:path}"):
             methods = ["DELETE", "GET", "POST"]
             app.add_api_route(path + suffix, refuse, methods=methods, include_in_schema=False)
-
-
-def _refuse_unknown_api_paths(app: FastAPI) -> None:
-    """Adds a route that answers unknown paths below `/v1/` with an API error; else the page would answer them."""
-
-    def refuse() -> None:
-        raise HTTPException(404)
-
-    methods = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"]
-    app.add_api_route("/v1/{path:path}", refuse, methods=methods, include_in_schema=False)
 
 
 async def _serve_docs_page(request: Request) -> HTMLResponse:

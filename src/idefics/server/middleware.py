@@ -32,7 +32,7 @@ CLIENT_CLOSED_REQUEST = 499  # status in the access log, as nginx has it
 CONTEXT_SCOPE_KEY = "idefics.request_context"
 # In the scope of a request that this process itself makes, for a line of a batch; a server never sets it.
 IN_PROCESS_SCOPE_KEY = "idefics.in_process"
-# A slash at the end makes no difference, except on the page, whose paths are Gradio's.
+# A slash at the end makes no difference, except on the page: a folder is no file.
 TRAILING_SLASH_PATTERN = re.compile(r"(/v1/.+|/health|/ready|/metrics|/docs|/openapi\.json)/+")
 
 log = logging.getLogger("idefics.server.access")
@@ -159,7 +159,7 @@ class RequestHandler:
         path, is_in_process = self.scope["path"], IN_PROCESS_SCOPE_KEY in self.scope
         if not is_in_process:
             self.middleware.check_headers(path, self.headers)
-        if self.scope["method"] != "POST" or not is_api_path(path):  # the page acquires slots itself
+        if self.scope["method"] != "POST" or not is_api_path(path):
             await self.middleware.app(self.scope, self._receive, self.send)
             return
         context = RequestContext(self.middleware.service, is_background=is_in_process)
