@@ -43,6 +43,8 @@ BAD_ROWS = {
     "NaN as answer": (GOOD | {"answer": float("nan")}, "has an empty answer"),
     "NaN as question": (GOOD | {"question": float("nan")}, "question is no number; give a text"),
     "objects as answers": (GOOD | {"answers": [{"a": 1}]}, "a right answer is {'a': 1}: give a text"),
+    "empty question": (GOOD | {"question": " "}, "has an answer and an empty question"),
+    "null question": (GOOD | {"question": None}, "has an answer and an empty question"),
     "list as question": (GOOD | {"question": ["a"]}, "question is a list; give a text"),
     "half a character": (GOOD | {"question": "\ud83d?"}, "question has half of a character"),
     "placeholder in a text": (GOOD | {"question": "<image>\nWhat?"}, "question has <image> in its text"),
@@ -101,14 +103,14 @@ BAD_ROWS = {
     ),
     "too few pictures": (
         {"images": ["wide.png"], "messages": [{"role": "user", "content": [{"type": "image"}] * 2}, ANSWER]},
-        "has 1 pictures in its columns, but its text places 2",
+        "of pictures, its columns have 1, and its text places 2",
     ),
     "too many pictures": (
         {
             "images": ["wide.png"] * 2,
             "messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER],
         },
-        "has 2 pictures in its columns, but its text places 1",
+        "of pictures, its columns have 2, and its text places 1",
     ),
     "film in a message": (
         {"messages": [{"role": "user", "content": [{"type": "video", "path": "film.mp4"}]}, ANSWER]},

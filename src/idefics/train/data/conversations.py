@@ -154,7 +154,7 @@ class _PictureCollector:
         """The pictures; raises BadPrompt unless the row's own were all taken, and no part was left without one."""
         if self._num_asked != self._num_given:
             raise BadPrompt(
-                f"{self._name} has {self._num_given} pictures in its columns, but its text places {self._num_asked}: "
-                "give as many"
+                f"{self._name}: of pictures, its columns have {self._num_given}, and its text places "
+                f"{self._num_asked}: give as many"
             )
         return tuple(self._collected)

@@ -81,6 +81,11 @@ class RecordParser:
             return self._parse_document(name, record, pictures, question_column)
         answer = _answer_text(name, record, column)
         shots, shot_pictures = self._shots(name, record)
+        empty = next((one for one in QUESTION_COLUMNS if one in record), None)
+        if question_column is None and empty is not None and column in ANSWER_COLUMNS:
+            raise BadPrompt(
+                f"{name} has an answer and an empty {empty}: fill it in, or give the words of a caption as text"
+            )
         if question_column is None and column in LABEL_COLUMNS:
             raise BadPrompt(
                 f"{name} has a {column} and no question: add a column question, such as 'What is this?'"
@@ -241,7 +246,9 @@ def _nothing_to_learn(name: str, record: Mapping[str, Any]) -> str:
 
 def _is_given(value: object) -> bool:
     """Whether a cell has a value."""
-    return value is not None and not (isinstance(value, (str, list, tuple, Mapping)) and not value)
+    if isinstance(value, str):
+        return bool(value.strip())
+    return value is not None and not (isinstance(value, (list, tuple, Mapping)) and not value)
 
 
 def _from_json(name: str, column: str, value: object) -> Any:
