@@ -200,6 +200,16 @@ def test_reference_kernels_that_differ(monkeypatch):
     subject.close()
 
 
+def test_tokens_that_are_nearly_equally_likely_may_change_places():
+    """At the second of two positions the likeliest token changes, by 0.08 nats."""
+    prompts = {"a": SimpleNamespace(ids=(0, 1, 1), image_token_positions=())}
+    one = {"a": torch.tensor([[0.0, 1.0], [0.04, 0.0], [0.0, 0.0]])}
+    other = {"a": torch.tensor([[0.0, 1.0], [0.0, 0.08], [0.0, 0.0]])}
+    assert engine_checks.compare_logits(one, other, prompts)[1] == 0.5
+    assert engine_checks.compare_logits(one, other, prompts, 0.07)[1] == 0.5
+    assert engine_checks.compare_logits(one, other, prompts, 0.09)[1] == 1.0
+
+
 def test_a_layer_that_int4_cannot_hold(demo_copy):
     def edit(weights):
         weights["model.text_model.layers.0.mlp.up_proj.weight"][:, ::8] *= 100

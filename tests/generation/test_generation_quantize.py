@@ -112,11 +112,16 @@ def test_compat_reads_a_quantized_checkpoint(quantized_checkpoint, tmp_path):
         model.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("holds", ["a file", "other bits", "broken"])
+@pytest.mark.parametrize("holds", ["a file", "other bits", "other weights", "broken"])
 def test_a_folder_with_other_files_is_refused(tmp_path, holds):
     out = tmp_path / "out"
     if holds == "other bits":
         quantize_checkpoint("demo", QuantizationConfig(kind="int4"), out)
+    elif holds == "other weights":
+        tuned = shutil.copytree(weights.find_checkpoint("demo"), tmp_path / "tuned")
+        stored = load_file(tuned / "model.safetensors")
+        save_file({name: weight * 1.5 for name, weight in stored.items()}, tuned / "model.safetensors")
+        quantize_checkpoint(tuned, QuantizationConfig(kind="int8"), out)
     else:
         out.mkdir()
         (out / ("config.json" if holds == "broken" else "diary.txt")).write_text("{")

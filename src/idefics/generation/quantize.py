@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -83,7 +84,8 @@ def quantize_checkpoint(
 ) -> QuantizedCheckpoint:
     """Writes a quantized copy of a checkpoint into a folder; on an error the folder is not created.
 
-    If the folder already holds the same checkpoint, quantized in the same way, nothing is written.
+    If the folder already holds the same checkpoint, quantized in the same way, nothing is written: `config.json` has a
+    digest of the weights that were quantized.
 
     Args:
         model: a short name, folder or hub id.
@@ -104,7 +106,10 @@ def quantize_checkpoint(
             f"{folder} is already quantized ({checkpoint.quantization.kind}): give the original checkpoint"
         )
     config = read_json_object(folder / "config.json")
-    config["quantization_config"] = models.quantization_config_dict(quantization)
+    config["quantization_config"] = {
+        **models.quantization_config_dict(quantization),
+        "source_sha256": _digest_weights(folder),
+    }
     is_new = not _is_already_written(out, config)
     module = models.build_on_meta_device(checkpoint)
     if is_new:
@@ -203,6 +208,15 @@ def _relative_error(squared_sums: Tensor) -> float | None:
     """RMS of the differences divided by that of the original values; None if all original values are zero."""
     difference, original = squared_sums.tolist()
     return (difference / original) ** 0.5 if original else None
+
+
+def _digest_weights(folder: Path) -> str:
+    """SHA-256 (hex) of the contents of all safetensors files in a folder, one after another."""
+    digest = hashlib.sha256()
+    for path in safetensors_files(folder):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _size_of_weight_files(folder: Path) -> int:

@@ -155,13 +155,17 @@ def check_reference_kernels(subject: CheckSubject) -> CheckOutcome:
 
 
 def compare_logits(
-    one: Mapping[str, Tensor], other: Mapping[str, Tensor], prompts: Mapping[str, Prompt]
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], prompts: Mapping[str, Prompt], tie: float = 1e-3
 ) -> tuple[float, float]:
     """Compares logits (N, V) of prompts.
 
+    Args:
+        one, other, prompts: by name.
+        tie: tokens count as equally likely if their log-probabilities in `other` differ by at most this.
+
     Returns:
         The mean difference of the log-probabilities of the prompts' tokens, image tokens left out; and the share of
-        positions with the same likeliest next token, ties within 1e-3 counted as the same.
+        positions with the same likeliest next token.
     """
     differences, same = [], []
     for name, prompt in prompts.items():
@@ -174,7 +178,7 @@ def compare_logits(
         targets = ids[1:][rows][:, None]
         differences.append((a.gather(1, targets) - b.gather(1, targets)).abs())
         chosen = a.argmax(-1, keepdim=True)
-        same.append(b.max(-1).values - b.gather(1, chosen)[:, 0] <= 1e-3)
+        same.append(b.max(-1).values - b.gather(1, chosen)[:, 0] <= tie)
     return float(torch.cat(differences).mean()), float(torch.cat(same).float().mean())
 
 
