@@ -42,3 +42,24 @@ def test_gradients_pass_through():
     layer(x).sum().backward()
     plain(y).sum().backward()
     assert torch.equal(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("wide", [2**22, 40])
+def test_a_frozen_weight_is_upcast_again_for_gradients_instead_of_kept(monkeypatch, bias, wide):
+    monkeypatch.setattr(upcast, "MAX_UPCAST_WEIGHTS", wide)
+    layer = UpcastLinear(16, 7, bias=bias)
+    layer.weight = nn.Parameter(layer.weight.bfloat16(), requires_grad=False)
+    x, y = (torch.linspace(-1, 1, 96).view(2, 3, 16).requires_grad_() for _ in range(2))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        out = layer(x)
+    assert [one.dtype for one in kept] == [torch.bfloat16]
+    expected = functional.linear(y, layer.weight.float(), layer.bias)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+    weights = torch.randn(2, 3, 7)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-6)
+    if bias:
+        torch.testing.assert_close(layer.bias.grad, 2 * weights.sum((0, 1)), rtol=1e-5, atol=1e-5)

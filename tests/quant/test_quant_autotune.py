@@ -106,6 +106,31 @@ def test_onednn_computes_the_same(rows, bias):
     torch.testing.assert_close(onednn_linear(x, plain.weight, plain.bias), plain(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(5, 96), (2, 5, 96)])
+def test_onednn_has_the_same_gradients_of_first_and_second_order(shape):
+    found = []
+    for function in (onednn_linear, nn.functional.linear):
+        torch.manual_seed(0)
+        inputs = [torch.randn(size, requires_grad=True) for size in (shape, (64, 96), (64,))]
+        out = function(*inputs)
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), inputs)
+        found.append([out, *first, *second])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_onednn_keeps_inputs_only_for_weights_that_learn():
+    for requires_grad, num_kept in ((True, 2), (False, 1)):
+        kept = []
+        weight = torch.randn(64, 96, requires_grad=requires_grad)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, kept=kept: kept.append(one) or one, lambda one: one
+        ):
+            onednn_linear(torch.randn(5, 96, requires_grad=True), weight, None)
+        assert len(kept) == num_kept
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("room", [2**22, 64 * 7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +72,37 @@ def upcast_linear(
     """
     if weight.dtype == input.dtype:
         return linear_function(input, weight, bias)
+    if torch.is_grad_enabled() and not weight.requires_grad:
+        out: Tensor = _FrozenLinear.apply(input, weight, linear_function)  # type: ignore[no-untyped-call]
+        return out if bias is None else out + bias
     return linear_by_blocks(
         input, weight.shape, lambda rows: weight[rows].to(input.dtype), bias, linear_function
     )
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A product with a frozen weight, which is upcast once more in the backward pass instead of being kept."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, linear_function: LinearFunction) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.linear_function = linear_function
+        return linear_by_blocks(
+            input, weight.shape, lambda rows: weight[rows].to(input.dtype), None, linear_function
+        )
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        columns = weight.t()  # of the transposed product, which is computed by blocks of its outputs
+        product = linear_by_blocks(
+            gradient,
+            columns.shape,
+            lambda rows: columns[rows].to(gradient.dtype),
+            None,
+            ctx.linear_function,
+        )
+        return product, None, None
 
 
 def linear_by_blocks(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,11 +25,39 @@ MAX_SUMS_AT_ONCE = 2**22  # int32 sums held at once: 16 MiB
 
 
 def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """oneDNN's float32 product, a `LinearFunction`; torch's own if gradients are enabled, as oneDNN's has none."""
-    if torch.is_grad_enabled():
+    """oneDNN's float32 product, a `LinearFunction`; products of gradients are oneDNN's too."""
+    if not torch.is_grad_enabled():
+        return _onednn_product(input, weight, bias)
+    if input.dtype != torch.float32 or weight.dtype != torch.float32:
         return functional.linear(input, weight, bias)
+    rows = _OnednnLinear.apply(input.reshape(-1, input.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    out: Tensor = rows.view(*input.shape[:-1], len(weight))
+    return out
+
+
+def _onednn_product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's float32 product (..., I), (O, I), (O,) -> (..., O), which has no gradients in torch."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return out
+
+
+class _OnednnLinear(torch.autograd.Function):
+    """`_onednn_product` of rows (N, I), with gradients of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        return _onednn_product(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        of_rows, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            onednn_linear(gradient, weight.t(), None) if of_rows else None,
+            onednn_linear(gradient.t(), rows.t(), None) if of_weight else None,
+            gradient.sum(dim=0) if of_bias else None,
+        )
 
 
 def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

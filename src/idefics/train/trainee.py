@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -20,6 +20,7 @@ from idefics.nn.checkpointing import checkpointable_blocks, enable_checkpointing
 from idefics.placement.devices import allocation_errors_as_out_of_memory, get_available_device
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
+from idefics.quant.autotune import KernelChoice, kernel_choice_by_processor
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters, make_trainable
 
@@ -91,7 +92,7 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
             device=device,
             storage=plan.storage,
             quantization=quantization,
-            kernel_choice=plan.kernel_choice,
+            kernel_choice=_with_fast_gradients(plan.kernel_choice, device),
             mmap=settings.method != "full",
         )
         set_attention_backend(module, plan.attention_backend)
@@ -118,6 +119,13 @@ def plan_training_computation(
     dtype = "float32" if settings.method == "full" else settings.dtype
     load_settings = LoadSettings(dtype=dtype, device=device)
     return plan_computation(module, device, _trainable_dtype(checkpoint.config.dtype), load_settings)
+
+
+def _with_fast_gradients(choice: KernelChoice | None, device: torch.device) -> KernelChoice | None:
+    """The kernels of a model, with oneDNN's float32 products also where the model is so small that `load` has none."""
+    if choice is None or device.type != "cpu":
+        return choice
+    return replace(choice, onednn=kernel_choice_by_processor().onednn)
 
 
 def _trainable_dtype(name: str | None) -> str | None:
