@@ -260,24 +260,6 @@ class Delta:
     top_logprobs: tuple[tuple[Alternative, ...], ...] | None = None
 
 
-ProgressStage = Literal["pictures", "queued", "tiles", "prompt", "passes"]
-
-
-class RequestProgress(NamedTuple):
-    """How far a request is that has no token yet.
-
-    Attributes:
-        stage: "pictures": they are opened and preprocessed; "queued": the request waits; "tiles": they go through the
-            vision tower; "prompt": its tokens are computed; "passes": those of an explanation.
-        done, total: how many of the stage are done, and how many there are in all. Of "queued" the total is the number
-            of requests that wait before this one, and none is done.
-    """
-
-    stage: ProgressStage
-    done: int
-    total: int
-
-
 class RankedLabel(NamedTuple):
     """One label of a ranking: `for label, probability, logprob in ranking`.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from idefics.engine.request import ProgressStage, RequestProgress
 from idefics.engine.request_state import RequestState
-from idefics.messages import ProgressStage, RequestProgress
 
 if TYPE_CHECKING:
     from idefics.engine.encoder_cache import EncoderCache

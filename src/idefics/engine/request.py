@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from idefics.config import KVCacheLayout, Sampling
 from idefics.errors import BadPrompt, BadSetting, PromptTooLong, RequestTimeout
-from idefics.messages import RequestProgress
 from idefics.prompt import Prompt
 from idefics.validation import validate_range
 
@@ -93,6 +92,24 @@ class Deadline:
         """Raises RequestTimeout if the deadline has passed."""
         if not self.remaining_seconds:
             raise RequestTimeout(self.timeout)
+
+
+ProgressStage = Literal["pictures", "queued", "tiles", "prompt", "passes"]
+
+
+class RequestProgress(NamedTuple):
+    """How far a request is that has no token yet.
+
+    Attributes:
+        stage: "pictures": they are opened and preprocessed; "queued": the request waits; "tiles": they go through the
+            vision tower; "prompt": its tokens are computed; "passes": those of an explanation.
+        done, total: how many of the stage are done, and how many there are in all. Of "queued" the total is the number
+            of requests that wait before this one, and none is done.
+    """
+
+    stage: ProgressStage
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)

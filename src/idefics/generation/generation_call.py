@@ -10,13 +10,13 @@ from contextlib import closing
 from typing import Any
 
 from idefics.config import Sampling
-from idefics.engine.request import Deadline, Request, compute_max_new_tokens
+from idefics.engine.request import Deadline, Request, RequestProgress, compute_max_new_tokens
 from idefics.errors import BadSetting, IdeficsError
 from idefics.generation.call_inputs import ErrorPolicy, call_with_deadline, prefetch_map, result_or_error
 from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import as_string_tuple
 from idefics.generation.streaming import Generation, GenerationResult, Stream
-from idefics.messages import Answer, RequestProgress
+from idefics.messages import Answer
 from idefics.options import GenerationOptions
 from idefics.processing.checkpoint_generation_config import (
     GENERATION_CONFIG_FILE,

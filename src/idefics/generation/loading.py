@@ -55,14 +55,11 @@ log = logging.getLogger(__name__)
 
 
 def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedModel:
-    """Finds a checkpoint, downloads it if necessary, and loads it.
+    """Finds a checkpoint, downloads it if necessary, and loads it; raises the errors of `Idefics.load`.
 
     Args:
         model: a short name, a folder or a hub id.
         settings: where and how to load it.
-
-    Raises:
-        ModelError, BadSetting, OutOfMemory, MissingExtra: as for `Idefics.load`.
     """
     start_time = time.perf_counter()
     if settings.threads is not None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Unpack, overload
 
+from idefics.engine.request import RequestProgress
 from idefics.errors import IdeficsError
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import EXAMPLE_START, parse_prompts_argument, require_prompt
 from idefics.generation.streaming import GenerationResult, Stream
-from idefics.messages import Answer, RequestProgress
+from idefics.messages import Answer
 from idefics.options import (
     AnswerKeywords,
     GenerationOptions,
@@ -252,7 +253,7 @@ class TextGenerationMixin:
             prompt: a prompt made by `prompt`.
             start: text that the answer's text begins with, before the generated text.
             continues: the answer continues the prompt's text, so that a space at its beginning is kept.
-            on_progress: called with a `messages.RequestProgress` while the request waits and its prompt is computed, by
+            on_progress: called with a `RequestProgress` while the request waits and its prompt is computed, by
                 a thread that it must not block; the last call has all prompt tokens done.
             **options: see `GenerationOptions`; the options about pictures are arguments of `prompt`.
 

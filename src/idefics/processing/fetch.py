@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 # (RFC 4648, 4 and 5). The patterns never backtrack: a text is read once, from left to right.
 BASE64_PATTERN = r"\s*+(?:[A-Za-z0-9+/_%-]{16,}+\s++)*+[A-Za-z0-9+/_%-]*+=*+\s*+"
 log = logging.getLogger(__name__)
-
 REMOTE_PATTERN = re.compile(
     rf"https?://\S+|data:[^\s,;/]*[;/][^\s,]*(?:,\S*|(?<=;base64),{BASE64_PATTERN})", re.IGNORECASE
 )

@@ -8,8 +8,33 @@ from typing import Any
 
 from idefics.batch.ledger import Ledger
 from idefics.errors import OutputError
+from idefics.server.response_fields import ResponseFields
 
 MAX_RESULT_BYTES = 4 << 20  # of the lines of one response; at least one line is in it
+
+
+class BatchResponse(ResponseFields):
+    """The answer to a request of a batch."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class BatchLineFailure(ResponseFields):
+    """Why a request of a batch was not executed."""
+
+    code: str
+    message: str
+
+
+class BatchOutputLine(ResponseFields):
+    """A line of the output of a batch, as its output files have it."""
+
+    id: str
+    custom_id: str
+    response: BatchResponse | None
+    error: BatchLineFailure | None
 
 
 def read_results(ledger_path: Path, after: int, limit: int) -> tuple[list[dict[str, Any]], int, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from asyncio import to_thread
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -14,7 +14,7 @@ from pydantic import Field
 from idefics.batch.openai_batch import BATCH_URLS, MAX_LINES
 from idefics.server.batch_folder import DEFAULT_LIFETIME, BatchFolder, StoredBatch
 from idefics.server.batch_queue import BatchQueue
-from idefics.server.batch_results import read_results
+from idefics.server.batch_results import BatchOutputLine, read_results
 from idefics.server.errors import APIError
 from idefics.server.files import (
     INVALID_DOCS,
@@ -117,30 +117,6 @@ class BatchObject(ResponseFields):
     request_counts: BatchRequestCounts
     usage: BatchUsage | None
     metadata: dict[str, str] | None
-
-
-class BatchResponse(ResponseFields):
-    """The answer to a request of a batch."""
-
-    status_code: int
-    request_id: str
-    body: dict[str, Any]
-
-
-class BatchLineFailure(ResponseFields):
-    """Why a request of a batch was not executed."""
-
-    code: str
-    message: str
-
-
-class BatchOutputLine(ResponseFields):
-    """A line of the output of a batch, as its output files have it."""
-
-    id: str
-    custom_id: str
-    response: BatchResponse | None
-    error: BatchLineFailure | None
 
 
 class BatchResults(ResponseFields):

@@ -15,21 +15,21 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from idefics.engine.handle import RequestHandle
-from idefics.engine.request import Request
+from idefics.engine.request import Request, RequestProgress
 from idefics.errors import EngineBusy
 from idefics.explain.explanation import Explanation, Method
 from idefics.explain.occlusion import TokenEvidence
-from idefics.messages import RequestProgress, Usage
+from idefics.messages import Usage
 from idefics.server.request_body import JSONBodyRoute, read_json_or_form
 from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields
 from idefics.server.routing import RequestContextDep, document_responses
 from idefics.server.sampling_fields import StreamFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
+from idefics.server.task_fields import TaskUsage
 from idefics.server.tasks import (
     MAX_LABEL_CHARACTERS,
     PictureRequest,
     TaskInputs,
-    TaskUsage,
     document_request_body,
 )
 from idefics.tasks import classify

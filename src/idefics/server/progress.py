@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
-from idefics.messages import RequestProgress
+from idefics.engine.request import RequestProgress
 
 
 class ProgressQueue:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from idefics.config import Sampling
 from idefics.engine.handle import RequestHandle
-from idefics.engine.request import Request
-from idefics.messages import Answer, Delta, PictureOrVideo, RequestProgress
+from idefics.engine.request import Request, RequestProgress
+from idefics.messages import Answer, Delta, PictureOrVideo
 from idefics.server.errors import shutting_down_error
 from idefics.server.progress import ProgressQueue
 from idefics.server.server_state import ServerState

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from idefics.engine.handle import RequestHandle
-from idefics.messages import Answer, ProgressStage
+from idefics.engine.request import ProgressStage
+from idefics.messages import Answer
 from idefics.prompt import Prompt
 
 ResponseFinishReason = Literal["stop", "length"]  # cancelled answers are never sent

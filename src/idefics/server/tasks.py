@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,15 +19,7 @@ from idefics.server.errors import APIError
 from idefics.server.request_body import FILE_FIELD, JSONBodyRoute, read_json_or_form
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
-from idefics.server.response_fields import (
-    CompletionUsage,
-    NotesField,
-    ProgressFields,
-    ResponseFields,
-    ResponseFinishReason,
-    collect_notes,
-    sum_usage,
-)
+from idefics.server.response_fields import collect_notes, sum_usage
 from idefics.server.routing import (
     SCHEMA_REF_TEMPLATE,
     RequestContextDep,
@@ -37,6 +29,14 @@ from idefics.server.routing import (
 )
 from idefics.server.sampling_fields import SamplingFields, StreamFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
+from idefics.server.task_fields import (
+    ClassificationResponse,
+    TaskFinalEvent,
+    TaskProgressEvent,
+    TaskResponse,
+    TaskTextEvent,
+    TaskUsage,
+)
 from idefics.tasks import TASKS, classify
 from idefics.tasks.ranking import neutral_picture
 from idefics.tasks.task import Task
@@ -85,60 +85,6 @@ class ClassificationRequest(PictureRequest):
     )
     length_normalized: bool = False
     calibrated: bool = False
-
-
-class TaskUsage(CompletionUsage):
-    """Number of tokens and pictures of a request."""
-
-    pictures: int
-
-
-class TaskFinalFields(NotesField):
-    """Fields of a complete answer, which are also those of the last event of a stream."""
-
-    finish_reason: ResponseFinishReason
-    usage: TaskUsage
-
-
-class TaskResponse(TaskFinalFields):
-    """The text that a task generated about a picture."""
-
-    object: Literal["image.task"]
-    task: str
-    text: str
-
-
-class TaskTextEvent(ResponseFields):
-    """An event of a stream: what it adds to the text."""
-
-    text: str
-
-
-class TaskProgressEvent(TaskTextEvent):
-    """An event before the text, with `include_progress`; its text is empty."""
-
-    progress: ProgressFields
-
-
-class TaskFinalEvent(TaskTextEvent, TaskFinalFields):
-    """The last event of a stream; its text is empty."""
-
-
-class LabelScore(ResponseFields):
-    """A label: its probability among all labels, which add up to 1, and its natural-log score."""
-
-    label: str
-    probability: float
-    logprob: float
-
-
-class ClassificationResponse(NotesField):
-    """The labels, from the most to the least likely."""
-
-    object: Literal["image.task"]
-    task: str
-    labels: list[LabelScore]
-    usage: TaskUsage
 
 
 class TaskInputs:
