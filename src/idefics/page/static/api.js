@@ -139,6 +139,11 @@ export async function fetchCost(width, height, detail) {
   return (await postJson("v1/images/cost", { width, height, detail })).json();
 }
 
+/** A picture at an http(s) address, which the server fetches by its policy. @param {string} address @returns {Promise<Blob>} */
+export async function fetchPicture(address) {
+  return (await postJson("v1/images/fetch", { image_url: address })).blob();
+}
+
 /** A picture of the package. @param {string} name @returns {Promise<Blob>} */
 export async function fetchBundledPicture(name) {
   return (await request(`ui/pictures/${name}`)).blob();

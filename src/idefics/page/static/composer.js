@@ -144,6 +144,8 @@ function addMenu(app, note) {
       note.textContent = error.message;
     }
   };
+  const address = button("From an address", () => choose("askForAddress"), { hidden: true });
+  app.state.subscribe("model", () => (address.hidden = !app.state.model.images.remote));
   menu.append(
     files,
     folder,
@@ -151,6 +153,7 @@ function addMenu(app, note) {
     button("Upload a folder", browse(folder)),
     button("Take a photo", () => choose("takePhoto")),
     button("Paste", () => choose("pasteFromClipboard")),
+    address,
   );
   menu.addEventListener("toggle", (event) => {
     if (event.newState !== "open") return;

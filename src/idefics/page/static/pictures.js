@@ -198,3 +198,35 @@ export async function takePhoto(app) {
   document.body.append(dialog);
   dialog.showModal();
 }
+
+/** Asks for the address of a picture in a dialog, and adds what the server fetches from there. */
+export function askForAddress(app) {
+  const input = element("input", { type: "url", required: true, placeholder: "https://", "aria-label": "Address of the picture" });
+  const problem = element("p.error", { role: "alert", hidden: true });
+  const form = element("form", { method: "dialog" }, element("h2", { text: "Address of the picture" }), input, problem);
+  const dialog = element("dialog.address", { "aria-label": "Address of the picture" }, form);
+  form.append(
+    element(
+      "div.dialog-buttons",
+      {},
+      element("button.tool.primary", { type: "submit", text: "Add" }),
+      button("Cancel", () => dialog.close()),
+    ),
+  );
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    problem.hidden = true;
+    try {
+      const blob = await app.api.fetchPicture(input.value);
+      dialog.close();
+      const name = decodeURIComponent(new URL(input.value).pathname.split("/").pop()) || input.value;
+      await addFiles(app, [new File([blob], name, { type: blob.type })]);
+    } catch (error) {
+      problem.textContent = error.message;
+      problem.hidden = false;
+    }
+  });
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}

@@ -1,0 +1,128 @@
+"""The code that the page shows for an answer: it runs, and gives that answer."""
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from playwright.sync_api import expect
+
+import idefics
+from page.browser import BROWSER_MARKS, add_pictures, choose_task, last_turn, open_page, send
+
+pytestmark = [*BROWSER_MARKS, pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")]
+LANGUAGES = ("Python", "Command line", "curl")
+
+
+@pytest.fixture
+def folder(tmp_path, bundled_pictures, monkeypatch):
+    """The working folder of the code, with the pictures under an awkward name too."""
+    for name, path in bundled_pictures.items():
+        (tmp_path / name).write_bytes(path.read_bytes())
+    (tmp_path / "it's a tower.png").write_bytes(bundled_pictures["tower.png"].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read_snippets(page):
+    """Opens the code of the last answer: language -> code."""
+    last_turn(page).get_by_role("button", name="Code").click()
+    snippets = {name: page.get_by_label(name, exact=True).inner_text() for name in LANGUAGES}
+    page.keyboard.press("Escape")
+    return snippets
+
+
+def run_python(code, monkeypatch, vlm):
+    """What a script prints; it loads the model that is there already."""
+    monkeypatch.setattr(idefics, "load", lambda name: vlm if name == "demo" else pytest.fail(name))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "snippet", "exec"), {})
+    return printed.getvalue().strip()
+
+
+def run_shell(code, folder):
+    """What a shell command prints."""
+    code = (
+        code.replace("idefics ", f"{sys.executable} -m idefics ", 1) if code.startswith("idefics ") else code
+    )
+    code = code.replace("|\n  idefics ", f"|\n  {sys.executable} -m idefics ")
+    done = subprocess.run(["bash", "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def set_fields(page, **values):
+    """Sets fields of the settings: radio buttons by value, others by text."""
+    page.locator("[data-drawer=settings]").click()
+    expect(page.locator("#drawer-settings")).to_be_visible()
+    for name, value in values.items():
+        radio = page.locator(f'input[name="{name}"][type=radio][value="{value}"]')
+        if radio.count():
+            radio.check()
+        else:
+            page.locator(f'input[name="{name}"]').fill(str(value))
+    page.keyboard.press("Escape")
+
+
+CASES = [
+    ("Ask", "picnic.png", "What is on the 'left'?", {"detail": "low", "maxNewTokens": 9}),
+    ("Continue", "it's a tower.png", 'This "is" an image of\nit\'s', {}),
+    ("Write", "puppy.png", "-short $HOME `date`", {"strategy": "sampling", "seed": 5, "temperature": 1.5}),
+    ("Caption", "statue.png", "", {"strategy": "beams", "numBeams": 3}),
+]
+
+
+@pytest.mark.parametrize(("label", "name", "words", "settings"), CASES, ids=[case[0] for case in CASES])
+def test_the_code_of_a_text_gives_it(
+    web_browser, web_url, folder, demo_model, monkeypatch, label, name, words, settings
+):
+    with open_page(web_browser, web_url) as page:
+        add_pictures(page, folder / name)
+        set_fields(page, **settings)
+        choose_task(page, label)
+        send(page, words)
+        expect(last_turn(page).locator(".meta")).to_contain_text("written")
+        answer = last_turn(page).locator(".answer-text").inner_text()
+        snippets = read_snippets(page)
+    assert run_python(snippets["Python"], monkeypatch, demo_model) == answer
+    assert json.loads(run_shell(snippets["curl"], folder))["text"].strip() == answer
+    printed = run_shell(snippets["Command line"], folder)
+    assert (
+        printed.removeprefix(words) if label == "Continue" else printed
+    ).strip() == answer  # it prints both
+
+
+@pytest.mark.parametrize("words", ["red, round, vegetables", "red, round\nvegetables\nit's"])
+def test_the_code_of_a_ranking_gives_it(web_page, folder, demo_model, monkeypatch, words):
+    add_pictures(web_page, folder / "vegetables.png")
+    choose_task(web_page, "Classify")
+    web_page.locator("#words").fill(words)
+    web_page.locator("#send").click()
+    labels = last_turn(web_page).locator(".bar-label")
+    expect(labels.first).to_be_visible()
+    ranked = labels.all_inner_texts()
+    snippets = read_snippets(web_page)
+    printed = run_python(snippets["Python"], monkeypatch, demo_model)
+    assert [line.partition("% ")[2] for line in printed.splitlines()] == ranked
+    answer = json.loads(run_shell(snippets["curl"], folder))
+    assert [row["label"] for row in answer["labels"]] == ranked
+    assert ranked[0] in run_shell(snippets["Command line"], folder).splitlines()[0]
+
+
+def test_the_code_of_a_chat_gives_its_last_answer(web_page, folder, demo_model, monkeypatch):
+    add_pictures(web_page, folder / "it's a tower.png")
+    choose_task(web_page, "Chat")
+    send(web_page, "What is in this image?")
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text("A tower.")
+    add_pictures(web_page, folder / "statue.png")
+    send(web_page, 'And in this one? Say it\'s "so".')
+    expect(web_page.locator(".turn")).to_have_count(2)
+    expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
+    answer = last_turn(web_page).locator(".answer-text").inner_text()
+    snippets = read_snippets(web_page)
+    assert run_python(snippets["Python"], monkeypatch, demo_model) == answer
+    said = json.loads(run_shell(snippets["curl"], folder))
+    assert said["choices"][0]["message"]["content"] == answer
+    assert run_shell(snippets["Command line"], folder).splitlines()[-1] == answer
