@@ -38,6 +38,7 @@ class FakeDecodeInputs:
     positions: Tensor
     page_tables: Tensor
     cross_kvs: list
+    adapters: Tensor | None = None
 
 
 @dataclass
@@ -56,12 +57,13 @@ class UnwrittenPages:
 
 @dataclass
 class RandomSequence:
-    """Ids, the picture that all tokens attend to, and the logits of the tokens computed so far."""
+    """Ids, the picture that all tokens attend to, an adapter, and the logits of the tokens computed so far."""
 
     ids: Tensor
     cross_kv: tuple
     pages: list[int]
     logits: list = field(default_factory=list)
+    adapter: int = -1
 
 
 def make_sequences(model, lengths, num_images=3):
@@ -92,6 +94,7 @@ def make_decode_inputs(sequences):
     """The inputs of a step over the next token of each of these sequences."""
     max_pages = max(len(sequence.pages) for sequence in sequences)
     positions = torch.tensor([len(sequence.logits) for sequence in sequences])
+    adapters = torch.tensor([sequence.adapter for sequence in sequences], dtype=torch.int32)
     return FakeDecodeInputs(
         torch.stack(
             [sequence.ids[position] for sequence, position in zip(sequences, positions, strict=True)]
@@ -101,6 +104,7 @@ def make_decode_inputs(sequences):
             [row.pages + [0] * (max_pages - len(row.pages)) for row in sequences], dtype=torch.int32
         ),
         [sequence.cross_kv for sequence in sequences],
+        adapters if adapters.max() >= 0 else None,
     )
 
 

@@ -160,5 +160,5 @@ def _make_term(
     """The term of an adapter in a layer; None if it has no factors for it."""
     if factors is None:
         return None
-    b, a = (one.to(device, dtype).contiguous() for one in factors)
-    return LowRankTerm(a, b)
+    b, a = (one.to(device, dtype) for one in factors)
+    return LowRankTerm.with_padded_rank(a, b)

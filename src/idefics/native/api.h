@@ -11,7 +11,7 @@
 
 #define API __attribute__((visibility("default"))) /* everything else is compiled with -fvisibility=hidden */
 
-enum { STRUCT_VERSION = 4 }; /* counts changes of the structs and functions in this file */
+enum { STRUCT_VERSION = 5 }; /* counts changes of the structs and functions in this file */
 
 /* On x86-64 each one includes those before it. */
 enum { PORTABLE, AVX2, AVX512, AVX512_VNNI, AVX512_BF16, NEON_DOTPROD };
@@ -62,6 +62,14 @@ typedef struct {                  /* a gated cross-attention block */
     Mlp mlp;
 } CrossLayer;
 
+typedef struct { /* what an adapter adds to a layer's outputs: b(a(x)); no outputs of `a`: nothing. Both FLOAT32 */
+    Linear a, b;
+} LowRankTerm;
+
+typedef struct { /* of up to three layers with the same inputs, in the order of a step */
+    LowRankTerm terms[3];
+} LowRankTerms;
+
 typedef struct {
     int32_t width, heads, kv_heads, head_size;
     int32_t layer_count, cross_count, table_count; /* as many LM heads as embedding tables */
@@ -74,6 +82,8 @@ typedef struct {
     const CrossLayer *crosses;
     EmbeddingTable tables[2];
     Linear lm_heads[2];
+    int32_t adapter_count;
+    const LowRankTerms *low_rank; /* (stages that multiply, adapters), in the order of a step; NULL: no adapters */
 } Model;
 
 typedef struct { /* image keys and values of a row in one cross-attention block, (num_features, H, K); NULL: no image */
@@ -86,6 +96,7 @@ typedef struct {
     const int32_t *tables;       /* (R, pages) */
     const CrossKV *cross_kvs;    /* (R, cross layers) */
     const int32_t *num_features; /* (R,) */
+    const int32_t *adapters;     /* (R,) numbers of adapters, -1: none; or NULL: no row has one */
     float *logits;               /* (R, V) */
 } Step;
 

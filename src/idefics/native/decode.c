@@ -49,22 +49,38 @@ const Linear *first_linear(const Model *m, Stage stage) {
     }
 }
 
-static void add_stage(Engine *e, StageKind kind, int number) {
-    Stage stage = {kind, number, 1};
+/* The sum of the ranks that an adapter has in a stage. */
+static int total_rank(const LowRankTerms *terms) {
+    return terms->terms[0].a.outputs + terms->terms[1].a.outputs + terms->terms[2].a.outputs;
+}
+
+/* Adds a stage, and before it one for the first factors of adapters, if any adapter has some. `terms`: of this stage.
+ * -> those of the next one that multiplies. */
+static const LowRankTerms *add_stage(Engine *e, StageKind kind, int number, const LowRankTerms *terms) {
+    Stage stage = {kind, number, 1, 0, NULL};
     const Linear *layer = first_linear(e->model, stage);
+    int adapter_count = layer ? e->model->adapter_count : 0;
+    for (int i = 0; i < adapter_count; i++)
+        if (total_rank(terms + i)) stage.terms = terms;
+    if (stage.terms) {
+        e->stages[e->stage_count] = stage;
+        e->stages[e->stage_count++].is_low_rank = 1;
+    }
     if (layer) stage.least = larger(1, (int)(MIN_PIECE_BYTES / (OUTPUTS_PER_UNIT * row_bytes(layer, layer->kind))));
     e->stages[e->stage_count++] = stage;
+    return adapter_count ? terms + adapter_count : terms;
 }
 
 static void list_stages(Engine *e) {
     static const StageKind CROSS[] = {CROSS_Q, CROSS_ATTEND, CROSS_O, CROSS_UP, CROSS_DOWN};
     static const StageKind SELF[] = {QKV, ATTEND, O, UP, DOWN};
+    const LowRankTerms *terms = e->model->low_rank;
     for (int i = 0; i < e->model->layer_count; i++) {
         int cross = e->model->layers[i].cross;
-        for (int j = 0; cross >= 0 && j < 5; j++) add_stage(e, CROSS[j], cross);
-        for (int j = 0; j < 5; j++) add_stage(e, SELF[j], i);
+        for (int j = 0; cross >= 0 && j < 5; j++) terms = add_stage(e, CROSS[j], cross, terms);
+        for (int j = 0; j < 5; j++) terms = add_stage(e, SELF[j], i, terms);
     }
-    add_stage(e, HEAD, 0);
+    add_stage(e, HEAD, 0, terms);
 }
 
 /* Zeroed memory that is freed with the engine. 64 bytes beyond it may be read: vectors run past the end of rows. */
@@ -108,7 +124,11 @@ static int allocate_buffers(Engine *e, int threads) {
     int inner = m->heads * m->head_size, all = inner + 2 * m->kv_heads * m->head_size, max_width = 0;
     for (int i = 0; i < m->layer_count; i++) max_width = larger(max_width, m->layers[i].mlp.gate.outputs);
     for (int i = 0; i < m->cross_count; i++) max_width = larger(max_width, m->crosses[i].mlp.gate.outputs);
-    int stages = 5 * (m->layer_count + m->cross_count) + 1;
+    int multiplying = 4 * (m->layer_count + m->cross_count) + 1; /* each may have one before it, for adapters */
+    int stages = 5 * (m->layer_count + m->cross_count) + 1 + (m->adapter_count ? multiplying : 0);
+    for (int i = 0; i < multiplying * m->adapter_count; i++)
+        e->low_rank_width = larger(e->low_rank_width, total_rank(m->low_rank + i));
+    e->low_rank = allocate(e, (size_t)(MAX_ROWS * e->low_rank_width), sizeof *e->low_rank);
     e->stages = allocate(e, (size_t)stages, sizeof *e->stages);
     e->units = allocate(e, (size_t)stages, sizeof *e->units);
     e->pending_splits = allocate(e, (size_t)(MAX_ROWS * m->kv_heads), sizeof *e->pending_splits);
@@ -119,7 +139,7 @@ static int allocate_buffers(Engine *e, int threads) {
     e->rotary_cos_sin = allocate(e, (size_t)(MAX_ROWS * m->head_size), sizeof *e->rotary_cos_sin);
     e->threads = allocate(e, (size_t)threads, sizeof *e->threads);
     int made = e->stages && e->units && e->pending_splits && e->x && e->qkv && e->attention_out && e->mlp_hidden
-               && e->rotary_cos_sin && e->threads;
+               && e->rotary_cos_sin && e->low_rank && e->threads;
     for (int i = 0; made && i < threads; i++)
         made = allocate_thread_scratch(e, e->threads + i, larger(larger(m->width, inner), max_width));
     return made;
@@ -183,7 +203,16 @@ static void prepare_row(Engine *e, const Step *step, int row) {
     e->num_kv_splits = larger(e->num_kv_splits, (int)(position / KV_SPLIT_SIZE) + 1);
 }
 
+/* Outputs of the first factors of the adapter that has the most. */
+static int num_low_rank_outputs(const Engine *e, Stage stage) {
+    int most = 0;
+    for (int row = 0; e->step->adapters && row < e->step->rows; row++)
+        if (e->step->adapters[row] >= 0) most = larger(most, total_rank(stage.terms + e->step->adapters[row]));
+    return most;
+}
+
 static int count_units(const Engine *e, Stage stage) {
+    if (stage.is_low_rank) return (num_low_rank_outputs(e, stage) + OUTPUTS_PER_UNIT - 1) / OUTPUTS_PER_UNIT;
     if (stage.kind == ATTEND) return e->step->rows * e->model->kv_heads * e->num_kv_splits;
     if (stage.kind == CROSS_ATTEND) return e->step->rows * e->model->heads;
     return (num_outputs(e->model, stage) + OUTPUTS_PER_UNIT - 1) / OUTPUTS_PER_UNIT;

@@ -36,7 +36,9 @@ typedef enum { CROSS_Q, CROSS_ATTEND, CROSS_O, CROSS_UP, CROSS_DOWN, QKV, ATTEND
 typedef struct {
     StageKind kind;
     int32_t layer;
-    int32_t least; /* units of a piece; the last one may have fewer */
+    int32_t least;       /* units of a piece; the last one may have fewer */
+    int32_t is_low_rank; /* whether it computes a(x) of adapters, for the stage after it, which computes the rest */
+    const LowRankTerms *terms; /* (adapters,): of this stage and the one after or before it; NULL: no adapter has one */
 } Stage;
 
 typedef struct ThreadPool ThreadPool;
@@ -51,6 +53,8 @@ typedef struct Engine {
     void (*work)(struct Engine *, ThreadScratch *, int stage, int from, int to);
     float *x, *qkv, *attention_out, *mlp_hidden; /* (R, D), (R, (H + 2h) K), (R, H K), (R, MLP width) */
     float *rotary_cos_sin;                       /* (R, K): cosines, then sines */
+    float *low_rank;                             /* (R, low_rank_width): a(x) of the row's adapter, layer after layer */
+    int32_t low_rank_width;
     float *parts; /* (R, num_kv_splits, H, K + 2): partial attention: largest score, sum of weights, weighted values */
     size_t parts_size;
     _Atomic int32_t *pending_splits; /* (R, h): splits that have not been attended to yet in this layer */

@@ -5,6 +5,7 @@
  * broadcast_bfloat16_scales and load_float16.
  */
 #include "decode_linear.h"
+#include "decode_low_rank.h"
 #include "decode_attention.h"
 
 /* gate = activation(gate) * up, for n numbers. */
@@ -30,11 +31,13 @@ static void activate(float *gate, const float *up, int n, int activation) {
 enum { OUTPUT_BLOCK = 64 }; /* outputs of a layer that are computed before they are used */
 
 /* Adds a layer's outputs, times `gate` if given, to the residual stream. */
-static void add_to_residual(Engine *e, ThreadScratch *t, const Linear *l, int from, int to, const float *gate) {
+static void add_to_residual(Engine *e, ThreadScratch *t, const Stage *stage, const Linear *l, int from, int to,
+                            const float *gate) {
     float out[MAX_ROWS * OUTPUT_BLOCK];
     for (int o = from; o < to; o += OUTPUT_BLOCK) {
         int count = to - o < OUTPUT_BLOCK ? to - o : OUTPUT_BLOCK;
         multiply(l, e->step->rows, &t->inputs, o, o + count, out, OUTPUT_BLOCK);
+        add_second_factors(e, stage->terms, 0, o, o + count, out, OUTPUT_BLOCK);
         for (int row = 0; row < e->step->rows; row++) {
             float *x = e->x + (size_t)row * (size_t)e->model->width + o;
             for (int i = 0; i < count; i++)
@@ -44,12 +47,14 @@ static void add_to_residual(Engine *e, ThreadScratch *t, const Linear *l, int fr
 }
 
 /* The hidden units `from` to `to` of an MLP. */
-static void gate_up_activate(Engine *e, ThreadScratch *t, const Mlp *mlp, int from, int to) {
+static void gate_up_activate(Engine *e, ThreadScratch *t, const Stage *stage, const Mlp *mlp, int from, int to) {
     float gate[MAX_ROWS * OUTPUT_BLOCK], up[MAX_ROWS * OUTPUT_BLOCK];
     for (int o = from; o < to; o += OUTPUT_BLOCK) {
         int count = to - o < OUTPUT_BLOCK ? to - o : OUTPUT_BLOCK;
         multiply(&mlp->gate, e->step->rows, &t->inputs, o, o + count, gate, OUTPUT_BLOCK);
+        add_second_factors(e, stage->terms, 0, o, o + count, gate, OUTPUT_BLOCK);
         multiply(&mlp->up, e->step->rows, &t->inputs, o, o + count, up, OUTPUT_BLOCK);
+        add_second_factors(e, stage->terms, 1, o, o + count, up, OUTPUT_BLOCK);
         for (int row = 0; row < e->step->rows; row++) {
             activate(gate + row * OUTPUT_BLOCK, up + row * OUTPUT_BLOCK, count, e->model->activation);
             memcpy(e->mlp_hidden + (size_t)row * (size_t)mlp->gate.outputs + o, gate + row * OUTPUT_BLOCK,
@@ -58,74 +63,74 @@ static void gate_up_activate(Engine *e, ThreadScratch *t, const Mlp *mlp, int fr
     }
 }
 
+typedef struct { /* what a stage multiplies: layers, and the rows of n inputs that all of them have */
+    const Linear *layers[3];
+    int count, n;
+    const float *from, *norm; /* norm: weight of the root-mean-square norm before, or NULL */
+} Operands;
+
+static Operands find_operands(const Engine *e, const Stage *stage) {
+    const Model *m = e->model;
+    const Layer *layer = m->layers + stage->layer;
+    const CrossLayer *cross = m->crosses + stage->layer;
+    int inner = m->heads * m->head_size;
+    switch (stage->kind) {
+    case CROSS_Q: return (Operands){{&cross->q}, 1, m->width, e->x, cross->norm};
+    case CROSS_O: return (Operands){{&cross->o}, 1, inner, e->attention_out, NULL};
+    case CROSS_UP: return (Operands){{&cross->mlp.gate, &cross->mlp.up}, 2, m->width, e->x, cross->mlp_norm};
+    case CROSS_DOWN: return (Operands){{&cross->mlp.down}, 1, cross->mlp.down.inputs, e->mlp_hidden, NULL};
+    case QKV: return (Operands){{&layer->q, &layer->k, &layer->v}, 3, m->width, e->x, layer->norm};
+    case O: return (Operands){{&layer->o}, 1, inner, e->attention_out, NULL};
+    case UP: return (Operands){{&layer->mlp.gate, &layer->mlp.up}, 2, m->width, e->x, layer->mlp_norm};
+    case DOWN: return (Operands){{&layer->mlp.down}, 1, layer->mlp.down.inputs, e->mlp_hidden, NULL};
+    default: return (Operands){{&m->lm_heads[0], &m->lm_heads[1]}, m->table_count, m->width, e->x, m->norm};
+    }
+}
+
 /* Runs units `from` to `to` of a stage. A unit is OUTPUTS_PER_UNIT outputs, or the attention of a head of a row to one
  * split or image. */
 void STAGE_FUNCTION(Engine *e, ThreadScratch *t, int index, int from, int to) {
     const Model *m = e->model;
-    Stage stage = e->stages[index];
-    int rows = e->step->rows, inner = m->heads * m->head_size, all = inner + 2 * m->kv_heads * m->head_size;
-    const Layer *layer = m->layers + stage.layer;
-    const CrossLayer *cross = m->crosses + stage.layer;
-    const Mlp *mlp = stage.kind == CROSS_UP || stage.kind == CROSS_DOWN ? &cross->mlp : &layer->mlp;
-    const Linear *linears[3];
-    if (stage.kind == ATTEND) {
+    const Stage *stage = e->stages + index;
+    int inner = m->heads * m->head_size, all = inner + 2 * m->kv_heads * m->head_size;
+    const Layer *layer = m->layers + stage->layer;
+    const CrossLayer *cross = m->crosses + stage->layer;
+    if (stage->kind == ATTEND) {
         for (int u = from; u < to; u++) {
             int row = u / (m->kv_heads * e->num_kv_splits), rest = u % (m->kv_heads * e->num_kv_splits);
             attend_kv_split(e, t, layer, row, rest % m->kv_heads, rest / m->kv_heads);
         }
         return;
     }
-    if (stage.kind == CROSS_ATTEND) {
-        for (int u = from; u < to; u++) cross_attend_head(e, t, cross, stage.layer, u / m->heads, u % m->heads);
+    if (stage->kind == CROSS_ATTEND) {
+        for (int u = from; u < to; u++) cross_attend_head(e, t, cross, stage->layer, u / m->heads, u % m->heads);
         return;
     }
     from *= OUTPUTS_PER_UNIT, to *= OUTPUTS_PER_UNIT;
-    int most = num_outputs(m, stage);
+    Operands operands = find_operands(e, stage);
+    if (stage->is_low_rank) { /* the next stage has the same inputs */
+        prepare_inputs(e, t, index + 1, operands.from, operands.n, operands.norm,
+                       kind_mask(operands.layers, operands.count));
+        multiply_first_factors(e, stage->terms, &t->inputs, from, to);
+        return;
+    }
+    int most = num_outputs(m, *stage);
     to = to < most ? to : most;
-    switch (stage.kind) {
-    case CROSS_Q:
-        linears[0] = &cross->q;
-        prefetch_weights(linears, 1, from);
-        prepare_inputs(e, t, index, e->x, m->width, cross->norm, 1u << cross->q.kind);
-        multiply(&cross->q, rows, &t->inputs, from, to, e->qkv + from, inner);
-        break;
-    case CROSS_O:
-        linears[0] = &cross->o;
-        prefetch_weights(linears, 1, from);
-        prepare_inputs(e, t, index, e->attention_out, inner, NULL, 1u << cross->o.kind);
-        add_to_residual(e, t, &cross->o, from, to, cross->gate);
-        break;
-    case QKV:
-        linears[0] = &layer->q, linears[1] = &layer->k, linears[2] = &layer->v;
-        prefetch_weights(linears, 3, from);
-        prepare_inputs(e, t, index, e->x, m->width, layer->norm, kind_mask(linears, 3));
-        multiply_concatenated(linears, 3, rows, &t->inputs, from, to, e->qkv, all);
-        break;
-    case O:
-        linears[0] = &layer->o;
-        prefetch_weights(linears, 1, from);
-        prepare_inputs(e, t, index, e->attention_out, inner, NULL, 1u << layer->o.kind);
-        add_to_residual(e, t, &layer->o, from, to, NULL);
-        break;
-    case CROSS_UP:
-    case UP:
-        linears[0] = &mlp->gate, linears[1] = &mlp->up;
-        prefetch_weights(linears, 1, from), prefetch_weights(linears + 1, 1, from);
-        prepare_inputs(e, t, index, e->x, m->width, stage.kind == UP ? layer->mlp_norm : cross->mlp_norm,
-                       kind_mask(linears, 2));
-        gate_up_activate(e, t, mlp, from, to);
-        break;
-    case CROSS_DOWN:
-    case DOWN:
-        linears[0] = &mlp->down;
-        prefetch_weights(linears, 1, from);
-        prepare_inputs(e, t, index, e->mlp_hidden, mlp->down.inputs, NULL, 1u << mlp->down.kind);
-        add_to_residual(e, t, &mlp->down, from, to, stage.kind == DOWN ? NULL : cross->mlp_gate);
-        break;
+    if (stage->kind == UP || stage->kind == CROSS_UP) /* both have these outputs */
+        prefetch_weights(operands.layers, 1, from), prefetch_weights(operands.layers + 1, 1, from);
+    else
+        prefetch_weights(operands.layers, operands.count, from);
+    prepare_inputs(e, t, index, operands.from, operands.n, operands.norm, kind_mask(operands.layers, operands.count));
+    switch (stage->kind) {
+    case CROSS_Q: multiply_concatenated(e, stage, operands.layers, 1, &t->inputs, from, to, e->qkv, inner); break;
+    case QKV: multiply_concatenated(e, stage, operands.layers, 3, &t->inputs, from, to, e->qkv, all); break;
+    case CROSS_O: add_to_residual(e, t, stage, &cross->o, from, to, cross->gate); break;
+    case CROSS_UP: gate_up_activate(e, t, stage, &cross->mlp, from, to); break;
+    case CROSS_DOWN: add_to_residual(e, t, stage, &cross->mlp.down, from, to, cross->mlp_gate); break;
+    case O: add_to_residual(e, t, stage, &layer->o, from, to, NULL); break;
+    case UP: gate_up_activate(e, t, stage, &layer->mlp, from, to); break;
+    case DOWN: add_to_residual(e, t, stage, &layer->mlp.down, from, to, NULL); break;
     default: /* HEAD */
-        linears[0] = &m->lm_heads[0], linears[1] = &m->lm_heads[1];
-        prefetch_weights(linears, m->table_count, from);
-        prepare_inputs(e, t, index, e->x, m->width, m->norm, kind_mask(linears, m->table_count));
-        multiply_concatenated(linears, m->table_count, rows, &t->inputs, from, to, e->step->logits, most);
+        multiply_concatenated(e, stage, operands.layers, operands.count, &t->inputs, from, to, e->step->logits, most);
     }
 }

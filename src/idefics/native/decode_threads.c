@@ -43,6 +43,14 @@ static void start_stage(ThreadPool *pool, uint32_t stage) {
     }
 }
 
+/* The number of the first stage from this one on that has units in this step, or of the end of the step. */
+static uint32_t find_stage_with_units(const ThreadPool *pool, uint32_t stage) {
+    uint32_t first = atomic_load(&pool->first);
+    while (stage - first < (uint32_t)pool->engine->stage_count && !atomic_load(&pool->engine->units[stage - first]))
+        stage++;
+    return stage;
+}
+
 static void cpu_relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -110,7 +118,7 @@ static void run_pieces(ThreadPool *pool, ThreadScratch *thread, uint32_t stage) 
         pool->engine->work(pool->engine, thread, (int)index, from, from + count);
         if (atomic_fetch_add(&pool->done, count) + count == units) {
             atomic_store(&pool->done, 0);
-            start_stage(pool, stage + 1);
+            start_stage(pool, find_stage_with_units(pool, stage + 1));
             return;
         }
     }
@@ -132,8 +140,8 @@ void pool_run(ThreadPool *pool) {
     uint32_t first = stage_of(atomic_load(&pool->place)) + 1;
     uint32_t last = first + (uint32_t)pool->engine->stage_count;
     atomic_store(&pool->first, first);
-    start_stage(pool, first);
-    for (uint32_t stage = first; stage != last; stage = stage_of(atomic_load(&pool->place))) {
+    start_stage(pool, find_stage_with_units(pool, first));
+    for (uint32_t stage; (stage = stage_of(atomic_load(&pool->place))) != last;) {
         run_pieces(pool, pool->engine->threads, stage);
         if (stage_of(atomic_load(&pool->place)) == stage) wait_for_next_stage(pool, stage);
     }

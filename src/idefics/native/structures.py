@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 
-STRUCT_VERSION = 4
+STRUCT_VERSION = 5
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 ACTIVATION_NAMES = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
 MAX_ROWS = 16  # rows of one call of the decode step
@@ -69,6 +69,18 @@ class CrossLayerStruct(Structure):
     )
 
 
+class LowRankTermStruct(Structure):
+    """What an adapter adds to a layer's outputs: its factors, float32. All zeros: nothing."""
+
+    _fields_ = (("a", LinearStruct), ("b", LinearStruct))
+
+
+class LowRankTermsStruct(Structure):
+    """The terms of an adapter in one stage: of up to three layers with the same inputs."""
+
+    _fields_ = (("terms", LowRankTermStruct * 3),)
+
+
 class ModelStruct(Structure):
     """A whole decoder: sizes, weights and KV cache; argument of `idefics_decode_new`."""
 
@@ -90,6 +102,8 @@ class ModelStruct(Structure):
         ("crosses", POINTER(CrossLayerStruct)),
         ("tables", EmbeddingStruct * 2),
         ("lm_heads", LinearStruct * 2),
+        ("adapter_count", c_int32),
+        ("low_rank", POINTER(LowRankTermsStruct)),
     )
 
 
@@ -110,6 +124,7 @@ class StepStruct(Structure):
         ("tables", c_void_p),
         ("cross_kvs", c_void_p),
         ("num_features", c_void_p),
+        ("adapters", c_void_p),
         ("logits", c_void_p),
     )
 

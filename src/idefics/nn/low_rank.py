@@ -5,12 +5,14 @@ r rank, O outputs, I inputs. Source: LoRA, arXiv 2106.09685.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+RANK_MULTIPLE = 16  # C multiplies whole vectors of at most so many floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +20,18 @@ class LowRankTerm:
     """The product of two matrices that an adapter adds to a layer's weight.
 
     Attributes:
-        a: (r, I).
+        a: (r, I), r a multiple of `RANK_MULTIPLE`.
         b: (O, r), multiplied by the adapter's scale.
     """
 
     a: Tensor
     b: Tensor
+
+    @classmethod
+    def with_padded_rank(cls, a: Tensor, b: Tensor) -> Self:
+        """A term of factors of any rank, which are padded with zeros: the product is the same."""
+        padding = -len(a) % RANK_MULTIPLE
+        return cls(functional.pad(a, (0, 0, 0, padding)), functional.pad(b, (0, padding)))
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product of the matrices with inputs: (..., I) -> (..., O)."""
@@ -68,9 +76,11 @@ class LowRankHook:
 
 def low_rank_terms(layer: nn.Module) -> Sequence[LowRankTerm | None]:
     """For each adapter what it adds to a layer's outputs, or None; empty if no adapter changes the layer."""
-    return next((hook.terms for hook in find_low_rank_hooks(layer._forward_hooks.values())), ())
+    hooks = layer._forward_hooks.values()
+    return next((hook.terms for hook in hooks if isinstance(hook, LowRankHook)), ())
 
 
-def find_low_rank_hooks(hooks: Iterable[object]) -> Iterable[LowRankHook]:
-    """Those of some hooks that belong to adapters."""
-    return (hook for hook in hooks if isinstance(hook, LowRankHook))
+def has_other_hooks(layer: nn.Module) -> bool:
+    """Whether calling the layer calls other functions than the hook of adapters before or after."""
+    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+    return not all(isinstance(hook, LowRankHook) for hook in hooks)

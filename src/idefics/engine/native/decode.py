@@ -123,6 +123,7 @@ class NativeDecode:
                 tables=page_tables.data_ptr() + 4 * start * page_tables.shape[1],
                 cross_kvs=self._cross_kv_pointers.pointers_address(start),
                 num_features=self._cross_kv_pointers.num_features_address(start),
+                adapters=None if inputs.adapters is None else inputs.adapters.data_ptr() + 4 * start,
                 logits=logits.data_ptr() + 4 * start * self.vocab_size,
             )
             status = self._decode_step(self._engine, ctypes.byref(step))

@@ -11,9 +11,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from idefics.engine.native.native_adapters import make_low_rank_structs
 from idefics.native import structures as c
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
+from idefics.nn.low_rank import has_other_hooks
 from idefics.nn.rope import rope_frequencies
 from idefics.quant.linear import Int4Linear, Int8Linear
 
@@ -38,12 +40,12 @@ def list_linears(parts: DecoderParts) -> list[nn.Linear]:
 
 
 def find_hooked_module(parts: DecoderParts) -> nn.Module | None:
-    """The first module that has a hook, which C would not call; None if there is none."""
+    """The first module that has a hook which C would not call; None if there is none. C computes those of adapters."""
     modules_with_parts: list[nn.Module] = [*parts.embeddings, *parts.layers, parts.norm, *list_linears(parts)]
     for cross in filter(None, parts.cross_blocks):
         modules_with_parts += filter(None, (cross.norm, cross.mlp_norm, cross.mlp, cross.q_norm))
     modules = chain.from_iterable(part.modules() for part in modules_with_parts)
-    return next((module for module in modules if module._forward_hooks or module._forward_pre_hooks), None)
+    return next((module for module in modules if has_other_hooks(module)), None)
 
 
 def unsupported_layer_reason(layer: nn.Module) -> str:
@@ -96,7 +98,8 @@ class NativeModelStruct:
         cross_structs = (c.CrossLayerStruct * max(1, len(cross_blocks)))(
             *(self._cross_struct(cross, config.hidden_size) for cross in cross_blocks)
         )
-        self._referenced += [layer_structs, cross_structs]
+        low_rank_structs, num_adapters = make_low_rank_structs(parts)
+        self._referenced += [layer_structs, cross_structs, low_rank_structs]
         rates = rope_frequencies(config.rope, config.head_size, torch.device("cpu"))
         self.struct = c.ModelStruct(
             width=config.hidden_size,
@@ -116,6 +119,8 @@ class NativeModelStruct:
             crosses=cast(cross_structs, POINTER(c.CrossLayerStruct)),
             tables=(c.EmbeddingStruct * 2)(*map(self._embedding_struct, parts.embeddings)),
             lm_heads=(c.LinearStruct * 2)(*map(self._linear_struct, parts.lm_heads)),
+            adapter_count=num_adapters,
+            low_rank=cast(low_rank_structs, POINTER(c.LowRankTermsStruct)),
         )
 
     def _float32_copy_address(self, values: Tensor) -> int:
