@@ -94,6 +94,8 @@ def write_reports(
         raise BadSetting(f"no row has an answer and a right answer: there is nothing to score{reason}")
     rows, answers = [row for row, _ in found], [answer for _, answer in found]
     scores = score_rows(evaluation.suite.metric, rows, evaluation.settings.seed)
+    if not is_complete:
+        scores = replace(scores, notes=("the run was stopped: these are the rows so far", *scores.notes))
     report = report_json(
         *(evaluation, rows, answers, scores),
         unscored=unscored,
@@ -108,6 +110,8 @@ def write_reports(
     if outputs.report is not None:
         settings = replace(evaluation.run_settings, task=evaluation.suite.name)
         summary = summarize_run(settings, batch_run.counts, started, "Evaluation", figures)
+        if scores.notes:
+            summary = replace(summary, settings=dict(summary.settings) | {"notes": "; ".join(scores.notes)})
         write_html_report(
             *(outputs.report, evaluation, rows, answers, scores, summary),
             lambda record: find_thumbnail(ledger, record.path),
@@ -118,8 +122,6 @@ def write_reports(
     print(
         f"{format_count(len(rows), 'row')}, {report['num_failed']:,} failed{without}; {outputs.out} has all of them"
     )
-    if not is_complete:
-        print("the run was stopped: these are the rows so far")
     _print_notes(evaluation, rows, scores)
 
 
