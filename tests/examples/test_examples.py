@@ -169,3 +169,11 @@ def test_gradio_bot(monkeypatch):
     assert picture == f"{address}/tower.png"
     assert refused[0].startswith("give the address of a picture")
     assert "missing.png" in refused[1]
+
+
+def test_draw_traffic_lights(tmp_path):
+    folder = tmp_path / "lights"
+    assert run_example("draw_traffic_lights", folder, "--count", "6") == f"{folder} has 6 pictures\n"
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert sorted(path.name for path in folder.glob("*.png")) == sorted(row["file_name"] for row in rows)
+    assert {row["answer"] for row in rows} == {"Yes.", "No."} and len(rows) == 6

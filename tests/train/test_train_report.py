@@ -41,8 +41,8 @@ def test_figures_say_what_has_changed(tmp_path):
     validations = [make_validation(0), make_validation(100, loss=0.5, row_accuracy=0.9)]
     text = plain_text(write_page(tmp_path, make_history(validations=validations)))
     assert "whole answers right 25.0% → 90.0%" in text
-    assert "validation loss 2.000 → 0.500" in text
-    assert "loss 4.000 → 0.040 steps 100 epochs 2 time in steps 25.0 s tokens a second 1,200" in text
+    assert "validation loss 2 → 0.5" in text
+    assert "loss 4 → 0.04 steps 100 epochs 2 time in steps 25.0 s tokens a second 1,200" in text
     assert "batch size 16" in text and "num rows 3" in text and "torch 2.13" in text
     unfinished = plain_text(write_page(tmp_path, make_history(40, samples=[make_sample(0), make_sample(20)])))
     assert "steps 40 of 100" in unfinished and "So far" in unfinished
@@ -124,6 +124,11 @@ def test_the_page_fits_and_breaks_no_rule_of_its_own(tmp_path, size):
         lines = page.locator("polyline").evaluate_all(
             "all => all.map(one => one.getBoundingClientRect().width)"
         )
+        edges = page.locator("figure").evaluate_all(
+            "all => all.map(one => one.getBoundingClientRect().right - one.querySelector('polyline:last-of-type')"
+            ".getBoundingClientRect().right)"
+        )
         browser.close()
     assert problems == []
     assert len(lines) == 7 and min(lines) > 100
+    assert min(edges) > 0, "no curve is cut off"

@@ -159,11 +159,11 @@ def _figures(history: TrainingHistory) -> Iterator[tuple[str, str]]:
             "whole answers right",
             _change(first, last, f"{first.row_accuracy:.1%}", f"{last.row_accuracy:.1%}"),
         )
-        yield "validation loss", _change(first, last, f"{first.loss:.3f}", f"{last.loss:.3f}")
+        yield "validation loss", _change(first, last, f"{first.loss:.3g}", f"{last.loss:.3g}")
     if steps:
         last_step = steps[-1]
         seconds = sum(one.seconds for one in steps)
-        yield "loss", f"{steps[0].loss:.3f} \N{RIGHTWARDS ARROW} {last_step.loss:.3f}"
+        yield "loss", f"{steps[0].loss:.3g} \N{RIGHTWARDS ARROW} {last_step.loss:.3g}"
         of_all = "" if last_step.step == last_step.num_steps else f" of {last_step.num_steps:,}"
         yield "steps", f"{last_step.step:,}{of_all}"
         yield "epochs", f"{last_step.epoch:.3g}"
