@@ -55,6 +55,16 @@ def test_a_form_with_a_file(client, vlm, task):
     }
 
 
+def test_line_breaks_of_a_form_are_those_that_were_typed(client, vlm):
+    """A browser sends them as CRLF."""
+    asked = {"words": "This is\r\nan image of", "max_new_tokens": "5"}
+    body = client.post(task_path("complete"), files=upload_file("door"), data=asked).json()
+    picture = Picture(picture_data_uri("door"))
+    expected = vlm.complete(picture, "This is\nan image of", max_new_tokens=5)
+    assert body["text"] == expected.text
+    assert body["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
+
+
 @pytest.mark.parametrize("task", WORDS_BY_TASK)
 def test_json_with_a_url(client, vlm, task):
     asked = {"image_url": picture_data_uri("door"), "num_beams": 2, "detail": "low", **form_fields(task)}

@@ -149,7 +149,7 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
                         param=FILE_FIELD,
                     )
                 else:
-                    fields[name] = _parse_form_field(name, values)
+                    fields[name] = _parse_form_field(name, [str(value) for value in values])
     except APIError:
         raise
     except HTTPException as error:
@@ -162,12 +162,15 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
     return fields, file
 
 
-def _parse_form_field(name: str, values: list[Any]) -> Any:
+def _parse_form_field(name: str, values: list[str]) -> Any:
     """The value of a form field, given each text that the form has for it.
 
     Several texts, or a field of `LIST_FIELDS` alone: a list of the texts. A field of `TEXT_FIELDS`: its text. Any other
     field: the text parsed as JSON, or the text itself if it is not JSON.
+
+    Browsers send each line break as CRLF (https://html.spec.whatwg.org/#multipart-form-data), also one that was LF.
     """
+    values = [text.replace("\r\n", "\n") for text in values]
     if len(values) > 1 or (name in LIST_FIELDS and name not in TEXT_FIELDS):
         return values
     (text,) = values
