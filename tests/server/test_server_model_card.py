@@ -47,6 +47,7 @@ def test_the_card_of_the_demo(vlm):
     assert card["explain"] == ["occlusion", "fast"]
     assert card["batches"] is False
     assert card["images"]["remote"] is False
+    assert card["video"] is None
 
 
 def test_the_card_of_a_model_without_tiles():

@@ -32,8 +32,6 @@ def report_prompt_progress(state: RequestState, encoder_cache: EncoderCache) -> 
     if not reports_progress(state) or len(state.sequences) > 1:
         return
     (sequence,), prompt = state.sequences, state.request.prompt
-    if sequence.num_computed_tokens > len(prompt):
-        return
     images = {image.content_hash: image for image in prompt.pictures}
     needed = {
         prompt.pictures[image_span.image_index].content_hash

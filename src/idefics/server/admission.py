@@ -6,8 +6,9 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from idefics.messages import PictureOrVideo, Video
 from idefics.server.errors import APIError, shutting_down_error, too_many_requests_error
 from idefics.server.settings import Settings
 
@@ -145,3 +146,8 @@ class AdmissionControl:
             f"try again in {retry_after} s",
             retry_after,
         )
+
+
+def count_pictures(one: PictureOrVideo) -> int:
+    """How many pictures a picture or a video counts for: a video, for those of its frames that are given."""
+    return len(one.source) if isinstance(one, Video) and isinstance(one.source, Sequence) else 1

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from idefics.messages import ContentPart, Detail, Message, Picture
+from idefics.messages import ContentPart, Detail, Message, Picture, PictureOrVideo, Video
 from idefics.processing.fetch import is_data_uri, is_url, normalize_source_text
 from idefics.server import ignored_field_tables
+from idefics.server.admission import count_pictures
 from idefics.server.errors import APIError
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import (
@@ -24,6 +25,7 @@ from idefics.server.request_model import (
 MAX_MESSAGES = 512
 MAX_PICTURES = 16
 MAX_CONTENT_PARTS = 64
+MAX_VIDEO_FRAMES = 128  # of all videos of a request
 MAX_URL_CHARACTERS = 2048
 MAX_DATA_URI_HEADER_CHARACTERS = 256  # of a data URI, before its comma
 
@@ -92,10 +94,32 @@ class ChatImagePart(RequestModel):
         return picture_from_url(self.image_url.url, self.image_url.detail, self.image_url.max_tiles)
 
 
+class ChatVideoPart(RequestModel):
+    """A part of a message that is a video, given as its frames, which are data URIs; video files are not read."""
+
+    ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
+
+    type: Literal["video"]
+    video: list[str] = Field(min_length=1, max_length=MAX_VIDEO_FRAMES)
+    fps: float | None = Field(None, gt=0, le=1000)
+
+    def to_content_part(self) -> ContentPart:
+        """The video as a part of an `idefics.Message`. Raises an `APIError` (400) if a frame is no data URI."""
+        for url in self.video:
+            if not is_data_uri(url):
+                raise APIError(
+                    400,
+                    "a frame of a video is no data URI (data:image/jpeg;base64,...): frames are not fetched",
+                    code="invalid_image_url",
+                )
+        return Video([picture_from_url(url) for url in self.video], self.fps)
+
+
 ChatContentPart = union_by_type(
-    'a part has a "type", which is "text", "image_url" or "refusal"',
+    'a part has a "type", which is "text", "image_url", "video" or "refusal"',
     text=ChatTextPart,
     image_url=ChatImagePart,
+    video=ChatVideoPart,
     refusal=RefusalPart,
 )
 
@@ -187,13 +211,16 @@ async def submit_conversation(
     """
     parts = [part for message in messages for part in message.parts]
     context.check_and_count_texts(part for part in parts if isinstance(part, str))
-    pictures = [part for part in parts if isinstance(part, Picture)]
-    if len(pictures) > MAX_PICTURES:
-        raise APIError(
-            400,
-            f"the request has {len(pictures)} pictures; the limit is {MAX_PICTURES}",
-            param="messages",
-        )
+    pictures = [part for part in parts if isinstance(part, PictureOrVideo)]
+    num_pictures = sum(isinstance(one, Picture) for one in pictures)
+    num_frames = sum(map(count_pictures, pictures)) - num_pictures
+    for count, what, limit in (
+        (num_pictures, "pictures", MAX_PICTURES),
+        (num_frames, "frames of videos", MAX_VIDEO_FRAMES),
+    ):
+        if count > limit:
+            message = f"the request has {count} {what}; the limit is {limit}"
+            raise APIError(400, message, param="messages")
     await context.submit_prompt(
         partial(
             context.vlm.prompt,

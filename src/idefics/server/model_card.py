@@ -17,7 +17,7 @@ from idefics.processing.image_cost import compute_image_cost
 from idefics.processing.picture_files import readable_formats
 from idefics.processing.tile_plan import MAX_EDGE
 from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
-from idefics.server.chat_messages import MAX_PICTURES
+from idefics.server.chat_messages import MAX_PICTURES, MAX_VIDEO_FRAMES
 from idefics.server.response_fields import ResponseFields
 from idefics.server.sampling_fields import DEFAULT_MAX_NEW_TOKENS
 from idefics.server.server_state import ServerState
@@ -40,6 +40,13 @@ class ModelImages(ResponseFields):
     max_tiles: int
     max_tokens: int
     remote: bool
+
+
+class ModelVideo(ResponseFields):
+    """How many frames a second the model is shown of a video, and how many at most."""
+
+    fps: float
+    max_frames: int
 
 
 class ModelSampling(ResponseFields):
@@ -67,8 +74,8 @@ class ModelCard(ResponseFields):
     """The description of a served model.
 
     `kind` is "base" for a model that continues documents. `is_demo`: it knows nothing but its picture book.
-    `max_model_len` is the largest number of tokens of a prompt and its answer together. `explain` has the methods of
-    explanations. `batches`: whether the server has files and batches. `parent` is the model whose weights an adapter
+    `max_model_len` is the largest number of tokens of a prompt and its answer together. `video` is null where the model takes
+    none. `explain` has the methods of explanations. `batches`: whether the server has files and batches. `parent` is the model whose weights an adapter
     shares, `root` where it is from.
     """
 
@@ -85,6 +92,7 @@ class ModelCard(ResponseFields):
     is_demo: bool
     max_model_len: int
     images: ModelImages
+    video: ModelVideo | None
     sampling: ModelSampling
     tasks: dict[str, ModelTask]
     explain: list[Method]
@@ -116,6 +124,7 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
         "is_demo": entry is not None and bool(entry.package_folder) and not (adapter or settings.adapter),
         "max_model_len": model.engine.model.layout.max_positions,
         "images": _images(service),
+        "video": _video(service),
         "sampling": _sampling(model.generation_config.repetition_penalty),
         "tasks": _tasks(service),
         "explain": methods,
@@ -148,6 +157,14 @@ def _images(service: ServerState) -> ModelImages:
         "max_tokens": largest.num_tokens,
         "remote": settings.remote_images != "off",
     }
+
+
+def _video(service: ServerState) -> ModelVideo | None:
+    """How videos are shown to the model; None: it takes none."""
+    video = service.vlm.processor.image_config.video
+    if video is None:
+        return None
+    return {"fps": video.fps, "max_frames": min(video.max_frames, MAX_VIDEO_FRAMES)}
 
 
 def _sampling(repetition_penalty: float) -> ModelSampling:

@@ -13,6 +13,7 @@ from idefics.config import Sampling
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Request, RequestProgress
 from idefics.messages import Answer, Delta, PictureOrVideo
+from idefics.server.admission import count_pictures
 from idefics.server.errors import shutting_down_error
 from idefics.server.progress import ProgressQueue
 from idefics.server.server_state import ServerState
@@ -196,7 +197,7 @@ class RequestContext:
             APIError: 429, a limit is exceeded; 503, a shutdown has cancelled the request.
         """
         admission = self.service.admission
-        admission.reserve(self.slot, pictures=len(pictures))
+        admission.reserve(self.slot, pictures=sum(map(count_pictures, pictures)))
         if self._progress is not None:
             self._progress.expect_pictures(len(pictures))
         prompt = await self.run_in_worker(make_prompt, pictures)
