@@ -14,11 +14,11 @@ from idefics.processing.fetch import is_url
 
 
 class PictureContents:
-    """The contents of the pictures of rows; each row is read once."""
+    """The contents of the pictures of rows; each is computed once."""
 
     def __init__(self) -> None:
-        self._by_row: dict[str, tuple[str, ...]] = {}
-        self._can_be_example: dict[str, bool] = {}
+        self._by_row: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._can_be_example: dict[tuple[str, str], bool] = {}
 
     def find(self, row: EvaluationRow) -> tuple[str, ...]:
         """The content of each picture of a row: SHA-256 (hex) of its bytes, or the address of one on the web.
@@ -26,17 +26,19 @@ class PictureContents:
         Raises:
             BadPicture: a picture cannot be read.
         """
-        if row.name not in self._by_row:
-            assert row.media is not None
-            self._by_row[row.name] = tuple(_content(one) for one in (row.media, *row.more_media))
-        return self._by_row[row.name]
+        assert row.media is not None
+        key = row.name, row.media.path  # rows of two folders may have the same names
+        if key not in self._by_row:
+            self._by_row[key] = tuple(_content(one) for one in (row.media, *row.more_media))
+        return self._by_row[key]
 
     def can_be_example(self, row: EvaluationRow) -> bool:
         """Whether all pictures of a row can be read and decoded."""
-        if row.name not in self._can_be_example:
-            assert row.media is not None
-            self._can_be_example[row.name] = all(map(_can_be_decoded, (row.media, *row.more_media)))
-        return self._can_be_example[row.name]
+        assert row.media is not None
+        key = row.name, row.media.path
+        if key not in self._can_be_example:
+            self._can_be_example[key] = all(map(_can_be_decoded, (row.media, *row.more_media)))
+        return self._can_be_example[key]
 
 
 def _content(media: Media) -> str:
@@ -45,7 +47,7 @@ def _content(media: Media) -> str:
 
 
 def _can_be_decoded(media: Media) -> bool:
-    """Whether a picture can be decoded; one on the web or a video only has to be there."""
+    """Whether a picture can be read and decoded; a video only has to be there."""
     from idefics.processing.picture_files import decode_trusted
 
     try:

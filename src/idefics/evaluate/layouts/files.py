@@ -29,7 +29,7 @@ def read_json(path: Path) -> Any:
 
 @lru_cache(maxsize=4)
 def _read_json(path: Path, _mtime_ns: int) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
@@ -39,7 +39,7 @@ def read_json_lines(path: Path) -> Iterator[Any]:
         BadSetting: it cannot be read, or a line is malformed.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
