@@ -200,8 +200,8 @@ REFUSED_FIELDS = [
     ({"messages": []}, "messages", "messages"),
     ({"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0] (of the role tool)", None),
     (
-        {"messages": [user_message({"type": "video", "video": "a.mp4"})]},
-        '"text", "image_url" or "refusal"',
+        {"messages": [user_message({"type": "audio", "audio": "a.mp3"})]},
+        '"text", "image_url", "video" or "refusal"',
         None,
     ),
     ({"messages": [user_message(*[image_part("door")] * 17)]}, "the limit is 16", "messages"),
