@@ -173,6 +173,17 @@ def test_what_is_wrong_is_said_before_anything_long_begins(train, data_folder, m
     assert [path.name for path in data_folder.iterdir()] == ["photos"]
 
 
+def test_a_batch_that_does_not_fit_is_an_error_with_advice(train, data_folder, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("idefics.train.training.run_dry", fail)
+    code, _, err = train()
+    assert code == 2 and "one batch took more memory than was forecast: the training (weights " in err[-1]
+    assert "try --micro-batch-tokens " in err[-1] and "--gradient-checkpointing" in err[-1]
+    assert [path.name for path in data_folder.iterdir()] == ["photos"]
+
+
 def test_rows_are_shown_as_the_model_sees_them(train):
     code, out, _ = train("--show", 2, out=None)
     assert code == 0

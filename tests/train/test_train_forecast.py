@@ -7,26 +7,21 @@ import torch
 from idefics import models, weights
 from idefics.errors import OutOfMemory
 from idefics.train.forecast import RowSizes, check_memory, forecast_training
-from idefics.train.rows import TrainingRow
+from idefics.train.rows import TokenCounts
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import make_trainable
 
 FREE = 2 << 30
 
 
-def make_row(num_tokens, num_targets, num_image_tokens=0, key="a"):
-    return TrainingRow(
-        name="row",
-        ids=np.zeros(num_tokens, np.int32),
-        is_target=np.arange(num_tokens) < num_targets,
-        image_index=np.zeros(num_tokens, np.int32),
-        image_token_positions=(np.arange(num_image_tokens),) if num_image_tokens else (),
-        picture_keys=(key,) * bool(num_image_tokens),
-        read_pictures=tuple,
-    )
+def count_tokens(*rows, distinct=None):
+    """The sizes of rows of (tokens, learned tokens, image tokens)."""
+    lengths, targets, image_tokens = np.array(rows).T
+    distinct = image_tokens.sum() if distinct is None else distinct
+    return RowSizes.of(TokenCounts(lengths, targets, image_tokens, distinct))
 
 
-SIZES = RowSizes.of([make_row(100, 10, 9), make_row(300, 20, 18, "b")])
+SIZES = count_tokens((100, 10, 9), (300, 20, 18))
 
 
 def forecast(model="demo", sizes=SIZES, free=FREE, dtype=torch.float32, weight_dtype=torch.float32, **values):
@@ -58,11 +53,11 @@ def test_sizes_count_tokens_and_the_largest_micro_batch():
         )
         == SIZES
     )
-    assert RowSizes.of([make_row(9, 1, 9), make_row(9, 1, 9)]).num_image_tokens == 9, "the same picture"
+    assert count_tokens((9, 1, 9), (9, 1, 9), distinct=9).num_image_tokens == 9
     settings = TrainSettings(data="photos", model="demo", out="adapter")
     assert SIZES.micro_batch(settings) == (4096, 308)
-    assert RowSizes.of([make_row(10, 4)]).micro_batch(settings) == (160, 64), "a step has 16 rows"
-    assert RowSizes.of([make_row(9000, 4)]).micro_batch(settings) == (9000, 4), "a row is never cut"
+    assert count_tokens((10, 4, 0)).micro_batch(settings) == (160, 64), "a step has 16 rows"
+    assert count_tokens((9000, 4, 0)).micro_batch(settings) == (9000, 4), "a row is never cut"
 
 
 def test_the_terms_are_those_of_the_model():
@@ -115,7 +110,7 @@ def test_a_training_that_does_not_fit_is_refused_with_advice():
     ):
         assert part in text
     made, settings = forecast(
-        *("demo", RowSizes.of([make_row(5000, 4)]), 50_000_000), gradient_checkpointing=True, method="full"
+        *("demo", count_tokens((5000, 4, 0)), 50_000_000), gradient_checkpointing=True, method="full"
     )
     with pytest.raises(OutOfMemory, match=r"free: try an adapter instead of all weights$"):
         check_memory(made, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,21 +41,20 @@ class DryRun:
         )
 
 
-def run_dry(trainer: Trainer, sizes: RowSizes) -> DryRun:
+def run_dry(trainer: Trainer, longest: Sequence[int], sizes: RowSizes) -> DryRun:
     """Computes the gradients of one batch of the longest rows, and forgets them: nothing is learned.
 
     Args:
         trainer: of the training.
+        longest: the indices of its longest rows, as many as an optimizer step has.
         sizes: of its rows.
 
     Raises:
         BadPicture: a picture cannot be read.
-        OutOfMemory: the batch does not fit.
+        RuntimeError: of torch, where the batch does not fit.
     """
-    rows, settings = trainer.rows, trainer.settings
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
-    longest = [rows[index] for index in order[: settings.batch_size]]
-    batch = pack_rows(next(split_by_tokens(longest, settings.micro_batch_tokens)))
+    rows = [trainer.rows[index] for index in longest]
+    batch = pack_rows(next(split_by_tokens(rows, trainer.settings.micro_batch_tokens)))
     device = next(trainer.model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -63,9 +63,10 @@ def run_dry(trainer: Trainer, sizes: RowSizes) -> DryRun:
     for picture in batch.pictures:
         trainer.store.frame_tensors(picture, frames_by_key)
     middle = time.perf_counter()
+    num_tokens = len(batch.ids)
     trainer.compute_gradients([PreparedBatch(batch, frames_by_key)])
     trainer.optimizer.zero_grad()
-    num_tokens, rate = len(batch.ids), len(batch.ids) / (time.perf_counter() - middle)
+    rate = num_tokens / (time.perf_counter() - middle)
     epochs = trainer.schedule.epoch_after(trainer.num_steps) - trainer.schedule.epoch_after(trainer.step)
     image_tokens_left = max(0, sizes.num_image_tokens - len(batch.image_token_positions))
     seconds_per_image_token = (middle - start) / max(1, len(batch.image_token_positions))

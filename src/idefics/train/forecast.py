@@ -6,7 +6,6 @@ N tokens computed at once, L layers, D width, F width of the MLP, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import OutOfMemory, format_bytes
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES
 from idefics.train.pictures import MAX_FROZEN_FRAMES, MEMORY_BYTES
-from idefics.train.rows import TrainingRow
+from idefics.train.rows import TokenCounts
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters, part_of
 
@@ -50,24 +49,16 @@ class RowSizes:
     most_image_tokens: int
 
     @classmethod
-    def of(cls, rows: Iterable[TrainingRow]) -> RowSizes:
-        """Counts the tokens of rows, of which there is at least one."""
-        lengths, targets, image_tokens = [], [], []
-        tokens_by_key: dict[str, int] = {}
-        for row in rows:
-            counts = [len(positions) for positions in row.image_token_positions]
-            lengths.append(len(row))
-            targets.append(row.num_targets)
-            image_tokens.append(sum(counts))
-            tokens_by_key |= zip(row.picture_keys, counts, strict=True)
+    def of(cls, counts: TokenCounts) -> RowSizes:
+        """The sizes of rows, of which there is at least one."""
         return cls(
-            num_rows=len(lengths),
-            num_tokens=sum(lengths),
-            num_targets=sum(targets),
-            longest=max(lengths),
-            most_targets=max(targets),
-            num_image_tokens=sum(tokens_by_key.values()),
-            most_image_tokens=max(image_tokens),
+            num_rows=len(counts.lengths),
+            num_tokens=int(counts.lengths.sum()),
+            num_targets=int(counts.targets.sum()),
+            longest=int(counts.lengths.max()),
+            most_targets=int(counts.targets.max()),
+            num_image_tokens=counts.num_distinct_image_tokens,
+            most_image_tokens=int(counts.image_tokens.max()),
         )
 
     def micro_batch(self, settings: TrainSettings) -> tuple[int, int]:
@@ -261,12 +252,20 @@ def check_memory(forecast: Forecast, settings: TrainSettings) -> None:
     Raises:
         OutOfMemory: more is needed than is free; the message says what to change.
     """
-    if forecast.needed <= forecast.free:
-        return
+    if forecast.needed > forecast.free:
+        raise out_of_memory(forecast, settings)
+
+
+def out_of_memory(forecast: Forecast, settings: TrainSettings, what: str = "this training") -> OutOfMemory:
+    """The error about a training that does not fit, with settings that make it smaller.
+
+    Args:
+        what: the beginning of the message.
+    """
     advice = []
-    if forecast.sizes.longest < forecast.sizes.micro_batch(settings)[0]:
-        half = max(forecast.sizes.longest, forecast.sizes.micro_batch(settings)[0] // 2)
-        advice.append(f"micro_batch_tokens={half}")
+    most_tokens, _ = forecast.sizes.micro_batch(settings)
+    if forecast.sizes.longest < most_tokens:
+        advice.append(f"micro_batch_tokens={max(forecast.sizes.longest, most_tokens // 2)}")
     if not settings.gradient_checkpointing:
         advice.append("gradient_checkpointing=True")
     if settings.method == "full":
@@ -276,8 +275,8 @@ def check_memory(forecast: Forecast, settings: TrainSettings) -> None:
     if settings.max_tiles is None and forecast.sizes.most_image_tokens:
         advice.append("a smaller max_tiles")
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in forecast.terms)
-    raise OutOfMemory(
-        f"this training ({parts})",
+    return OutOfMemory(
+        f"{what} ({parts})",
         forecast.needed,
         forecast.free,
         f"try {', '.join(advice) or 'a smaller model'}",

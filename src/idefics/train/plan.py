@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from idefics import models
@@ -30,6 +32,7 @@ class TrainingPlan:
         processor: of the checkpoint.
         stop_ids: ids that end an answer.
         rows, validation_rows: read and checked; None: there is nothing to validate with.
+        longest: the indices of the rows with the most tokens, of one optimizer step.
         forecast: what the training will need.
     """
 
@@ -38,6 +41,7 @@ class TrainingPlan:
     stop_ids: frozenset[int]
     rows: TrainingRows
     validation_rows: TrainingRows | None
+    longest: Sequence[int]
     forecast: Forecast
 
     def sample_rows(self, num_samples: int) -> list[TrainingRow]:
@@ -62,6 +66,7 @@ def plan_training(settings: TrainSettings) -> TrainingPlan:
     validation_rows = (
         None if settings.val is None else read_training_rows(settings.val, processor, stop_ids, settings)
     )
+    counts = rows.count_tokens()
     schedule = make_schedule(settings, len(rows))
     device = get_available_device(settings.device)
     module = models.build_on_meta_device(checkpoint)
@@ -69,7 +74,7 @@ def plan_training(settings: TrainSettings) -> TrainingPlan:
     learned = make_trainable(module, settings)
     forecast = forecast_training(
         *(module, checkpoint.config, learned),
-        RowSizes.of(rows[index] for index in range(len(rows))),
+        RowSizes.of(counts),
         settings,
         num_steps=schedule.num_steps,
         dtype=computation.dtype,
@@ -77,7 +82,8 @@ def plan_training(settings: TrainSettings) -> TrainingPlan:
         device=device,
         free=free_memory(device),
     )
-    return TrainingPlan(checkpoint, processor, stop_ids, rows, validation_rows, forecast)
+    longest = np.argsort(-counts.lengths, kind="stable")[: settings.batch_size].tolist()
+    return TrainingPlan(checkpoint, processor, stop_ids, rows, validation_rows, longest, forecast)
 
 
 def _weight_dtype(checkpoint: Checkpoint, computation: ComputePlan) -> torch.dtype:

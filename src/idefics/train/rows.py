@@ -56,3 +56,20 @@ class TrainingRows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TrainingRow: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenCounts:
+    """How many tokens R rows have.
+
+    Attributes:
+        lengths: (R,) tokens of each row.
+        targets: (R,) learned ones.
+        image_tokens: (R,) image tokens.
+        num_distinct_image_tokens: of all rows, equal pictures counted once.
+    """
+
+    lengths: np.ndarray
+    targets: np.ndarray
+    image_tokens: np.ndarray
+    num_distinct_image_tokens: int

@@ -14,11 +14,12 @@ from types import FrameType
 
 import torch
 
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, OutOfMemory
 from idefics.generation.loading import read_generation_config
+from idefics.placement.devices import allocation_errors_as_out_of_memory
 from idefics.train.checkpoints import find_checkpoint, remove_checkpoints
 from idefics.train.dry_run import run_dry
-from idefics.train.forecast import check_memory
+from idefics.train.forecast import check_memory, out_of_memory
 from idefics.train.logs import JSONLinesLog
 from idefics.train.plan import plan_training
 from idefics.train.records import TrainingListener, ValidationRecord
@@ -92,7 +93,14 @@ def run(
         trainee.model, trainee.learned, plan.rows, settings, settings.training_folder, listeners
     )
     trainer.resume()
-    record = run_dry(trainer, plan.forecast.sizes)
+    try:
+        with allocation_errors_as_out_of_memory(
+            "one batch", plan.forecast.needed, next(trainee.model.parameters()).device
+        ):
+            record = run_dry(trainer, plan.longest, plan.forecast.sizes)
+    except OutOfMemory as error:
+        what = "one batch took more memory than was forecast: the training"
+        raise out_of_memory(plan.forecast, settings, what) from error
     for listener in listeners:
         listener.on_dry_run(record)
     if dry_run:

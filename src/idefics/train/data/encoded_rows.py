@@ -13,7 +13,7 @@ from idefics.processing.processor import Processor
 from idefics.train.data.picture_table import PictureTable
 from idefics.train.data.placeholders import Grid, PlaceholderExpander
 from idefics.train.data.row_encoder import EncodedExample
-from idefics.train.rows import TrainingRow
+from idefics.train.rows import TokenCounts, TrainingRow
 
 
 class EncodedRows:
@@ -76,6 +76,24 @@ class EncodedRows:
         """(R,) int32: the tokens of each row."""
         return np.array(self._lengths, np.int32)[np.array(self._kept, np.int64)]
 
+    def count_tokens(self) -> TokenCounts:
+        """How many tokens each row has, of all kinds, without making the rows whole."""
+        kept = np.array(self._kept, np.int64)
+        tokens_of_picture = np.array(
+            [
+                self.expander.num_image_tokens(self.pictures[index].grid)
+                for index in range(len(self.pictures))
+            ],
+            np.int64,
+        )
+        picture_tokens = tokens_of_picture[np.array(self._picture_indices, np.int64)]
+        return TokenCounts(
+            lengths=self.lengths,
+            targets=_sums(np.array(self._is_target, np.int64), self._id_starts)[kept],
+            image_tokens=_sums(picture_tokens, self._picture_starts)[kept],
+            num_distinct_image_tokens=int(tokens_of_picture.sum()),
+        )
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -107,3 +125,9 @@ class EncodedRows:
     def _grids(self, pictures: Sequence[int]) -> list[Grid]:
         """The grids of some pictures."""
         return [self.pictures[index].grid for index in pictures]
+
+
+def _sums(values: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """The sum of the values of each row; `starts` says where each begins, and where the last ends."""
+    totals = np.concatenate([[0], np.cumsum(values)])
+    return np.diff(totals[np.array(starts, np.int64)])

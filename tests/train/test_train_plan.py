@@ -1,0 +1,69 @@
+"""What is planned before weights are loaded: counted tokens, the longest rows, sample rows; and pictures for people."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from idefics.errors import BadPicture
+from idefics.train.plan import plan_training
+from idefics.train.settings import TrainSettings
+from train.training_data import FAMILIES, write_pictures, write_rows
+
+
+@pytest.fixture
+def path(tmp_path):
+    folder = write_pictures(tmp_path)
+    return write_rows(
+        folder / "rows.jsonl",
+        {"images": ["wide.png", "tall.jpg"], "question": "What is it?", "answer": "Two of them."},
+        {"question": "And now?", "answer": "x"},
+        *({"image": "wide.png", "question": "And here?", "answer": word} for word in ("one", "two", "six")),
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_are_counted_as_the_rows_have_them(get_checkpoint, path, name):
+    rows = get_checkpoint(name).read(path)
+    counts, made = rows.count_tokens(), [rows[index] for index in range(len(rows))]
+    assert counts.lengths.tolist() == [len(row) for row in made]
+    assert counts.targets.tolist() == [row.num_targets for row in made]
+    image_tokens = [sum(map(len, row.image_token_positions)) for row in made]
+    assert counts.image_tokens.tolist() == image_tokens
+    assert counts.num_distinct_image_tokens == image_tokens[0]
+
+
+def test_rows_that_are_left_out_are_not_counted(get_checkpoint, path):
+    checkpoint = get_checkpoint(next(iter(FAMILIES)))
+    rows = checkpoint.read(path)
+    longest = int(rows.lengths.max())
+    fewer = checkpoint.read(path, max_tokens=longest - 1, too_long="skip")
+    kept = rows.lengths < longest
+    for name in ("lengths", "targets", "image_tokens"):
+        assert np.array_equal(
+            getattr(fewer.count_tokens(), name), getattr(rows.count_tokens(), name)[kept]
+        ), name
+
+
+def test_the_plan_knows_the_longest_rows_and_samples_at_equal_distances(path):
+    settings = TrainSettings(data=str(path), model="demo", out="adapter", batch_size=2, epochs=2)
+    plan = plan_training(settings)
+    lengths = plan.rows.count_tokens().lengths
+    assert len(plan.longest) == 2 and min(lengths[plan.longest]) >= np.sort(lengths)[-2]
+    assert plan.forecast.num_steps == 5
+    assert [row.name[-1] for row in plan.sample_rows(2)] == ["1", "3"]
+    assert [row.name[-1] for row in plan.sample_rows(9)] == ["1", "2", "3", "4", "5"]
+    assert plan.sample_rows(0) == []
+
+
+def test_thumbnails_show_the_pictures(get_checkpoint, path):
+    row = get_checkpoint(next(iter(FAMILIES))).read(path)[0]
+    thumbnails = [PIL.Image.open(io.BytesIO(data)) for data in row.read_thumbnails()]
+    assert [image.format for image in thumbnails] == ["JPEG", "JPEG"]
+    for image, name in zip(thumbnails, ("wide.png", "tall.jpg"), strict=True):
+        with PIL.Image.open(path.parent / name) as original:
+            assert image.width / image.height == pytest.approx(original.width / original.height, rel=0.05)
+    (path.parent / "wide.png").write_bytes(b"other")
+    with pytest.raises(BadPicture, match="has changed since the rows were read"):
+        row.read_thumbnails()
