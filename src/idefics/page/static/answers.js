@@ -6,6 +6,7 @@ import { taskByName } from "./state.js";
 
 const MAX_BARS = 20; // labels that are shown before "show all"
 const TICK_MILLISECONDS = 200; // between two updates of the running time
+const NEAR_END_PIXELS = 60; // scrolled so near to the end, the conversation follows what comes
 const FASTEST_SECONDS = 0.2; // shorter answers say nothing about the speed
 
 /**
@@ -45,11 +46,21 @@ export function openAnswers(list, app) {
     for (const item of items.values()) item.showThumbnails();
     showAll();
   });
+  keepAtEnd(list.parentElement);
   setInterval(() => {
     for (const [turn, item] of items) if (turn.status === "waiting") item.showProgress();
   }, TICK_MILLISECONDS);
   showAll();
 }
+
+/** Keeps the end of a scrolling element in view while its size changes, unless somebody scrolled up. */
+function keepAtEnd(scroller) {
+  let isAtEnd = true;
+  scroller.addEventListener("scroll", () => (isAtEnd = distanceToEnd(scroller) < NEAR_END_PIXELS));
+  new ResizeObserver(() => isAtEnd && scroller.scrollTo(0, scroller.scrollHeight)).observe(scroller);
+}
+
+const distanceToEnd = ({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight;
 
 /** Questions for a picture about which nothing was asked yet. */
 function suggest({ state }) {
@@ -123,7 +134,7 @@ class Item {
   show() {
     const { turn } = this;
     const scroller = this.root.closest("section");
-    const wasAtEnd = scroller && scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
+    const wasAtEnd = scroller && distanceToEnd(scroller) < NEAR_END_PIXELS;
     this.root.dataset.status = turn.status;
     this.answer.setAttribute("aria-busy", String(isBusy(turn)));
     if (this.text.textContent !== turn.text) this.text.textContent = turn.text;

@@ -23,6 +23,7 @@ export function startComposer(form, app) {
     fitHeight(words);
   });
   words.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") void stopAll(app, words);
     const isBreak = event.shiftKey || event.altKey || event.isComposing;
     if (event.key !== "Enter" || isBreak) return;
     event.preventDefault();
