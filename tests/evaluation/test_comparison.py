@@ -112,6 +112,6 @@ def test_a_metric_that_is_not_defined_has_no_difference():
 
 
 def test_evaluations_without_a_common_row_are_refused():
-    message = "none of the 2 rows of the first evaluation is among the 1 of the second"
+    message = r"no row of the first evaluation \(2\) is among those of the second \(1\)"
     with pytest.raises(BadSetting, match=message):
         compare_rows(rows_of([1.0, 0.0]), {"other": ScoredRow("", 1.0)})

@@ -90,7 +90,7 @@ def compare_rows(
     ids = [row_id for row_id in first if row_id in second]
     if not ids:
         raise BadSetting(
-            f"none of the {len(first)} rows of the first evaluation is among the {len(second)} of the second; "
+            f"no row of the first evaluation ({len(first)}) is among those of the second ({len(second)}); "
             "compare evaluations of the same data"
         )
     before, after = [first[row_id] for row_id in ids], [second[row_id] for row_id in ids]

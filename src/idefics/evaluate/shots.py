@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from idefics.errors import BadPicture, BadSetting
+from idefics.errors import BadPicture, BadSetting, format_count
 from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.suite import EvaluationRow
 
@@ -196,7 +196,8 @@ class EmbeddingFile:
             raise BadSetting(f"{path} is no array of numbers: write it with numpy.save")
         if matrix.ndim != 2 or len(ids) != len(matrix):
             raise BadSetting(
-                f"{path} has the shape {matrix.shape}, and {ids_path} {len(ids)} lines: give one vector for each line"
+                f"{path} has the shape {matrix.shape}, and {ids_path} {format_count(len(ids), 'line')}: give one vector "
+                "for each line"
             )
         if not np.isfinite(matrix).all():
             raise BadSetting(f"{path} has numbers that are infinite or NaN")
