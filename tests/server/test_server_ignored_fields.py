@@ -305,6 +305,9 @@ SMALLEST_VALUE_BY_FIELD = {
     "json_schema": {"schema": {}},
     "answer": "Hi",
     "value": "a",
+    "video": ["data:,"],
+    "width": 1,
+    "height": 1,
 }
 
 

@@ -191,3 +191,15 @@ def test_a_client_that_leaves_while_it_waits_ends_its_request(vlm):
         raise AssertionError("it goes on")
 
     asyncio.run(leave())
+
+
+@pytest.mark.parametrize("path", [CHAT, f"{TASKS}/explain"])
+def test_a_request_that_fails_before_its_first_token_ends_with_the_error(client, vlm, monkeypatch, path):
+    def fail(*_):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(vlm.engine.model_runner, "run", fail)
+    body = chat_request() if path == CHAT else {"image_url": picture_data_uri("puppy"), "words": "What?"}
+    answer = client.post(path, body | STREAM)
+    assert parse_events(answer.text)[-1]["error"]["type"] == "server_error"
+    assert "secret" not in answer.text
