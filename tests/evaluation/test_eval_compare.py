@@ -50,6 +50,14 @@ def test_rows_about_something_else_are_left_out(compare):
     assert "1 row changed" in lines
 
 
+def test_each_setting_that_differs_is_named(compare):
+    rows = [row("t#1", 1)]
+    settings = {"prompts": "p" * 100, "shots": 4}
+    lines = compare(rows, rows, settings=settings, model="n")
+    assert "model: m -> n" in lines
+    assert "shots: none -> 4" in lines
+
+
 def test_pairs_are_compared_by_the_score_of_the_pair(compare):
     def rows(*pairs):
         evaluated = [one for pair in pairs for one in pair]

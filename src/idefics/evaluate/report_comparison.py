@@ -48,10 +48,10 @@ def comparison_lines(first_path: Path, second_path: Path) -> Iterator[str]:
         statistic=METRICS[first["metric"]].statistic,
         seed=first["seed"],
     )
-    name, difference = first["metrics"][0]["name"], compared.difference
+    title, difference = first["metrics"][0]["name"], compared.difference
     noun = "pair" if "group" in first["rows"][0] else "row"
     yield (
-        f"{name}: {_percent(compared.first)} -> {_percent(compared.second)}, "
+        f"{title}: {_percent(compared.first)} -> {_percent(compared.second)}, "
         f"{format_count(compared.num_rows, noun)} that both have"
     )
     yield (
@@ -62,9 +62,13 @@ def comparison_lines(first_path: Path, second_path: Path) -> Iterator[str]:
         if not report.get("is_complete", True):
             yield f"{path} is of a run that was stopped"
     yield f"share of resamples in which the second is worse: {compared.share_below_zero:.3f}"
-    for one in ("model", "revision", "fingerprint", "settings", "seed"):
-        if first[one] != second[one]:
-            yield f"{one}: {_short(first[one])} -> {_short(second[one])}"
+    before, after = (
+        {one: report[one] for one in ("model", "revision", "fingerprint", "seed")} | report["settings"]
+        for report in (first, second)
+    )
+    for name in dict.fromkeys((*before, *after)):
+        if before.get(name) != after.get(name):
+            yield f"{name}: {_short(before.get(name, 'none'))} -> {_short(after.get(name, 'none'))}"
     if first["data"]["sha256"] != second["data"]["sha256"]:
         yield "the data differ: rows, questions or right answers"
     if changed_names:
