@@ -91,7 +91,7 @@ def test_what_is_no_adapter_is_one_line(folder, call):
     code, _, err = call("caption", "photos", "--model", "./first")
     assert code == 2
     assert "holds an adapter (LoRA), not a whole model: give its base model" in err[0]
-    assert "--adapter" in err[0]
+    assert "and --adapter 'first' as its adapter; `idefics merge` makes one model of both" in err[0]
 
 
 def test_the_server_has_the_setting(folder, monkeypatch):

@@ -15,7 +15,7 @@ from idefics.weights import find_checkpoint
 CONFIG = {"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolVLM-500M-Instruct", "r": 8}
 ADAPTER_MESSAGE = (
     r"holds an adapter \(LoRA\) of HuggingFaceTB/SmolVLM-500M-Instruct, not a whole model: "
-    r".*--adapter .*adapter=.* `idefics merge`"
+    r".*adapter='.*' as its adapter; `idefics merge`"
 )
 
 

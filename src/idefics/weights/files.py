@@ -157,8 +157,7 @@ def adapter_error_message(name: str, path: Path | None = None) -> str:
     of = f" of {base_model}" if base_model else ""
     return (
         f"{name} holds an adapter (LoRA){of}, not a whole model: give {base_model or 'its base model'} as the model, "
-        f"and this as its adapter: --adapter {name}, or adapter={name!r} in Python; `idefics merge` makes one model "
-        "of both"
+        f"and adapter={name!r} as its adapter; `idefics merge` makes one model of both"
     )
 
 
