@@ -10,7 +10,7 @@ import typer
 import refresh_server_docs as page
 from idefics.cli.command import add_command
 from idefics.cli.main import run
-from idefics.cli.serve import serve
+from idefics.cli.serve import UIModelFlags, _make_ui_settings, serve
 from idefics.errors import BadSetting
 from idefics.server.settings import Settings, read_settings
 
@@ -88,6 +88,16 @@ def test_pictures_of_clients_are_kept_in_files_only_when_told(monkeypatch):
     run(["ui", "--model", "demo", "--port", "0"], load)
     run(["ui", "--model", "demo", "--port", "0", "--feature-cache"], load)
     assert loaded == [False, True, True, False, True]
+
+
+def test_the_settings_of_idefics_ui(tmp_path):
+    """The page of this machine alone, with the model's whole name in its code, and batches in a folder that goes."""
+    flags = UIModelFlags(model="org/model", remote_images="public")
+    settings = _make_ui_settings(flags, tmp_path)
+    assert settings == Settings(
+        model="org/model", name="org/model", remote_images="public", ui=True, batches=tmp_path, drain=1.0
+    )
+    assert settings.host == "127.0.0.1"
 
 
 def test_the_documented_settings_are_up_to_date():

@@ -1,0 +1,55 @@
+"""The views of the page in three sizes and two themes: nothing is cut off. Pictures of them are left in build/screens."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from page.browser import (
+    BROWSER_MARKS,
+    DESKTOP_SIZE,
+    PHONE_SIZE,
+    add_pictures,
+    choose_task,
+    last_turn,
+    open_page,
+    send,
+)
+
+pytestmark = BROWSER_MARKS
+SCREENS = Path(__file__).parents[2] / "build" / "screens"
+SIZES = {"laptop": DESKTOP_SIZE, "phone": PHONE_SIZE, "wide": {"width": 2560, "height": 1300}}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_view_fits(web_browser, web_url, bundled_pictures, size, theme):
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    with open_page(
+        web_browser, web_url, viewport=SIZES[size], color_scheme=theme, reduced_motion="reduce"
+    ) as page:
+
+        def take(name):
+            page.screenshot(path=SCREENS / f"{name}-{size}-{theme}.png")
+            assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"], name
+            unnamed = page.locator("img:visible:not([alt])").count()
+            assert unnamed == 0, name
+
+        expect(page.locator("#model")).to_contain_text("demo")
+        take("start")
+        add_pictures(page, bundled_pictures["picnic.png"], bundled_pictures["vegetables.png"])
+        expect(page.locator(".picture-name")).to_contain_text("tokens")
+        take("picture")
+        choose_task(page, "Write")
+        send(page)
+        choose_task(page, "Classify")
+        send(page, "animals, vegetables, city landscape, cars, office")
+        expect(last_turn(page).locator(".bar")).to_have_count(5)
+        take("answers")
+        page.locator("[data-drawer=settings]").click()
+        page.get_by_role("radio", name="Vary").check()
+        take("settings")
+        page.keyboard.press("Escape")
+        last_turn(page).get_by_role("button", name="Code").click()
+        expect(page.get_by_label("curl", exact=True)).to_be_visible()
+        take("code")
