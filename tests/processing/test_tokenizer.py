@@ -61,6 +61,19 @@ def test_pieces_without_forgery_are_the_concatenated_text(kind, parts):
     )
 
 
+@both
+@QUICK
+@given(
+    texts=st.lists(
+        st.lists(st.tuples(st.one_of(words, specials), st.booleans()), max_size=6), min_size=1, max_size=4
+    )
+)
+def test_many_texts_are_encoded_as_each_of_them(kind, texts):
+    ours = OUR_TOKENIZER_BY_KIND[kind]
+    pieces = [[TextPiece(*part) for part in text] for text in texts]
+    assert ours.encode_pieces_batch(pieces) == [ours.encode_pieces(one) for one in pieces]
+
+
 def has_no_forged_token(ours, pieces):
     """No special token is recognised outside trusted pieces, nor across the border of pieces."""
     joined = "".join(piece.text for piece in pieces)

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
 
 from idefics.evaluate.answerer import make_prompt_items
@@ -406,7 +407,7 @@ def test_pictures_are_read_late_and_by_any_thread(get_checkpoint, pictures, monk
         [{"image": one, "question": QUESTION, "answer": ANSWER} for one in SIZE_BY_PICTURE],
     )
     with monkeypatch.context() as patch:
-        patch.setattr(PIL.Image.Image, "load", lambda _: pytest.fail("pixels were decoded"))
+        patch.setattr(PIL.ImageFile.ImageFile, "load", lambda _: pytest.fail("pixels were decoded"))
         read = checkpoint.read(path)
     expected = [
         checkpoint.task_prompt("ask", pictures / one, QUESTION).pictures[0].content_hash
