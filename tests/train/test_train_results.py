@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from idefics.errors import BadSetting
 from idefics.models import read_checkpoint
 from idefics.train.result import write_result
 from idefics.train.settings import TrainSettings
@@ -71,3 +72,32 @@ def test_a_full_checkpoint_opens_here_and_in_transformers(family, tmp_path):
     opened, report = type(reference).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same_logits(tiny.compute_reference_logits(opened.eval(), prompts), expected)
+
+
+@pytest.mark.parametrize("family", ["idefics", "idefics2", "idefics3"])
+def test_modules_to_save_are_learned_wholly_and_open_here_and_in_peft(family, tmp_path):
+    peft = pytest.importorskip("peft")
+    reference, base = tiny.make_reference_and_model(tmp_path / "base", RAW_BY_FAMILY[family])
+    modules = ("lm_head", "embed_tokens")
+    trainee = learn_at_random(tmp_path / "base", tmp_path / "out", modules_to_save=modules)
+    names = [name for name in trainee.learned.by_name if "lora" not in name and "alpha" not in name]
+    assert {name.split(".")[-2] for name in names} >= {*modules}
+    prompts = [tiny.make_random_prompt(base, scene) for scene in SCENES]
+    expected = tiny.compute_logits(trainee.model, prompts)
+    loaded = tiny.load_checkpoint(tmp_path / "base", adapter=tmp_path / "out")
+    assert_same_logits(tiny.compute_logits(loaded, prompts), expected)
+    wrapped = peft.PeftModel.from_pretrained(reference, tmp_path / "out").eval()
+    assert_same_logits(tiny.compute_reference_logits(wrapped, prompts), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "modules", "message"),
+    [
+        ("tied", ("embed_tokens",), "embedding and head of this model are one weight"),
+        ("idefics3", ("word_head",), "modules_to_save has 'word_head', which is the end of no module's name"),
+    ],
+)
+def test_modules_that_cannot_be_saved_are_refused(family, modules, message, tmp_path):
+    tiny.make_reference_and_model(tmp_path / "base", RAW_BY_FAMILY[family])
+    with pytest.raises(BadSetting, match=message):
+        learn_at_random(tmp_path / "base", tmp_path / "out", modules_to_save=modules)

@@ -82,6 +82,11 @@ class LearnFlags:
         "text, text+connector, all, or a regular expression of modules; else text, and all with --full.",
         metavar="WHICH",
     )
+    modules_to_save: str = learn_flag(
+        "Modules that an adapter stores wholly, such as lm_head,embed_tokens for new words; larger files.",
+        default="",
+        metavar="NAMES",
+    )
     rank: int = number_flag("What learns", "Rank of the adapter's factors", 16)
     alpha: float = number_flag("What learns", "Their product is scaled by alpha / rank", 32.0, metavar="X")
     dropout: float = number_flag("What learns", "Share of their inputs that is dropped", 0.0, metavar="X")
@@ -161,4 +166,5 @@ def train_settings(
         for field in fields(group)
         if field.name in names
     }
+    values["modules_to_save"] = tuple(filter(None, learn.modules_to_save.split(",")))
     return TrainSettings(**values, method="full" if learn.full else "lora", out=out)

@@ -36,6 +36,8 @@ class TrainSettings:
         quantize: "nf4" keeps the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), double quantisation included.
         targets: which modules learn: "text" (the decoder, with Idefics 1's gated cross-attention and its gates),
             "text+connector", "all", or a regular expression of their full names. None: "text", and "all" with "full".
+        modules_to_save: with "lora", modules that are learned wholly and stored in the adapter, by the ends of their
+            names: "lm_head", "embed_tokens", "norm".
         rank, alpha, dropout: of the factors: their product is scaled by alpha / rank.
         epochs: how many times all rows are seen; `steps` counts optimizer steps instead.
         batch_size: rows of one optimizer step.
@@ -65,6 +67,7 @@ class TrainSettings:
     method: Method = "lora"
     quantize: Literal["nf4"] | None = None
     targets: str | None = None
+    modules_to_save: tuple[str, ...] = ()
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
@@ -100,6 +103,11 @@ class TrainSettings:
         validate_bool("gradient_checkpointing", self.gradient_checkpointing)
         if self.quantize not in (None, "nf4"):
             raise BadSetting(f"quantize is {self.quantize!r}; training knows nf4 only")
+        object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
+        if self.modules_to_save and self.method == "full":
+            raise BadSetting(
+                'modules_to_save is for adapters; with method "full" all modules that targets names learn'
+            )
         if self.quantize is not None and self.method == "full":
             raise BadSetting(
                 f"quantize={self.quantize} keeps the weights fixed in 4 bits, and full training changes them: "

@@ -6,6 +6,7 @@ Names of modules are those of checkpoints, which transformers uses too.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -103,20 +104,17 @@ def _add_factors(model: nn.Module, settings: TrainSettings) -> LearnedParameters
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and part_of(name) != "embedding"
     ]
-    by_name: dict[str, nn.Parameter] = {}
-    gates: list[str] = []
+    saved = list(settings.modules_to_save)
     if targets in PARTS_BY_TARGETS:
         names = [name for name in linear_names if part_of(name) in PARTS_BY_TARGETS[targets]]
         target_modules = _pattern_of(names)
-        for name, weight in model.named_parameters():
-            if (gate := name.rpartition(".")[2]) in GATES:
-                weight.requires_grad_(True)
-                weight.data = weight.detach().float().clone()  # not in the file
-                by_name[name] = weight
-                gates += [gate] * (gate not in gates)
+        endings = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+        saved += [gate for gate in GATES if gate in endings and gate not in saved]
     else:
         names = [name for name in linear_names if _compile(targets).fullmatch(name)]
         target_modules = targets
+    by_name = _unfreeze_saved(model, saved)
+    names = [name for name in names if f"{name}.weight" not in by_name]
     if not names:
         raise _no_match(targets, linear_names)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -130,10 +128,38 @@ def _add_factors(model: nn.Module, settings: TrainSettings) -> LearnedParameters
         rank=settings.rank,
         alpha=settings.alpha,
         target_modules=target_modules,
-        modules_to_save=tuple(gates),
+        modules_to_save=tuple(saved),
         base_model=settings.model,
     )
     return LearnedParameters(by_name, config)
+
+
+def _unfreeze_saved(model: nn.Module, saved: list[str]) -> dict[str, nn.Parameter]:
+    """Unfreezes the weights of the modules that an adapter stores wholly, in float32, and returns them by name.
+
+    Raises:
+        BadSetting: a name matches nothing, or a weight that is the embedding and the head at once.
+    """
+    by_name: dict[str, nn.Parameter] = {}
+    num_names = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for one in saved:
+        found = {
+            name: weight
+            for name, weight in model.named_parameters(remove_duplicate=False)
+            if f".{one}." in f".{name}."
+        }
+        if not found:
+            raise BadSetting(f"modules_to_save has {one!r}, which is the end of no module's name")
+        if any(num_names[id(weight)] > 1 for weight in found.values()):
+            raise BadSetting(
+                f"modules_to_save has {one!r}; embedding and head of this model are one weight, which an adapter "
+                'cannot replace: leave it out, or give method "full"'
+            )
+        by_name |= found
+    for weight in by_name.values():
+        weight.requires_grad_(True)
+        weight.data = weight.detach().float().clone()  # not in the file
+    return by_name
 
 
 def _pattern_of(names: list[str]) -> str:
