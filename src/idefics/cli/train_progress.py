@@ -32,6 +32,7 @@ class TrainProgress(TrainingListener):
         self._recent: deque[StepRecord] = deque(maxlen=NUM_AVERAGED_STEPS)
 
     def __enter__(self) -> Self:
+        self._writer.progress.start("Reading the rows")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,14 +42,17 @@ class TrainProgress(TrainingListener):
         """Prints the forecast."""
         for line in forecast.lines():
             self._writer.print_status(line)
-        self._writer.progress.start("Loading the model")
+        self._writer.progress.start("Loading the model, and computing one batch")
 
     def on_dry_run(self, record: DryRun) -> None:
         """Prints what one batch took."""
         self._writer.print_status(record.line())
+        self._writer.progress.start("Answering before training")
 
     def on_step(self, record: StepRecord) -> None:
         """Shows the step, if one was not shown a moment ago; the last one always."""
+        if not self._recent:
+            self._writer.progress.stop()  # the bar takes the place of what was shown before
         self._recent.append(record)
         now, is_last = time.monotonic(), record.step == record.num_steps
         if not is_last and now - self._shown_time < (BAR_SECONDS if self._is_terminal else LINE_SECONDS):
