@@ -60,6 +60,7 @@ class TrainModelFlags:
         envvar="IDEFICS_MODEL",
     )
     device: str = model_flag("auto, cpu, cuda, cuda:1 or mps.", default="auto", metavar="DEVICE")
+    threads: int | None = model_flag("Number of CPU threads.")
     dtype: Literal["auto", "float32", "bfloat16"] = model_flag(
         "Of frozen weights and activations: auto is bfloat16 where the device computes it.",
         default="auto",
@@ -99,10 +100,12 @@ class StepsFlags:
     epochs: float = number_flag("Steps", "How many times all rows are seen", 1.0, metavar="X")
     steps: int | None = steps_flag("Number of optimizer steps, instead of --epochs.")
     batch_size: int = number_flag("Steps", "Rows of one step", 16)
-    micro_batch_tokens: int = number_flag("Steps", "Tokens computed at once; fewer take less memory", 4096)
+    micro_batch_tokens: int = number_flag(
+        "Steps", "Tokens computed at once, of which fewer take less memory", 4096
+    )
     learning_rate: float | None = steps_flag("The highest; else 2e-4, and 2e-5 with --full.", metavar="X")
     warmup_steps: int = number_flag(
-        "Steps", "Steps until the learning rate is reached; it then falls to 0", 20
+        "Steps", "Steps in which the learning rate rises, before it falls to 0", 20
     )
     weight_decay: float = number_flag("Steps", "Of AdamW", 0.01, metavar="X")
     max_gradient_norm: float = number_flag(

@@ -25,7 +25,7 @@ LEARNED_FILE, OPTIMIZER_FILE, STATE_FILE = "learned.safetensors", "optimizer.saf
 FOLDER_NAME = re.compile(r"step-(\d+)")
 # Settings that may differ when a training continues: they do not change what is learned.
 FREE_SETTINGS = frozenset(
-    {"out", "val", "device", "validate_every", "save_every", "sample_every", "num_samples"}
+    {"out", "val", "device", "threads", "validate_every", "save_every", "sample_every", "num_samples"}
 )
 
 

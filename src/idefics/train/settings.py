@@ -47,7 +47,7 @@ class TrainSettings:
         weight_decay, max_gradient_norm: of AdamW (arXiv 1711.05101), and of clipping.
         optimizer: "adamw", or "adamw8bit" of bitsandbytes.
         dtype: "auto": bfloat16 where the device computes it, else float32; learned weights are always float32.
-        device: as for `idefics.load`.
+        device, threads: as for `idefics.load`.
         gradient_checkpointing: activations of layers are computed again instead of kept (arXiv 1604.06174).
         seed: of the order of rows, the factors and dropout.
         max_tokens: the longest row; None: the model's own limit.
@@ -82,6 +82,7 @@ class TrainSettings:
     optimizer: Optimizer = "adamw"
     dtype: TrainDtype = "auto"
     device: str = "auto"
+    threads: int | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
     max_tokens: int | None = None
@@ -125,6 +126,7 @@ class TrainSettings:
 
 # The values of numbers, ends included; where the lowest is an int, a whole number is required.
 RANGES: dict[str, tuple[float, float]] = {
+    "threads": (1, 1024),
     "rank": (1, 1024),
     "alpha": (1e-6, 1e6),
     "dropout": (0.0, 0.95),

@@ -15,6 +15,7 @@ from types import FrameType
 import torch
 
 from idefics.errors import BadSetting, OutOfMemory
+from idefics.generation.load_settings import set_num_threads
 from idefics.generation.loading import read_generation_config
 from idefics.placement.devices import allocation_errors_as_out_of_memory
 from idefics.train.checkpoints import find_checkpoint, remove_checkpoints
@@ -82,6 +83,8 @@ def run(
         OutOfMemory: the forecast, or what is needed in fact, is more than is free.
         MissingExtra: as for `idefics.load`.
     """
+    if settings.threads is not None:
+        set_num_threads(settings.threads)
     if not dry_run:
         check_folders(settings, resume)
     plan = plan_training(settings)
