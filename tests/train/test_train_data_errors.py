@@ -12,6 +12,7 @@ from idefics.errors import BadPicture, BadSetting, IdeficsError, UnsupportedMode
 from idefics.messages import assistant, user
 from idefics.train.data.examples import TrainingExample
 from idefics.train.data.passages import PassageLayout
+from idefics.train.forecast import RowSizes
 from train.training_data import CHAT, write_rows
 
 CHAT_MODEL, BASE_MODEL = "smolvlm-256m", "9b"
@@ -189,11 +190,13 @@ def test_rows_that_are_too_long_are_left_out_if_told_so(get_checkpoint, pictures
     read = checkpoint.read(path, max_tokens=limit, too_long="skip")
     assert [read[index].name for index in range(len(read))] == [f"{path}#1", f"{path}#3"]
     assert read.skipped == (f"{path}#2", f"{path}#4")
+    assert read.count_tokens().num_left_out == 2
+    assert RowSizes.of(read.count_tokens()).num_left_out == 2
     assert read.lengths.tolist() == [lengths[0], lengths[2]]
     assert [len(read[index]) for index in (0, 1)] == [lengths[0], lengths[2]]
     message = errors_of(checkpoint, path, max_tokens=1, too_long="skip")
     assert message.startswith("4 of the 4 rows")
-    assert "--too-long" not in message
+    assert "leave these rows out" not in message
 
 
 def test_no_limit_is_above_that_of_the_model(get_checkpoint, pictures):

@@ -75,8 +75,7 @@ def test_no_row_is_cut(get_checkpoint, pictures, name):
     named = ", ".join(f"{path}#{number} ({length:,})" for number in range(2, 12))
     assert str(refused.value) == (
         f"12 of the 14 rows of {path} have more than {limit:,} tokens: {named} and 2 more: shorten them, give their "
-        "pictures fewer tiles with max_tiles (--max-tiles), or leave these rows out with too_long='skip' "
-        "(--too-long skip)"
+        'pictures fewer tiles with max_tiles, or leave these rows out with too_long="skip"'
     )
     kept = checkpoint.read(path, max_tokens=limit, too_long="skip")
     assert kept.skipped == tuple(f"{path}#{number}" for number in range(2, 14))

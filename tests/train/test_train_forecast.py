@@ -1,5 +1,7 @@
 """The forecast of a training: the terms of its memory, and advice where it will not fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def count_tokens(*rows, distinct=None):
     """The sizes of rows of (tokens, learned tokens, image tokens)."""
     lengths, targets, image_tokens = np.array(rows).T
     distinct = image_tokens.sum() if distinct is None else distinct
-    return RowSizes.of(TokenCounts(lengths, targets, image_tokens, distinct))
+    return RowSizes.of(TokenCounts(lengths, targets, image_tokens, distinct, 0))
 
 
 SIZES = count_tokens((100, 10, 9), (300, 20, 18))
@@ -118,8 +120,11 @@ def test_a_training_that_does_not_fit_is_refused_with_advice():
 
 
 def test_the_lines_say_what_is_learned_and_what_memory_it_takes():
-    rows, learned, memory = forecast()[0].lines()
+    found = forecast()[0]
+    rows, learned, memory = found.lines()
     assert rows == "2 rows of 400 tokens, 30 of them learned"
+    fewer = replace(found, sizes=replace(found.sizes, num_left_out=3))
+    assert fewer.lines()[0] == f"{rows}; 3 too long rows are left out"
     assert (
         learned.startswith("7 steps, ")
         and " numbers are learned, " in learned

@@ -38,6 +38,7 @@ class RowSizes:
         most_targets: learned tokens of the row that has the most.
         num_image_tokens: of all rows, equal pictures counted once.
         most_image_tokens: of the row that has the most.
+        num_left_out: rows that are too long and not learned.
     """
 
     num_rows: int
@@ -47,6 +48,7 @@ class RowSizes:
     most_targets: int
     num_image_tokens: int
     most_image_tokens: int
+    num_left_out: int = 0
 
     @classmethod
     def of(cls, counts: TokenCounts) -> RowSizes:
@@ -59,6 +61,7 @@ class RowSizes:
             most_targets=int(counts.targets.max()),
             num_image_tokens=counts.num_distinct_image_tokens,
             most_image_tokens=int(counts.image_tokens.max()),
+            num_left_out=counts.num_left_out,
         )
 
     def micro_batch(self, settings: TrainSettings) -> tuple[int, int]:
@@ -120,6 +123,7 @@ class Forecast:
         """The sizes, for the log."""
         return {
             "rows": self.sizes.num_rows,
+            "rows_left_out": self.sizes.num_left_out,
             "tokens": self.sizes.num_tokens,
             "learned_tokens": self.sizes.num_targets,
             "learned_numbers": self.num_learned,
@@ -130,8 +134,9 @@ class Forecast:
         """The forecast for people, a few lines."""
         sizes, share = self.sizes, self.num_learned / self.num_parameters
         terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.terms if size >= 1e6)
+        left_out = f"; {sizes.num_left_out:,} too long rows are left out" if sizes.num_left_out else ""
         return [
-            f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned",
+            f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned{left_out}",
             f"{self.num_steps:,} steps, {self.num_learned:,} numbers are learned, {share:.1%} of the model's",
             f"memory: about {format_bytes(self.needed)} of {format_bytes(self.free)} free ({terms})",
         ]

@@ -67,9 +67,11 @@ class TokenCounts:
         targets: (R,) learned ones.
         image_tokens: (R,) image tokens.
         num_distinct_image_tokens: of all rows, equal pictures counted once.
+        num_left_out: further rows, which are too long and not learned.
     """
 
     lengths: np.ndarray
     targets: np.ndarray
     image_tokens: np.ndarray
     num_distinct_image_tokens: int
+    num_left_out: int

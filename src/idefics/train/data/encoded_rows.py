@@ -92,6 +92,7 @@ class EncodedRows:
             targets=_sums(np.array(self._is_target, np.int64), self._id_starts)[kept],
             image_tokens=_sums(picture_tokens, self._picture_starts)[kept],
             num_distinct_image_tokens=int(tokens_of_picture.sum()),
+            num_left_out=len(self.skipped),
         )
 
     def __len__(self) -> int:

@@ -83,10 +83,10 @@ def _handle_too_long(
     named = ", ".join(f"{name} ({length:,})" for _, name, length in found[:MAX_NAMED_ROWS])
     rest = len(found) - MAX_NAMED_ROWS
     more = f" and {rest:,} more" if rest > 0 else ""
-    advice = "" if too_long == "skip" else ", or leave these rows out with too_long='skip' (--too-long skip)"
+    advice = "" if too_long == "skip" else ', or leave these rows out with too_long="skip"'
     raise BadSetting(
         f"{len(found):,} of the {num_rows:,} rows of {path} have more than {limit:,} tokens: {named}{more}: shorten "
-        f"them, give their pictures fewer tiles with max_tiles (--max-tiles){advice}"
+        f"them, give their pictures fewer tiles with max_tiles{advice}"
     )
 
 
