@@ -31,7 +31,7 @@ FREE_SETTINGS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """What a checkpoint has besides tensors.
+    """What a checkpoint has in addition to tensors.
 
     Attributes:
         step: optimizer steps that are done.

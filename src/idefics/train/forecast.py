@@ -174,24 +174,18 @@ def forecast_training(
         free: bytes that are free there.
     """
     num_tokens, num_targets = sizes.micro_batch(settings)
-    text, vision = config.text, config.vision
-    layers = text.num_layers
+    text, learns_vision = config.text, any(part_of(name) == "vision" for name in learned.by_name)
+    num_layers = text.num_layers
     if config.cross_attention is not None:
-        layers += math.ceil(text.num_layers / config.cross_attention.layer_interval)
+        num_layers += math.ceil(text.num_layers / config.cross_attention.layer_interval)
     layer_bytes = _layer_bytes(num_tokens, text.hidden_size, text.intermediate_size, dtype)
-    frame_patches = vision.patches_per_side**2
-    learns_vision = any(part_of(name) == "vision" for name in learned.by_name)
-    num_frames = math.ceil(sizes.most_image_tokens / _image_tokens_per_frame(config))
-    num_frames = num_frames if learns_vision else min(num_frames, MAX_FROZEN_FRAMES)
-    vision_bytes = _layer_bytes(
-        num_frames * frame_patches, vision.hidden_size, vision.intermediate_size, dtype
-    )
+    vision_bytes = _vision_layer_bytes(config, sizes, dtype, learns_vision)
     if settings.gradient_checkpointing:
-        activations = num_tokens * text.hidden_size * dtype.itemsize * layers
+        activations = num_tokens * text.hidden_size * dtype.itemsize * num_layers
     else:
-        activations, layer_bytes = layer_bytes * layers, 0
+        activations, layer_bytes = layer_bytes * num_layers, 0
     if learns_vision:
-        activations += vision_bytes * vision.num_layers
+        activations += vision_bytes * config.vision.num_layers
     return Forecast(
         sizes=sizes,
         num_steps=num_steps,
@@ -211,6 +205,14 @@ def forecast_training(
 def _layer_bytes(num_tokens: int, width: int, mlp_width: int, dtype: torch.dtype) -> int:
     """Bytes of the activations of one layer."""
     return num_tokens * (12 * width + 4 * mlp_width) * dtype.itemsize
+
+
+def _vision_layer_bytes(config: ModelConfig, sizes: RowSizes, dtype: torch.dtype, learns_vision: bool) -> int:
+    """Bytes of the activations of one layer of the vision tower, for the frames that pass through it at once."""
+    vision, num_frames = config.vision, math.ceil(sizes.most_image_tokens / _image_tokens_per_frame(config))
+    num_frames = num_frames if learns_vision else min(num_frames, MAX_FROZEN_FRAMES)
+    num_patches = num_frames * vision.patches_per_side**2
+    return _layer_bytes(num_patches, vision.hidden_size, vision.intermediate_size, dtype)
 
 
 def _image_tokens_per_frame(config: ModelConfig) -> int:

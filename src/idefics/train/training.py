@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +22,11 @@ from idefics.train.checkpoints import find_checkpoint, remove_checkpoints
 from idefics.train.dry_run import run_dry
 from idefics.train.forecast import check_memory, out_of_memory
 from idefics.train.logs import JSONLinesLog
-from idefics.train.plan import plan_training
+from idefics.train.plan import TrainingPlan, plan_training
 from idefics.train.records import TrainingListener, ValidationRecord
 from idefics.train.report import ReportWriter
 from idefics.train.result import write_result
-from idefics.train.rows import TrainingRows
+from idefics.train.rows import TrainingRow, TrainingRows
 from idefics.train.samples import SampleAnswerer
 from idefics.train.settings import TrainSettings
 from idefics.train.trainee import Trainee, load_trainee
@@ -96,42 +96,56 @@ def run(
         trainee.model, trainee.learned, plan.rows, settings, settings.training_folder, listeners
     )
     trainer.resume()
-    try:
-        with allocation_errors_as_out_of_memory(
-            "one batch", plan.forecast.needed, next(trainee.model.parameters()).device
-        ):
-            record = run_dry(trainer, plan.longest, plan.forecast.sizes)
-    except OutOfMemory as error:
-        what = "one batch took more memory than was forecast: the training"
-        raise out_of_memory(plan.forecast, settings, what) from error
-    for listener in listeners:
-        listener.on_dry_run(record)
+    _run_dry(plan, trainer)
     if dry_run:
         return _result(trainee, trainer, None, None, None)
     samples = plan.sample_rows(settings.num_samples)
-    answerer = SampleAnswerer(
+    with _keep_log_and_report(plan, trainer, samples):
+        return _train(trainee, trainer, plan.validation_rows, _make_answerer(plan, trainee, samples))
+
+
+def _run_dry(plan: TrainingPlan, trainer: Trainer) -> None:
+    """Computes one batch and tells the listeners; raises OutOfMemory with advice if it does not fit."""
+    device = next(trainer.model.parameters()).device
+    try:
+        with allocation_errors_as_out_of_memory("one batch", plan.forecast.needed, device):
+            record = run_dry(trainer, plan.longest, plan.forecast.sizes)
+    except OutOfMemory as error:
+        what = "one batch took more memory than was forecast: the training"
+        raise out_of_memory(plan.forecast, trainer.settings, what) from error
+    for listener in trainer.listeners:
+        listener.on_dry_run(record)
+
+
+@contextmanager
+def _keep_log_and_report(
+    plan: TrainingPlan, trainer: Trainer, samples: Sequence[TrainingRow]
+) -> Iterator[None]:
+    """Context in which the trainer writes its log and its report."""
+    folder = trainer.folder
+    log = JSONLinesLog(
+        folder / LOG_FILE,
+        trainer.settings,
+        datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+        facts=plan.forecast.facts(),
+        last_step=trainer.step or None,
+    )
+    pictures = {row.name: row.read_thumbnails() for row in samples}
+    with log, ReportWriter(folder / REPORT_FILE, log.history, pictures) as report:
+        trainer.listeners = (log, report, *trainer.listeners)
+        yield
+
+
+def _make_answerer(plan: TrainingPlan, trainee: Trainee, samples: Sequence[TrainingRow]) -> SampleAnswerer:
+    """What answers the sample rows."""
+    banned_ids = read_generation_config(plan.checkpoint).banned_ids(plan.stop_ids)
+    return SampleAnswerer(
         trainee.model,
         samples,
         plan.processor.tokenizer,
         plan.stop_ids,
-        plan.processor.image_placeholder_ids
-        | read_generation_config(plan.checkpoint).banned_ids(plan.stop_ids),
+        plan.processor.image_placeholder_ids | banned_ids,
     )
-    with ExitStack() as stack:
-        folder = settings.training_folder
-        log = stack.enter_context(
-            JSONLinesLog(
-                folder / LOG_FILE,
-                settings,
-                datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
-                facts=plan.forecast.facts(),
-                last_step=trainer.step or None,
-            )
-        )
-        pictures = {row.name: row.read_thumbnails() for row in samples}
-        report = stack.enter_context(ReportWriter(folder / REPORT_FILE, log.history, pictures))
-        trainer.listeners = (log, report, *listeners)
-        return _train(trainee, trainer, plan.validation_rows, answerer)
 
 
 def check_folders(settings: TrainSettings, resume: bool) -> None:
