@@ -110,7 +110,8 @@ class Item {
     this.thumbnails = element("span.thumbnails");
     asked.append(this.thumbnails);
     this.showThumbnails();
-    if (turn.shots.length) asked.append(element("span.shots", { text: `after ${count(turn.shots.length, "example")}` }));
+    if (turn.shots.length)
+      asked.append(element("span.shots", { text: `after ${count(turn.shots.length, "example")}` }));
     return asked;
   }
 
@@ -252,7 +253,8 @@ function announcement(turn) {
   if (turn.status === "waiting") return "Looking at the picture.";
   if (turn.status === "stopped") return `Stopped. ${turn.text}`;
   if (turn.status !== "done") return "";
-  if (turn.labels) return `Most likely: ${turn.labels[0].label}, ${Math.round(100 * turn.labels[0].probability)} percent.`;
+  if (turn.labels)
+    return `Most likely: ${turn.labels[0].label}, ${Math.round(100 * turn.labels[0].probability)} percent.`;
   return turn.text || "The answer is empty.";
 }
 
@@ -279,4 +281,3 @@ function remove(app, turn) {
   app.confirmUndo("The question and its answer are deleted.", undo);
   document.getElementById("words").focus();
 }
-

@@ -1,8 +1,7 @@
 /** The public API of `idefics serve`: the only module that calls `fetch`. */
 
 const ROOT = new URL("../", import.meta.url);
-const UNREACHABLE =
-  "The server does not answer. If it was stopped, start it again; what is on this page stays.";
+const UNREACHABLE = "The server does not answer. If it was stopped, start it again; what is on this page stays.";
 
 /** An error of the API, with a sentence for people as its message. */
 export class ApiError extends Error {
@@ -139,7 +138,7 @@ export async function fetchCost(width, height, detail) {
   return (await postJson("v1/images/cost", { width, height, detail })).json();
 }
 
-/** A picture at an http(s) address, which the server fetches by its policy. @param {string} address @returns {Promise<Blob>} */
+/** A picture at an http(s) address, which the server fetches by its policy. @param {string} address */
 export async function fetchPicture(address) {
   return (await postJson("v1/images/fetch", { image_url: address })).blob();
 }

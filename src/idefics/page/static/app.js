@@ -144,10 +144,12 @@ async function loadModel() {
     showModel(state.model);
   } catch (error) {
     byId("model").textContent = "no model";
-    notify(error.message).append(button("Try again", (event) => {
-      event.target.closest(".toast").remove();
-      void loadModel();
-    }));
+    notify(error.message).append(
+      button("Try again", (event) => {
+        event.target.closest(".toast").remove();
+        void loadModel();
+      }),
+    );
   }
 }
 

@@ -6,7 +6,8 @@ import { taskByName } from "./state.js";
 
 export const TITLE = "Code of this answer";
 
-const FLAG_LIKE = /^(-|\S*\.\w{2,5}$|https?:\/\/\S+$|data:)/; // the command line takes such words for a flag or a picture
+// The command line takes such words for a flag or a picture.
+const FLAG_LIKE = /^(-|\S*\.\w{2,5}$|https?:\/\/\S+$|data:)/;
 
 /**
  * Shows the code of a turn, or of what the composer holds.
@@ -87,7 +88,8 @@ function taskPython({ task, words, pictures, options, shots, model }) {
   const call = `vlm.${task}(${[python(pictures[0] ?? "photo.jpg"), ...given, ...keywords(options)].join(", ")})`;
   const lines = ["import idefics", "", `vlm = idefics.load(${python(model)})`];
   if (shots.length) lines.push('vlm = vlm.with_shots(idefics.read_shots("shots.jsonl"))');
-  if (task === "classify") lines.push(`for label, probability, _ in ${call}:`, '    print(f"{probability:6.1%} {label}")');
+  if (task === "classify")
+    lines.push(`for label, probability, _ in ${call}:`, '    print(f"{probability:6.1%} {label}")');
   else lines.push(`print(${call})`);
   return `${lines.join("\n")}\n`;
 }
@@ -109,7 +111,8 @@ const labelFlags = (labels) =>
 function taskCurl(call) {
   const { task, words, pictures, options, shots, server } = call;
   const url = `${server}/v1/images/tasks/${task}`;
-  const fields = task === "classify" ? parseLabels(words).map((label) => ["labels", label]) : words ? [["words", words]] : [];
+  const fields =
+    task === "classify" ? parseLabels(words).map((label) => ["labels", label]) : words ? [["words", words]] : [];
   fields.push(...Object.entries(options));
   if (shots.length) {
     const files = [];
@@ -141,13 +144,25 @@ function jsonPost(url, body, files) {
 
 function chatPython({ words, pictures, options, earlier, model }) {
   const turns = [...earlier, { pictures, words, text: null }];
-  const names = [turns.some((turn) => turn.pictures.length) && "Picture", earlier.length && "assistant", "user"].filter(Boolean);
+  const names = [turns.some((turn) => turn.pictures.length) && "Picture", earlier.length && "assistant", "user"].filter(
+    Boolean,
+  );
   const lines = turns.flatMap((turn) => [
     `    user(${[...turn.pictures.map((name) => `Picture(${python(name)})`), python(turn.words)].join(", ")}),`,
     ...(turn.text === null ? [] : [`    assistant(${python(turn.text)}),`]),
   ]);
   const call = ["messages", ...keywords(options)].join(", ");
-  return ["import idefics", `from idefics import ${names.join(", ")}`, "", `vlm = idefics.load(${python(model)})`, "messages = [", ...lines, "]", `print(vlm.chat(${call}))`, ""].join("\n");
+  return [
+    "import idefics",
+    `from idefics import ${names.join(", ")}`,
+    "",
+    `vlm = idefics.load(${python(model)})`,
+    "messages = [",
+    ...lines,
+    "]",
+    `print(vlm.chat(${call}))`,
+    "",
+  ].join("\n");
 }
 
 function chatShell({ words, pictures, options, earlier, model }) {
@@ -163,7 +178,10 @@ function chatCurl({ words, pictures, options, earlier, model, server }) {
   const files = [];
   const { detail, max_new_tokens: length, ...fields } = options;
   const content = (turn) => [
-    ...turn.pictures.map((name) => ({ type: "image_url", image_url: { url: dataUri(name, files), ...(detail && { detail }) } })),
+    ...turn.pictures.map((name) => ({
+      type: "image_url",
+      image_url: { url: dataUri(name, files), ...(detail && { detail }) },
+    })),
     { type: "text", text: turn.words },
   ];
   const messages = earlier.flatMap((turn) => [

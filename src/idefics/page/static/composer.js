@@ -110,9 +110,10 @@ function missing(state, task, text) {
   if (!state.activePicture && task.name !== "chat") {
     return "There is no picture yet: drop one here, paste one, or press +.";
   }
-  if (task.needsWords && !text) return `${task.words} missing: type ${task.name === "classify" ? "at least two labels, with commas between" : "it into the box"}.`;
-  if (task.name === "classify" && !/[,،\n]/.test(text)) return "One label is no choice: type at least two, with commas between.";
-  return "";
+  if (task.name === "classify" && !/[,،\n]/.test(text)) {
+    return `${text ? "One label is no choice" : "Labels missing"}: type at least two, with commas between.`;
+  }
+  return task.needsWords && !text ? `${task.words} missing: type it into the box.` : "";
 }
 
 /** A field that adds the files that are chosen in it. */

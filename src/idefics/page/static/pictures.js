@@ -3,7 +3,8 @@
 import { button, element } from "./dom.js";
 import { newId } from "./state.js";
 
-const LIMITS = { max_pixels: 40_000_000, max_bytes: 15_000_000, media_types: ["image/jpeg", "image/png"] }; // until the model's are known
+// Until the model's are known.
+const LIMITS = { max_pixels: 40_000_000, max_bytes: 15_000_000, media_types: ["image/jpeg", "image/png"] };
 const BASE64_SHARE = 0.7; // of a body that a picture may have: base64 takes 4 bytes for 3, and there are other fields
 const VIDEO_FRAMES = 8; // pictures that are taken of a video, at even distances
 const SEEK_MILLISECONDS = 10_000; // for one of them
@@ -56,7 +57,8 @@ export async function toPicture(file, limits = LIMITS) {
     }
     const size = { width: Math.floor(width * shrink), height: Math.floor(height * shrink) };
     const blob = await redraw(drawn, size, file.type);
-    const was = shrink < 1 ? `made smaller, was ${width} × ${height}` : isSent ? "packed smaller" : `was ${typeName(file)}`;
+    const was =
+      shrink < 1 ? `made smaller, was ${width} × ${height}` : isSent ? "packed smaller" : `was ${typeName(file)}`;
     return { id: newId(), name, path, blob, ...size, note: was };
   } finally {
     drawn.close();
@@ -112,7 +114,8 @@ async function decode(file, name) {
   }
 }
 
-const typeName = (file) => (/\.(\w+)$/.exec(file.name)?.[1] ?? file.type.split("/")[1] ?? "").toUpperCase().replace(/^TIF$/, "TIFF");
+const typeName = (file) =>
+  (/\.(\w+)$/.exec(file.name)?.[1] ?? file.type.split("/")[1] ?? "").toUpperCase().replace(/^TIF$/, "TIFF");
 
 async function redraw(drawn, { width, height }, type) {
   const canvas = new OffscreenCanvas(width, height);
@@ -185,12 +188,23 @@ export async function takePhoto(app) {
   const video = element("video", { autoplay: true, playsinline: true, muted: true });
   video.srcObject = stream;
   const dialog = element("dialog.camera", { "aria-label": "Camera" }, video);
-  const shoot = button("Take the photo", async () => {
-    const blob = await snapshot(video);
-    dialog.close();
-    await addFiles(app, [new File([blob], "photo.jpg", { type: "image/jpeg" })]);
-  }, { class: "tool primary" });
-  dialog.append(element("div.dialog-buttons", {}, shoot, button("Cancel", () => dialog.close())));
+  const shoot = button(
+    "Take the photo",
+    async () => {
+      const blob = await snapshot(video);
+      dialog.close();
+      await addFiles(app, [new File([blob], "photo.jpg", { type: "image/jpeg" })]);
+    },
+    { class: "tool primary" },
+  );
+  dialog.append(
+    element(
+      "div.dialog-buttons",
+      {},
+      shoot,
+      button("Cancel", () => dialog.close()),
+    ),
+  );
   dialog.addEventListener("close", () => {
     for (const track of stream.getTracks()) track.stop();
     dialog.remove();
@@ -201,7 +215,12 @@ export async function takePhoto(app) {
 
 /** Asks for the address of a picture in a dialog, and adds what the server fetches from there. */
 export function askForAddress(app) {
-  const input = element("input", { type: "url", required: true, placeholder: "https://", "aria-label": "Address of the picture" });
+  const input = element("input", {
+    type: "url",
+    required: true,
+    placeholder: "https://",
+    "aria-label": "Address of the picture",
+  });
   const problem = element("p.error", { role: "alert", hidden: true });
   const form = element("form", { method: "dialog" }, element("h2", { text: "Address of the picture" }), input, problem);
   const dialog = element("dialog.address", { "aria-label": "Address of the picture" }, form);

@@ -17,11 +17,55 @@ const STRATEGIES = [
 ];
 const NUMBERS = [
   { name: "numBeams", field: "num_beams", label: "Texts to compare", low: 2, high: 16, step: 1, strategy: "beams" },
-  { name: "temperature", field: "temperature", label: "Variety", hint: "low: close to the likeliest words", low: 0.05, high: 2, step: 0.05, strategy: "sampling" },
-  { name: "topP", field: "top_p", label: "Leave out unlikely words", hint: "keeps the likeliest that add up to this share", low: 0.05, high: 1, step: 0.05, strategy: "sampling" },
-  { name: "topK", field: "top_k", label: "Keep this many words", hint: "0: no limit", low: 0, high: 200, step: 1, strategy: "sampling" },
-  { name: "minP", field: "min_p", label: "Drop words below", hint: "as a share of the likeliest word's probability", low: 0, high: 1, step: 0.01, strategy: "sampling" },
-  { name: "repetitionPenalty", field: "repetition_penalty", label: "Avoid repetition", hint: "1: not at all", low: 0.5, high: 2, step: 0.05 },
+  {
+    name: "temperature",
+    field: "temperature",
+    label: "Variety",
+    hint: "low: close to the likeliest words",
+    low: 0.05,
+    high: 2,
+    step: 0.05,
+    strategy: "sampling",
+  },
+  {
+    name: "topP",
+    field: "top_p",
+    label: "Leave out unlikely words",
+    hint: "keeps the likeliest that add up to this share",
+    low: 0.05,
+    high: 1,
+    step: 0.05,
+    strategy: "sampling",
+  },
+  {
+    name: "topK",
+    field: "top_k",
+    label: "Keep this many words",
+    hint: "0: no limit",
+    low: 0,
+    high: 200,
+    step: 1,
+    strategy: "sampling",
+  },
+  {
+    name: "minP",
+    field: "min_p",
+    label: "Drop words below",
+    hint: "as a share of the likeliest word's probability",
+    low: 0,
+    high: 1,
+    step: 0.01,
+    strategy: "sampling",
+  },
+  {
+    name: "repetitionPenalty",
+    field: "repetition_penalty",
+    label: "Avoid repetition",
+    hint: "1: not at all",
+    low: 0.5,
+    high: 2,
+    step: 0.05,
+  },
 ];
 
 /**
@@ -33,9 +77,12 @@ const NUMBERS = [
 export function open(root, app) {
   const { state } = app;
   const show = () => {
-    const focused = root.contains(document.activeElement) ? document.activeElement.name || document.activeElement.id : "";
+    const focused = root.contains(document.activeElement)
+      ? document.activeElement.name || document.activeElement.id
+      : "";
     root.replaceChildren(...sections(state));
-    if (focused) root.querySelector(`[name="${focused}"]:checked, [name="${focused}"]:not([type=radio]), #${focused}`)?.focus();
+    if (focused)
+      root.querySelector(`[name="${focused}"]:checked, [name="${focused}"]:not([type=radio]), #${focused}`)?.focus();
   };
   show();
   return state.subscribe("settings", () => needsRebuild(root, state) && show());
@@ -61,13 +108,29 @@ function sections(state) {
       ...(settings.strategy === "sampling" ? [seedField(state)] : []),
     ]),
     group("Classify", "", [
-      checkbox(state, "calibrated", "Fair to all labels", "calibrated", "subtracts what each label gets for a plain grey picture"),
-      checkbox(state, "lengthNormalized", "Fair to long labels", "length_normalized", "divides by the number of tokens"),
+      checkbox(
+        state,
+        "calibrated",
+        "Fair to all labels",
+        "calibrated",
+        "subtracts what each label gets for a plain grey picture",
+      ),
+      checkbox(
+        state,
+        "lengthNormalized",
+        "Fair to long labels",
+        "length_normalized",
+        "divides by the number of tokens",
+      ),
     ]),
-    button("Reset all", (event) => {
-      event.target.closest(".drawer-body").dataset.reset = "true";
-      state.setSettings({ ...DEFAULT_SETTINGS });
-    }, { id: "reset-settings" }),
+    button(
+      "Reset all",
+      (event) => {
+        event.target.closest(".drawer-body").dataset.reset = "true";
+        state.setSettings({ ...DEFAULT_SETTINGS });
+      },
+      { id: "reset-settings" },
+    ),
   ];
 }
 

@@ -21,7 +21,9 @@ export function openStage(root, app) {
   const frame = element("div.frame", {}, image, overlay);
   const caption = element("span.picture-name");
   const zoom = iconButton("Full screen", "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5", () => light.requestFullscreen());
-  const remove = iconButton("Remove the picture", "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10 11v6M14 11v6", () => removeActive(app));
+  const remove = iconButton("Remove the picture", "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10 11v6M14 11v6", () =>
+    removeActive(app),
+  );
   const light = element("div.light", {}, frame);
   const bar = element("div.stage-bar", {}, caption, element("div.stage-tools", {}, zoom, remove));
   const strip = element("ul.strip", { "aria-label": "All pictures" });

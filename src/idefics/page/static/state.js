@@ -1,77 +1,64 @@
-/** What the page holds: the conversation in hand, the task, drafts and settings. Views subscribe to topics. */
-
-/**
- * @typedef {Object} StoredPicture A picture of a conversation; it can be stored in IndexedDB as it is.
- * @property {string} id
- * @property {string} name the name of its file, or its address.
- * @property {string} path its path in the folder that was given; "" if it came alone.
- * @property {Blob} blob what is sent.
- * @property {number} width in pixels.
- * @property {number} height in pixels.
- * @property {string} note what was done to it, such as "made smaller: 4,000 x 3,000"; "" for nothing.
- *
- * @typedef {Object} Turn What somebody asked, and the answer.
- * @property {string} id
- * @property {string} task name of a task, see TASKS.
- * @property {string} words the question, the beginning, the labels or the instruction.
- * @property {string[]} pictureIds pictures that it shows, in order; tasks but "chat" have one.
- * @property {Settings} settings those that it was asked with, its seed included.
- * @property {Shot[]} shots few-shot examples that it was asked with.
- * @property {"queued"|"waiting"|"writing"|"done"|"stopped"|"failed"} status
- * @property {Progress|null} progress what happens before the first word.
- * @property {string} text the answer so far.
- * @property {Label[]|null} labels the ranking of "classify".
- * @property {string} error why it failed; "" if it did not.
- * @property {Object|null} usage tokens, as in the API.
- * @property {string} finishReason "stop" or "length"; "" before the end.
- * @property {string[]} notes what was not read of the picture.
- * @property {number} startedAt milliseconds since 1970.
- * @property {number} firstSeconds until the first word; 0 before it.
- * @property {number} totalSeconds until the end; 0 before it.
- *
- * @typedef {{label: string, probability: number, logprob: number}} Label
- * @typedef {{id: string, picture: StoredPicture, question: string, answer: string}} Shot
- * @typedef {{stage: string, done: number, total: number}} Progress
- *
- * @typedef {Object} Settings names and values of the API; null: the model's default.
- * @property {"high"|"low"|"auto"} detail
- * @property {number|null} maxNewTokens
- * @property {"greedy"|"beams"|"sampling"} strategy
- * @property {number} numBeams
- * @property {number} temperature
- * @property {number} topP
- * @property {number} topK
- * @property {number} minP
- * @property {number} repetitionPenalty
- * @property {number|null} seed null: another one each time.
- * @property {boolean} calibrated
- * @property {boolean} lengthNormalized
- *
- * @typedef {Object} Conversation It can be stored in IndexedDB as it is.
- * @property {string} id
- * @property {string} title
- * @property {number} createdAt milliseconds since 1970.
- * @property {number} updatedAt milliseconds since 1970.
- * @property {StoredPicture[]} pictures
- * @property {string|null} activePictureId
- * @property {Turn[]} turns
- * @property {Shot[]} shots examples for the next questions.
- *
- * @typedef {"conversation"|"pictures"|"turns"|"turn"|"shots"|"task"|"draft"|"settings"|"model"} Topic
- */
+/** What the page holds: the conversation in hand, the task, drafts and settings. Views subscribe to its topics. */
 
 /**
  * The tasks of the composer, by their names in the API. `words` is what the composer asks for; `maxNewTokens` the
  * longest answer that the API gives where nothing else is set.
  */
 export const TASKS = [
-  { name: "ask", label: "Ask", words: "Question", placeholder: "Ask about the picture", needsWords: true, maxNewTokens: 64 },
-  { name: "caption", label: "Caption", words: "Caption", placeholder: "Nothing to type: press send", takesNoWords: true, maxNewTokens: 64 },
-  { name: "complete", label: "Continue", words: "First words", placeholder: "This is an image of", needsWords: true, maxNewTokens: 64 },
-  { name: "classify", label: "Classify", words: "Labels", placeholder: "Labels: cat, dog, bird", needsWords: true, maxNewTokens: 0 },
-  { name: "write", label: "Write", words: "Instruction", placeholder: "Use the image to write a story.", maxNewTokens: 256 },
-  { name: "read", label: "Read", words: "Instruction", placeholder: "Convert this page to docling.", maxNewTokens: 4096 },
-  { name: "chat", label: "Chat", words: "Your turn", placeholder: "Talk about the pictures", needsWords: true, maxNewTokens: 256 },
+  {
+    name: "ask",
+    label: "Ask",
+    words: "Question",
+    placeholder: "Ask about the picture",
+    needsWords: true,
+    maxNewTokens: 64,
+  },
+  {
+    name: "caption",
+    label: "Caption",
+    words: "Caption",
+    placeholder: "Nothing to type: press send",
+    takesNoWords: true,
+    maxNewTokens: 64,
+  },
+  {
+    name: "complete",
+    label: "Continue",
+    words: "First words",
+    placeholder: "This is an image of",
+    needsWords: true,
+    maxNewTokens: 64,
+  },
+  {
+    name: "classify",
+    label: "Classify",
+    words: "Labels",
+    placeholder: "Labels: cat, dog, bird",
+    needsWords: true,
+    maxNewTokens: 0,
+  },
+  {
+    name: "write",
+    label: "Write",
+    words: "Instruction",
+    placeholder: "Use the image to write a story.",
+    maxNewTokens: 256,
+  },
+  {
+    name: "read",
+    label: "Read",
+    words: "Instruction",
+    placeholder: "Convert this page to docling.",
+    maxNewTokens: 4096,
+  },
+  {
+    name: "chat",
+    label: "Chat",
+    words: "Your turn",
+    placeholder: "Talk about the pictures",
+    needsWords: true,
+    maxNewTokens: 256,
+  },
 ];
 
 /** @type {Settings} */
@@ -96,19 +83,30 @@ const SETTINGS_KEY = "idefics.settings";
 export const taskByName = (name) => TASKS.find((task) => task.name === name);
 
 /** A new identifier that no other window makes. */
-export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => (byte % 36).toString(36)).join("");
+export const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => (byte % 36).toString(36)).join("");
 
 /** @returns {Conversation} */
 export function emptyConversation() {
   const now = Date.now();
-  return { id: newId(), title: "", createdAt: now, updatedAt: now, pictures: [], activePictureId: null, turns: [], shots: [] };
+  return {
+    id: newId(),
+    title: "",
+    createdAt: now,
+    updatedAt: now,
+    pictures: [],
+    activePictureId: null,
+    turns: [],
+    shots: [],
+  };
 }
 
 /** The state of the page. Change it through its methods only: they tell the subscribers. */
 export class State {
   /** @type {Map<Topic, Set<function(*): void>>} */
   #listeners = new Map();
-  #urls = new WeakMap();
+  /** @type {Map<Blob, string>} */
+  #urls = new Map();
 
   constructor() {
     /** @type {Conversation} */
@@ -145,6 +143,8 @@ export class State {
 
   /** Replaces the conversation, as when another one is opened. @param {Conversation} conversation */
   openConversation(conversation) {
+    for (const url of this.#urls.values()) URL.revokeObjectURL(url);
+    this.#urls.clear();
     this.conversation = conversation;
     for (const topic of ["conversation", "pictures", "turns", "shots"]) this.#tell(topic);
   }
