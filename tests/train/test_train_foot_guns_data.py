@@ -5,9 +5,7 @@ import pytest
 
 from idefics.errors import BadSetting
 from idefics.models import read_checkpoint
-from train.training_data import BASE, FAMILIES, SIZE_BY_PICTURE, first_target, write_rows
-
-QUESTION, ANSWER = "What is on the table?", "A red ball."
+from train.training_data import ANSWER, BASE, FAMILIES, QUESTION, SIZE_BY_PICTURE, first_target, write_rows
 
 
 @pytest.mark.parametrize("picture", ["wide.png", "tall.jpg", "small.png"])

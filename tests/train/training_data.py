@@ -31,6 +31,8 @@ CHAT = (
     "granite-docling-258m",
 )
 FAMILIES = (*BASE, *CHAT)
+QUESTION, ANSWER = "What is on the table?", "A red ball."
+CHAT_MODEL, BASE_MODEL = "smolvlm-256m", "9b"  # where one of each kind is enough
 SIZE_BY_PICTURE = {"wide.png": (90, 40), "tall.jpg": (37, 61), "small.png": (20, 20)}
 
 
@@ -101,3 +103,20 @@ def write_rows(path, *rows):
 def first_target(row):
     """The position of the first learned token."""
     return int(row.is_target.argmax())
+
+
+def prefix(row):
+    """The ids before the first learned token."""
+    return tuple(row.ids[: first_target(row)].tolist())
+
+
+def image_part(**source):
+    return {"type": "image", **source}
+
+
+def text_part(text):
+    return {"type": "text", "text": text}
+
+
+def message(role, *parts):
+    return {"role": role, "content": list(parts)}
