@@ -87,7 +87,9 @@ function showStrip(strip, { state }) {
   }
   const hadFocus = strip.contains(document.activeElement);
   strip.replaceChildren(...pictures.map((picture) => thumbnail(picture, picture.id === activePictureId, state)));
-  if (hadFocus) strip.querySelector("[aria-current]").focus();
+  const active = strip.querySelector("[aria-current]");
+  active?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  if (hadFocus) active?.focus();
 }
 
 function thumbnail(picture, isActive, state) {
