@@ -18,8 +18,8 @@ def make_optimizer(learned: LearnedParameters, settings: TrainSettings) -> torch
     """
     parameters = list(learned.by_name.values())
     groups = [
-        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+        {"params": [one for one in parameters if _is_matrix(one)], "weight_decay": settings.weight_decay},
+        {"params": [one for one in parameters if not _is_matrix(one)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     match settings.optimizer:
@@ -33,3 +33,8 @@ def make_optimizer(learned: LearnedParameters, settings: TrainSettings) -> torch
             optimizer: torch.optim.Optimizer = AdamW8bit(groups)
             return optimizer
     raise BadSetting(f"optimizer is {settings.optimizer!r}; give adamw or adamw8bit")
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether a parameter has more than one dimension; a gate's (1, 1, D) has not."""
+    return parameter.squeeze().dim() > 1
