@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from idefics.config import Activation, TextConfig
-from idefics.nn.activation import ACTIVATIONS
+from idefics.nn.activation import ACTIVATIONS, gated
 from idefics.nn.attention import Attn
 from idefics.nn.native_decoder import (
     find_native_decoder_layer,
@@ -35,7 +35,7 @@ class GatedMLP(nn.Module):
         """Applies the MLP to each vector: (..., D) -> (..., D), or (..., `output_size`) if that is given."""
         if (native_mlp := find_native_mlp(self, x)) is not None:
             return gated_mlp(native_mlp, x)
-        out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
         return out
 
 

@@ -1,5 +1,7 @@
 """Root-mean-square normalisation (arXiv 1910.07467)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,36 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises each vector: (..., hidden_size) -> (..., hidden_size)."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            out: Tensor = _Normalize.apply(x, self.epsilon, self.weight.dtype)  # type: ignore[no-untyped-call]
+        else:
+            wide = x.float()
+            out = (wide * _inverse_rms(wide, self.epsilon)).to(self.weight.dtype)
+        return self.weight * out
+
+
+def _inverse_rms(wide: Tensor, epsilon: float) -> Tensor:
+    """One over the root mean square of each vector: (..., D) float32 -> (..., 1)."""
+    return torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+
+
+class _Normalize(torch.autograd.Function):
+    """x / rms(x) in float32, cast to a dtype. Keeps x as it is, instead of float32 copies; gradients of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * wide.to(self.weight.dtype)
+        scale = _inverse_rms(wide, epsilon)
+        ctx.save_for_backward(x, scale)
+        ctx.epsilon = epsilon
+        return (wide * scale).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, scale = ctx.saved_tensors
+        wide = x.float()
+        if torch.is_grad_enabled():  # a gradient of this gradient will be needed
+            scale = _inverse_rms(wide, ctx.epsilon)
+        normalized, gradient = wide * scale, gradient.float()
+        along = (gradient * normalized).mean(-1, keepdim=True)
+        return (scale * (gradient - normalized * along)).to(x.dtype), None, None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from idefics.nn.attention import CrossKV, causal_window_mask
-from idefics.nn.attention_backends import AttentionBackend, repeat_kv
+from idefics.nn.attention_backends import AttentionBackend
 from idefics.train.rows import TrainingRow
 
 # Sequences are padded together if the shortest has this share of the longest's tokens, or lacks so few.
@@ -247,7 +247,6 @@ class TrainingAttn:
         outs = []
         for group, mask in zip(self.rows.groups, self.masks, strict=True):
             padded_q, padded_k, padded_v = (group.pad(x) for x in (q, k, v))
-            padded_k, padded_v = repeat_kv(padded_q, padded_k, padded_v)
             outs.append(
                 group.unpad(self.backend(padded_q, padded_k, padded_v, mask=mask, causal=mask is None))
             )
