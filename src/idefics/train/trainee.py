@@ -15,7 +15,7 @@ from idefics.generation.load_settings import ComputePlan, LoadSettings, plan_com
 from idefics.generation.loading import create_processor
 from idefics.models import Checkpoint
 from idefics.models.vision_language_model import VisionLanguageModel
-from idefics.nn.attention_backends import set_attention_backend
+from idefics.nn.attention_backends import sdpa_attention, set_attention_backend
 from idefics.nn.checkpointing import checkpointable_blocks, enable_checkpointing
 from idefics.placement.devices import allocation_errors_as_out_of_memory, get_available_device
 from idefics.processing.fetch import Fetcher
@@ -68,8 +68,7 @@ def make_processor(checkpoint: Checkpoint) -> Processor:
 def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
     """Loads a checkpoint's weights and makes them learn as the settings say.
 
-    Frozen weights are stored as in the checkpoint, in 16 bits or in 4, and computed with as `idefics.load` does; learned
-    ones are float32.
+    Frozen weights are stored in 16 bits if they are in the checkpoint, or in 4 bits; learned ones are float32.
 
     Raises:
         BadSetting: a setting that this model or machine does not support.
@@ -116,9 +115,29 @@ def plan_training_computation(
     Raises:
         BadSetting: an unknown dtype.
     """
-    dtype = "float32" if settings.method == "full" else settings.dtype
-    load_settings = LoadSettings(dtype=dtype, device=device)
-    return plan_computation(module, device, _trainable_dtype(checkpoint.config.dtype), load_settings)
+    dtype = _training_dtype(checkpoint, settings, device)
+    is_stored = device.type == "cpu" and settings.dtype == "auto" and settings.method == "lora"
+    load_settings = LoadSettings(dtype="auto" if is_stored else dtype, device=device)
+    plan = plan_computation(module, device, None, load_settings)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        return ComputePlan(dtype, None, None, sdpa_attention)
+    return plan
+
+
+def _training_dtype(checkpoint: Checkpoint, settings: TrainSettings, device: torch.device) -> torch.dtype:
+    """The dtype of activations in training; weights that learn are float32 in any case.
+
+    "auto" is bfloat16 on a GPU, and on a processor that multiplies it if the checkpoint is stored in 16 bits.
+    """
+    if settings.method == "full" or settings.dtype == "float32":
+        return torch.float32
+    if settings.dtype == "bfloat16":
+        return torch.bfloat16
+    if device.type == "cpu":
+        is_fast = checkpoint.config.dtype in ("bfloat16", "float16") and kernel_choice_by_processor().bfloat16
+    else:
+        is_fast = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def _with_fast_gradients(choice: KernelChoice | None, device: torch.device) -> KernelChoice | None:
@@ -126,8 +145,3 @@ def _with_fast_gradients(choice: KernelChoice | None, device: torch.device) -> K
     if choice is None or device.type != "cpu":
         return choice
     return replace(choice, onednn=kernel_choice_by_processor().onednn)
-
-
-def _trainable_dtype(name: str | None) -> str | None:
-    """The dtype to compute in on a GPU for weights that are stored in another: float16 would overflow in training."""
-    return "bfloat16" if name in ("float16", None) else name
