@@ -49,3 +49,31 @@ def test_the_mean_is_computed_in_float32():
 def test_epsilon_has_an_effect():
     x = torch.full((1, 8), 1e-3)
     assert (RMSNorm(8, 1e-5)(x) - RMSNorm(8, 1e-6)(x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_equal_those_of_plain_operations_and_x_alone_is_kept(dtype):
+    norm = RMSNorm(96, 1e-5).to(dtype)
+    norm.weight.data.normal_()
+    x, y = (torch.linspace(-3, 2, 480).view(5, 96).sin().to(dtype).requires_grad_() for _ in range(2))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        out = norm.requires_grad_(False)(x)
+    assert [(one.shape, one.dtype) for one in kept] == [
+        ((5, 96), dtype),
+        ((5, 1), torch.float32),
+        ((96,), dtype),
+    ]
+    wide = y.float()
+    expected = norm.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(dtype)
+    assert torch.equal(out, expected)
+    found = [gradients_of(one, leaf) for one, leaf in ((out, x), (expected, y))]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * other.abs().max().item())
+
+
+def gradients_of(out, leaf):
+    """The gradient of a function of the outputs, and that of its squares."""
+    (first,) = torch.autograd.grad(out.float().sin().sum(), leaf, create_graph=True)
+    return first, *torch.autograd.grad(first.float().square().sum(), leaf)

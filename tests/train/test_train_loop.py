@@ -278,3 +278,40 @@ def test_checkpointed_layers_have_equal_gradients(folder, tmp_path):
         steps.append(recorder.steps)
     assert steps[0] == steps[1]
     assert_equal(read_result(tmp_path / "False"), read_result(tmp_path / "True"))
+
+
+def test_in_bfloat16_what_learns_is_float32_and_the_rest_is_not(folder, tmp_path):
+    options = {"modules_to_save": ("lm_head", "norm"), "steps": 20, "micro_batch_tokens": 40}
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        recorder = Recorder()
+        train(folder, tmp_path / dtype, recorder, dtype=dtype, **options)
+        losses[dtype] = [record["loss"] for record in recorder.steps]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"][:3] == pytest.approx(losses["float32"][:3], rel=0.05)
+    assert losses["bfloat16"][-1] < 0.8 * losses["bfloat16"][0]
+    settings = make_settings(folder, tmp_path, dtype="bfloat16", **options)
+    trainee = make_trainee(folder, settings)
+    seen = []
+    trainee.model.lm_head.register_forward_hook(
+        lambda module, inputs, out: seen.append((inputs[0].dtype, out.dtype))
+    )
+    trainer = Trainer(trainee.model, trainee.learned, make_rows(trainee.model), settings, tmp_path)
+    trainer.compute_gradients(trainer.prepare_step(1))
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    for name, weight in trainee.learned.by_name.items():
+        assert (weight.dtype, weight.grad.dtype) == (torch.float32, torch.float32), name
+    learned = {id(weight) for weight in trainee.learned.by_name.values()}
+    rest = {weight.dtype for weight in trainee.model.parameters() if id(weight) not in learned}
+    assert rest == {torch.bfloat16}
+
+
+def test_a_token_that_the_model_does_not_have_is_refused(folder, tmp_path):
+    def put_unknown_token(rows):
+        rows[2].ids[1] = 1000
+        return rows
+
+    with pytest.raises(
+        BadSetting, match=r"^row 2 has the token 1000, and the model's embedding has (52|64) tokens: "
+    ):
+        train(folder, tmp_path / "out", edit=put_unknown_token)

@@ -141,8 +141,8 @@ class GatedCrossAttentionLayer(nn.Module):
     def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
         """Runs the layer on N tokens: (N, D) hidden states -> (N, D); arguments as in `CrossAttention.forward`."""
         cross_attention_output = self.cross_attn(index, self.input_layernorm(x), attn)
-        x = x + self.alpha_cross_attn.flatten().tanh() * cross_attention_output
-        out: Tensor = x + self.alpha_dense.flatten().tanh() * self.mlp(self.post_attention_layernorm(x))
+        x = x + _openness(self.alpha_cross_attn, x) * cross_attention_output
+        out: Tensor = x + _openness(self.alpha_dense, x) * self.mlp(self.post_attention_layernorm(x))
         return out
 
     def to_cross_attention_block(self) -> CrossAttentionBlock:
@@ -158,6 +158,11 @@ class GatedCrossAttentionLayer(nn.Module):
             mlp=self.mlp,
             mlp_gate=self.alpha_dense,
         )
+
+
+def _openness(gate: Tensor, x: Tensor) -> Tensor:
+    """The factor of a gate, (1,) or (D,), in the dtype of `x`: gates that are trained are float32 in any model."""
+    return gate.flatten().tanh().to(x.dtype)
 
 
 class Idefics1Backbone(ModelBackbone):

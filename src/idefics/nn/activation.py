@@ -37,4 +37,10 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * functional.silu(gate)
+        activated = gradient * functional.silu(gate)
+        if (
+            torch.is_grad_enabled()
+        ):  # a gradient of this gradient will be needed, and the fused operation has none
+            sigmoid = gate.sigmoid()
+            return gradient * up * sigmoid * (1 + gate * (1 - sigmoid)), activated
+        return torch.ops.aten.silu_backward(gradient * up, gate), activated

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from idefics.config import CONNECTOR_MODULES
 from idefics.errors import BadSetting
@@ -141,6 +142,7 @@ def _unfreeze_saved(model: nn.Module, saved: list[str]) -> dict[str, nn.Paramete
         BadSetting: a name matches nothing, or a weight that is the embedding and the head at once.
     """
     by_name: dict[str, nn.Parameter] = {}
+    compute_dtype = next(one.dtype for name, one in model.named_parameters() if name.endswith("norm.weight"))
     num_names = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for one in saved:
         found = {
@@ -156,10 +158,28 @@ def _unfreeze_saved(model: nn.Module, saved: list[str]) -> dict[str, nn.Paramete
                 'cannot replace: leave it out, or give method "full"'
             )
         by_name |= found
-    for weight in by_name.values():
+    for name, weight in by_name.items():
+        dtype = weight.dtype
         weight.requires_grad_(True)
         weight.data = weight.detach().float().clone()  # not in the file
+        owner, _, attribute = name.rpartition(".")
+        if dtype == compute_dtype != torch.float32 and attribute not in GATES:
+            parametrize.register_parametrization(
+                model.get_submodule(owner), attribute, _CastTo(dtype), unsafe=True
+            )
     return by_name
+
+
+class _CastTo(nn.Module):
+    """The value with which a module computes in place of its float32 weight."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight in another dtype."""
+        return weight.to(self.dtype)
 
 
 def _pattern_of(names: list[str]) -> str:

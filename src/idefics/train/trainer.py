@@ -28,7 +28,7 @@ from idefics.train.optimizers import make_optimizer
 from idefics.train.packing import PackedBatch, pack_rows, split_by_tokens
 from idefics.train.pictures import Frames, PictureStore
 from idefics.train.records import StepRecord, TrainingListener, ValidationRecord
-from idefics.train.rows import TrainingRows
+from idefics.train.rows import TrainingRow, TrainingRows
 from idefics.train.schedule import make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters
@@ -78,6 +78,9 @@ class Trainer:
         self.optimizer = make_optimizer(learned, settings)
         self.store = PictureStore(model, folder / FEATURES)
         self.step, self.stops = 0, False
+        device = next(model.parameters()).device
+        is_mixed = settings.method == "full" and settings.dtype != "float32" and device.type == "cuda"
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)
         self._step_seconds = deque[float](maxlen=STEPS_IN_ESTIMATE)
 
     def resume(self) -> bool:
@@ -126,6 +129,8 @@ class Trainer:
     def prepare_step(self, step: int) -> list[PreparedBatch]:
         """Reads and packs the rows of a step."""
         rows = [self.rows[index] for index in self.schedule.rows_of_step(step)]
+        for row in rows:
+            self._check_tokens(row)
         batches = [pack_rows(some) for some in split_by_tokens(rows, self.settings.micro_batch_tokens)]
         return [PreparedBatch(batch, self.store.read_missing(batch.pictures)) for batch in batches]
 
@@ -139,7 +144,8 @@ class Trainer:
         total = 0.0
         self.model.train()
         for batch, frames_by_key in prepared:
-            losses = compute_token_losses(self.model, batch, self.store, frames_by_key).losses
+            with self._autocast:
+                losses = compute_token_losses(self.model, batch, self.store, frames_by_key).losses
             loss = losses.sum() / num_targets
             if not math.isfinite(value := loss.item()):
                 raise self._not_finite("loss", _rows_with_bad_losses(batch, losses), value)
@@ -186,7 +192,8 @@ class Trainer:
             some = [rows[i] for i in range(start, min(len(rows), start + VALIDATION_ROWS_AT_ONCE))]
             for micro in split_by_tokens(some, self.settings.micro_batch_tokens):
                 batch = pack_rows(micro)
-                losses, is_right = compute_token_losses(self.model, batch, self.store)
+                with self._autocast:
+                    losses, is_right = compute_token_losses(self.model, batch, self.store)
                 loss += losses.double().sum().item()
                 num_right += int(is_right.sum())
                 num_targets += len(losses)
@@ -218,6 +225,14 @@ class Trainer:
             finally:
                 for future in pending:
                     future.cancel()
+
+    def _check_tokens(self, row: TrainingRow) -> None:
+        """Raises BadSetting if a row has a token that the embedding lacks."""
+        if (largest := int(row.ids.max())) >= self.model.layout.vocab_size:
+            raise BadSetting(
+                f"{row.name} has the token {largest}, and the model's embedding has "
+                f"{self.model.layout.vocab_size} tokens: leave this row out, or give a model that knows the token"
+            )
 
     def _not_finite(self, what: str, names: Sequence[str], value: float) -> BadSetting:
         """The error about a loss or a gradient that is not a number."""
