@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,20 @@ MODULES_NOT_IN_DECODE = ("vision_model", "connector", "perceiver_resampler", "em
 
 
 class IdeficsRunner:
-    """An engine over a checkpoint in one weight format."""
+    """An engine over a checkpoint in one weight format, which adapters may share."""
 
-    def __init__(self, folder: Path, weight_format: str, *, batch_rows: int = 8) -> None:
-        self.vlm = _load_model(folder, weight_format)
-        model = self.vlm.engine.model
+    def __init__(
+        self,
+        folder: Path,
+        weight_format: str,
+        *,
+        batch_rows: int = 8,
+        adapters: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.vlm = _load_model(folder, weight_format, adapters)
+        model, model_adapters = self.vlm.engine.model, self.vlm.engine.adapters
         self.vlm.engine.close()
-        self.engine = Engine(model, EngineConfig(batch_rows=batch_rows))
+        self.engine = Engine(model, EngineConfig(batch_rows=batch_rows), adapters=model_adapters)
         self.vlm.loaded_model.engine = self.engine
 
     def run(self, prompts: list[Prompt], num_tokens: int) -> RunTiming:
@@ -80,17 +88,19 @@ class IdeficsRunner:
         return weight_bytes + num_context_tokens * kv_bytes_per_position
 
 
-def _load_model(folder: Path, weight_format: str) -> idefics.Idefics:
+def _load_model(
+    folder: Path, weight_format: str, adapters: Mapping[str, Path] | None = None
+) -> idefics.Idefics:
     """Loads a checkpoint; quantised copies of the benchmarks' own checkpoints are written once, as int4 takes long."""
     if "quantize" not in LOAD_ARGUMENTS_BY_FORMAT[weight_format] or folder.parent != CACHE:
-        return idefics.load(folder, **LOAD_ARGUMENTS_BY_FORMAT[weight_format])
+        return idefics.load(folder, adapters=adapters, **LOAD_ARGUMENTS_BY_FORMAT[weight_format])
     quantized_folder = CACHE / f"{folder.name}-{weight_format}"
     quantize_checkpoint(
         str(folder),
         QuantizationConfig(kind=LOAD_ARGUMENTS_BY_FORMAT[weight_format]["quantize"]),
         quantized_folder,
     )
-    return idefics.load(quantized_folder)
+    return idefics.load(quantized_folder, adapters=adapters)
 
 
 def _make_token_timer(token_times: list[float]) -> Any:

@@ -133,7 +133,17 @@ def test_unsplit_pictures_are_one_frame(tiny_release):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command_line",
-    ["batch", "evaluate", "explain", "generate", "reuse", "serve", "serve --case long-prompts", "start"],
+    [
+        "adapters",
+        "batch",
+        "evaluate",
+        "explain",
+        "generate",
+        "reuse",
+        "serve",
+        "serve --case long-prompts",
+        "start",
+    ],
 )
 def test_a_quick_run_works(command_line):
     script, *flags = command_line.split()

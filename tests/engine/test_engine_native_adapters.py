@@ -44,9 +44,9 @@ def add_random_adapters(model, share=0.7):
     for layer in list_linears(model.decoder_parts()):
         shapes = [(rank, layer.in_features, layer.out_features) for rank in RANKS]
         terms = [
-            LowRankTerm.with_padded_rank(
+            LowRankTerm(
                 torch.randn(rank, inputs, generator=rng) * inputs**-0.5,
-                torch.randn(outputs, rank, generator=rng) * rank**-0.5,
+                torch.randn(rank, outputs, generator=rng) * rank**-0.5,
             )
             for rank, inputs, outputs in shapes
         ]
@@ -111,9 +111,7 @@ def test_terms_are_float32_where_weights_are_not(kind, instruction_set):
     assert not unsupported_layer_reason(model.lm_head)
     rng = torch.Generator().manual_seed(3)
     width, vocab_size = model.lm_head.in_features, model.lm_head.out_features
-    term = LowRankTerm.with_padded_rank(
-        torch.randn(5, width, generator=rng), torch.randn(vocab_size, 5, generator=rng)
-    )
+    term = LowRankTerm(torch.randn(5, width, generator=rng), torch.randn(5, vocab_size, generator=rng))
     model.lm_head.register_forward_hook(LowRankHook([term], AdapterRows()))
     rows = make_sequences(model, [6, 6])
     rows[1].ids, rows[1].adapter = rows[0].ids, 0

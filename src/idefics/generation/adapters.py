@@ -161,4 +161,4 @@ def _make_term(
     if factors is None:
         return None
     b, a = (one.to(device, dtype) for one in factors)
-    return LowRankTerm.with_padded_rank(a, b)
+    return LowRankTerm(a.contiguous(), b.T.contiguous())

@@ -30,6 +30,7 @@ enum { OUT_OF_MEMORY = 1, ID_OUT_OF_RANGE }; /* errors of a step; 0: none */
 enum { SILU, GELU, GELU_TANH, RELU };
 enum { PAGE_SIZE = 16 }; /* positions of a page */
 enum { MAX_ROWS = 16 };  /* rows of a step */
+enum { FACTOR_BLOCK = 16 };
 
 typedef struct {                /* (O, I) */
     const void *weight, *scale; /* scale: (O,) for INT8, (O, groups) for INT4 */
@@ -62,8 +63,9 @@ typedef struct {                  /* a gated cross-attention block */
     Mlp mlp;
 } CrossLayer;
 
-typedef struct { /* what an adapter adds to a layer's outputs: b(a(x)); no outputs of `a`: nothing. Both FLOAT32 */
-    Linear a, b;
+typedef struct {    /* what an adapter adds to a layer's outputs: b(a(x)); no outputs of `a`: nothing */
+    Linear a;       /* (r, I) FLOAT32 */
+    const float *b; /* (O / FACTOR_BLOCK, r, FACTOR_BLOCK): blocks of outputs, the last one padded with zeros */
 } LowRankTerm;
 
 typedef struct { /* of up to three layers with the same inputs, in the order of a step */

@@ -60,10 +60,9 @@ INLINE void prefetch_range(const void *from, size_t bytes) {
     for (size_t at = 0; at < bytes; at += CACHE_LINE_BYTES) __builtin_prefetch((const char *)from + at);
 }
 
-/* `outputs` outputs from `o` on for `rows` rows from `row` on; added to what is in `out` if `adds`. Inlined for each
- * kind and size, which are constants. */
+/* `outputs` outputs from `o` on for `rows` rows from `row` on. Inlined for each kind and size, which are constants. */
 INLINE void multiply_block(const Linear *l, int kind, int scale_kind, int outputs, int rows, const PreparedInputs *x,
-                           int row, int o, float *out, int stride, int adds) {
+                           int row, int o, float *out, int stride) {
     size_t bytes = row_bytes(l, kind), scales = kind == INT4 ? bytes / 16 * (scale_kind == FLOAT32 ? 4 : 2) : 0;
     int whole = (int)bytes / VECTOR_BYTES, rest = (int)bytes % VECTOR_BYTES;
     const char *weight = (const char *)l->weight + (size_t)o * bytes, *next = weight + PREFETCH_BYTES;
@@ -93,29 +92,27 @@ INLINE void multiply_block(const Linear *l, int kind, int scale_kind, int output
     }
     UNROLL for (int i = 0; i < outputs; i++) {
         float step = kind == INT8 ? load_number(l->scale, l->scale_kind, (size_t)(o + i)) : 1.0f;
-        UNROLL for (int r = 0; r < rows; r++) {
-            float *to = out + (size_t)(row + r) * (size_t)stride + (size_t)i;
-            *to = adds ? *to + sum(sums[i][r]) * step : sum(sums[i][r]) * step;
-        }
+        UNROLL for (int r = 0; r < rows; r++)
+            out[(size_t)(row + r) * (size_t)stride + (size_t)i] = sum(sums[i][r]) * step;
     }
 }
 
 /* `outputs` outputs from `o` on for some rows. */
 INLINE void multiply_rows(const Linear *l, int kind, int scale_kind, int outputs, Rows rows, const PreparedInputs *x,
-                          int o, float *out, int stride, int adds) {
+                          int o, float *out, int stride) {
     int row = rows.first;
     for (; rows.end - row >= ROW_TILE; row += ROW_TILE)
-        multiply_block(l, kind, scale_kind, outputs, ROW_TILE, x, row, o, out, stride, adds);
-    for (; row < rows.end; row++) multiply_block(l, kind, scale_kind, outputs, 1, x, row, o, out, stride, adds);
+        multiply_block(l, kind, scale_kind, outputs, ROW_TILE, x, row, o, out, stride);
+    for (; row < rows.end; row++) multiply_block(l, kind, scale_kind, outputs, 1, x, row, o, out, stride);
 }
 
 /* `multiply` for one kind of weight and some rows. */
 INLINE void multiply_outputs(const Linear *l, int kind, int scale_kind, Rows rows, const PreparedInputs *x, int from,
-                             int to, float *out, int stride, int adds) {
+                             int to, float *out, int stride) {
     int o = from;
     for (; o + OUTPUTS_PER_UNIT <= to; o += OUTPUTS_PER_UNIT)
-        multiply_rows(l, kind, scale_kind, OUTPUTS_PER_UNIT, rows, x, o, out + (o - from), stride, adds);
-    for (; o < to; o++) multiply_rows(l, kind, scale_kind, 1, rows, x, o, out + (o - from), stride, adds);
+        multiply_rows(l, kind, scale_kind, OUTPUTS_PER_UNIT, rows, x, o, out + (o - from), stride);
+    for (; o < to; o++) multiply_rows(l, kind, scale_kind, 1, rows, x, o, out + (o - from), stride);
 }
 
 /* Outputs `from` to `to` of a layer for each row: out[row * stride + o - from]. */
@@ -123,14 +120,14 @@ static void multiply(const Linear *l, int row_count, const PreparedInputs *x, in
                      int stride) {
     Rows rows = {0, row_count};
     switch (l->kind) {
-    case FLOAT32: multiply_outputs(l, FLOAT32, 0, rows, x, from, to, out, stride, 0); break;
-    case BFLOAT16: multiply_outputs(l, BFLOAT16, 0, rows, x, from, to, out, stride, 0); break;
-    case INT8: multiply_outputs(l, INT8, 0, rows, x, from, to, out, stride, 0); break;
+    case FLOAT32: multiply_outputs(l, FLOAT32, 0, rows, x, from, to, out, stride); break;
+    case BFLOAT16: multiply_outputs(l, BFLOAT16, 0, rows, x, from, to, out, stride); break;
+    case INT8: multiply_outputs(l, INT8, 0, rows, x, from, to, out, stride); break;
     default:
         if (l->scale_kind == FLOAT32)
-            multiply_outputs(l, INT4, FLOAT32, rows, x, from, to, out, stride, 0);
+            multiply_outputs(l, INT4, FLOAT32, rows, x, from, to, out, stride);
         else
-            multiply_outputs(l, INT4, BFLOAT16, rows, x, from, to, out, stride, 0);
+            multiply_outputs(l, INT4, BFLOAT16, rows, x, from, to, out, stride);
     }
 }
 

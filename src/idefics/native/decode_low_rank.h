@@ -18,30 +18,45 @@ static void multiply_first_factors(Engine *e, const LowRankTerms *terms, const P
             int end = start + a->outputs, first = from > start ? from : start, last = to < end ? to : end;
             if (first < last)
                 multiply_outputs(a, FLOAT32, 0, rows, x, first - start, last - start, e->low_rank + first,
-                                 e->low_rank_width, 0);
+                                 e->low_rank_width);
             start = end;
         }
     }
 }
 
-/* Adds the products of the second factors to outputs `from` to `to` of the layer number `index` of a stage:
- * out[row * stride + o - from]. */
-static void add_second_factors(Engine *e, const LowRankTerms *terms, int index, int from, int to, float *out,
-                               int stride) {
-    if (!terms || !e->step->adapters) return;
-    for (Rows rows = {0, 0}; rows.end < e->step->rows;) {
-        rows = find_run(e->step, rows.end);
-        int adapter = e->step->adapters[rows.first];
-        if (adapter < 0 || !terms[adapter].terms[index].a.outputs) continue;
-        PreparedInputs low_rank = {.plain = e->low_rank, .stride = e->low_rank_width};
-        for (int i = 0; i < index; i++) low_rank.plain += terms[adapter].terms[i].a.outputs;
-        multiply_outputs(&terms[adapter].terms[index].b, FLOAT32, 0, rows, &low_rank, from, to, out, stride, 1);
+/* Adds the products of h, `rank` numbers, with a second factor to outputs `from` to `to`, which begin at `out`. */
+INLINE void add_products(const float *b, const float *h, int rank, int from, int to, float *out) {
+    int first = from / FACTOR_BLOCK * FACTOR_BLOCK;
+    const float *block = b + (size_t)first * (size_t)rank;
+    for (int o = first; o < to; o += FACTOR_BLOCK, block += (size_t)rank * FACTOR_BLOCK) {
+        F sums[FACTOR_BLOCK / LANES] = {{0}};
+        float totals[FACTOR_BLOCK];
+        for (int j = 0; j < rank; j++) {
+            __builtin_prefetch(block + (j + 4 * rank) * FACTOR_BLOCK);
+            UNROLL for (int i = 0; i < FACTOR_BLOCK / LANES; i++)
+                sums[i] += h[j] * load(block + j * FACTOR_BLOCK + i * LANES);
+        }
+        memcpy(totals, sums, sizeof totals);
+        int skipped = from > o ? from - o : 0, count = to - o < FACTOR_BLOCK ? to - o : FACTOR_BLOCK;
+        for (int i = skipped; i < count; i++) out[o + i - from] += totals[i];
     }
 }
 
-/* Outputs `from` to `to` of the layers of a stage with the same inputs, as if they were one layer: out[row * stride +
- * o].
- */
+/* Adds the products of the second factors to outputs `from` to `to` of the layer number `index` of a stage:
+ * out[row * stride + o - from]. */
+static void add_second_factors(Engine *e, const Stage *stage, int index, int from, int to, float *out, int stride) {
+    if (!stage->terms || !e->step->adapters) return;
+    for (int row = 0; row < e->step->rows; row++) {
+        int adapter = e->step->adapters[row];
+        if (adapter < 0) continue;
+        const LowRankTerm *terms = stage->terms[adapter].terms;
+        const float *h = e->low_rank + (size_t)row * (size_t)e->low_rank_width;
+        for (int i = 0; i < index; i++) h += terms[i].a.outputs;
+        add_products(terms[index].b, h, terms[index].a.outputs, from, to, out + (size_t)row * (size_t)stride);
+    }
+}
+
+/* Outputs `from` to `to` of a stage's layers, as if they were one layer with all their outputs. */
 static void multiply_concatenated(Engine *e, const Stage *stage, const Linear *const *layers, int count,
                                   const PreparedInputs *x, int from, int to, float *out, int stride) {
     int start = 0;
@@ -49,7 +64,7 @@ static void multiply_concatenated(Engine *e, const Stage *stage, const Linear *c
         int end = start + layers[i]->outputs, first = from > start ? from : start, last = to < end ? to : end;
         if (first < last) {
             multiply(layers[i], e->step->rows, x, first - start, last - start, out + first, stride);
-            add_second_factors(e, stage->terms, i, first - start, last - start, out + first, stride);
+            add_second_factors(e, stage, i, first - start, last - start, out + first, stride);
         }
         start = end;
     }

@@ -5,8 +5,8 @@
  * broadcast_bfloat16_scales and load_float16.
  */
 #include "decode_linear.h"
-#include "decode_low_rank.h"
 #include "decode_attention.h"
+#include "decode_low_rank.h"
 
 /* gate = activation(gate) * up, for n numbers. */
 static void activate(float *gate, const float *up, int n, int activation) {
@@ -37,7 +37,7 @@ static void add_to_residual(Engine *e, ThreadScratch *t, const Stage *stage, con
     for (int o = from; o < to; o += OUTPUT_BLOCK) {
         int count = to - o < OUTPUT_BLOCK ? to - o : OUTPUT_BLOCK;
         multiply(l, e->step->rows, &t->inputs, o, o + count, out, OUTPUT_BLOCK);
-        add_second_factors(e, stage->terms, 0, o, o + count, out, OUTPUT_BLOCK);
+        add_second_factors(e, stage, 0, o, o + count, out, OUTPUT_BLOCK);
         for (int row = 0; row < e->step->rows; row++) {
             float *x = e->x + (size_t)row * (size_t)e->model->width + o;
             for (int i = 0; i < count; i++)
@@ -52,9 +52,9 @@ static void gate_up_activate(Engine *e, ThreadScratch *t, const Stage *stage, co
     for (int o = from; o < to; o += OUTPUT_BLOCK) {
         int count = to - o < OUTPUT_BLOCK ? to - o : OUTPUT_BLOCK;
         multiply(&mlp->gate, e->step->rows, &t->inputs, o, o + count, gate, OUTPUT_BLOCK);
-        add_second_factors(e, stage->terms, 0, o, o + count, gate, OUTPUT_BLOCK);
+        add_second_factors(e, stage, 0, o, o + count, gate, OUTPUT_BLOCK);
         multiply(&mlp->up, e->step->rows, &t->inputs, o, o + count, up, OUTPUT_BLOCK);
-        add_second_factors(e, stage->terms, 1, o, o + count, up, OUTPUT_BLOCK);
+        add_second_factors(e, stage, 1, o, o + count, up, OUTPUT_BLOCK);
         for (int row = 0; row < e->step->rows; row++) {
             activate(gate + row * OUTPUT_BLOCK, up + row * OUTPUT_BLOCK, count, e->model->activation);
             memcpy(e->mlp_hidden + (size_t)row * (size_t)mlp->gate.outputs + o, gate + row * OUTPUT_BLOCK,

@@ -8,6 +8,7 @@ STRUCT_VERSION = 5
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 ACTIVATION_NAMES = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
 MAX_ROWS = 16  # rows of one call of the decode step
+FACTOR_BLOCK = 16  # outputs whose second factors lie together
 GROUP_SIZE = 32  # consecutive inputs of a layer that share a scale
 OUT_OF_MEMORY, ID_OUT_OF_RANGE = 1, 2
 
@@ -72,7 +73,7 @@ class CrossLayerStruct(Structure):
 class LowRankTermStruct(Structure):
     """What an adapter adds to a layer's outputs: its factors, float32. All zeros: nothing."""
 
-    _fields_ = (("a", LinearStruct), ("b", LinearStruct))
+    _fields_ = (("a", LinearStruct), ("b", c_void_p))
 
 
 class LowRankTermsStruct(Structure):

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-
-RANK_MULTIPLE = 16  # C multiplies whole vectors of at most so many floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +18,16 @@ class LowRankTerm:
     """The product of two matrices that an adapter adds to a layer's weight.
 
     Attributes:
-        a: (r, I), r a multiple of `RANK_MULTIPLE`.
-        b: (O, r), multiplied by the adapter's scale.
+        a: (r, I), contiguous.
+        b: (r, O), contiguous, multiplied by the adapter's scale.
     """
 
     a: Tensor
     b: Tensor
 
-    @classmethod
-    def with_padded_rank(cls, a: Tensor, b: Tensor) -> Self:
-        """A term of factors of any rank, which are padded with zeros: the product is the same."""
-        padding = -len(a) % RANK_MULTIPLE
-        return cls(functional.pad(a, (0, 0, 0, padding)), functional.pad(b, (0, padding)))
-
     def __call__(self, x: Tensor) -> Tensor:
         """The product of the matrices with inputs: (..., I) -> (..., O)."""
-        return functional.linear(functional.linear(x, self.a), self.b)
+        return functional.linear(x, self.a) @ self.b
 
 
 @dataclass(slots=True)
@@ -65,7 +57,7 @@ class LowRankHook:
         (x,) = inputs
         for adapter, rows in self.adapter_rows.groups:
             if (term := self.terms[adapter]) is not None:
-                output[..., : len(term.b)][rows] += term(x[rows])
+                output[..., : term.b.shape[1]][rows] += term(x[rows])
         return output
 
     @property

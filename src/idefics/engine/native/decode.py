@@ -14,11 +14,11 @@ from torch import Tensor
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
+from idefics.engine.native.huge_pages import pack_into_huge_pages
 from idefics.engine.native.native_model import (
     NativeModelStruct,
     find_hooked_module,
     list_linears,
-    pack_into_huge_pages,
     unsupported_layer_reason,
 )
 from idefics.native import library
@@ -64,7 +64,9 @@ class NativeDecode:
         if instruction_set is None:
             instruction_set = library.available_instruction_sets("decode step")[0]
         self.instruction_set = instruction_set
-        pack_into_huge_pages(list_linears(parts))
+        pack_into_huge_pages(
+            weight for layer in list_linears(parts) for weight in layer.parameters(recurse=False)
+        )
         self.native_model = NativeModelStruct(parts, cache.keys, cache.values)
         self._embeddings = parts.embeddings
         self._cross_kv_pointers = CrossKVPointers((), self.num_cross_layers)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from ctypes import Array
+from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional
 
+from idefics.engine.native.huge_pages import pack_into_huge_pages
 from idefics.native import structures as c
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.decoder_parts import DecoderParts
@@ -27,31 +29,64 @@ def multiplying_stages(parts: DecoderParts) -> Iterator[Sequence[nn.Module]]:
     yield parts.lm_heads
 
 
-def make_low_rank_structs(parts: DecoderParts) -> tuple[Array[c.LowRankTermsStruct], int]:
-    """The terms of all adapters in all stages, and the number of adapters. The structs point to the terms' tensors."""
-    terms_by_stage = [[low_rank_terms(layer) for layer in layers] for layers in multiplying_stages(parts)]
-    num_adapters = max(len(terms) for stage in terms_by_stage for terms in stage)
-    structs = (c.LowRankTermsStruct * max(1, len(terms_by_stage) * num_adapters))()
-    for index, stage in enumerate(terms_by_stage):
-        for position, terms in enumerate(stage):
-            for adapter, term in enumerate(terms):
-                if term is not None:
-                    structs[index * num_adapters + adapter].terms[position] = _term_struct(term)
-    return structs, num_adapters
+class PackedTerm(NamedTuple):
+    """The factors of a term as C reads them.
+
+    Attributes:
+        position: of the layer in its stage.
+        a: (r, I).
+        blocks: the second factor in blocks of outputs, the last one padded with zeros: (O / block, r, block).
+    """
+
+    position: int
+    a: Tensor
+    blocks: Tensor
+
+
+class LowRankStructs:
+    """The terms of all adapters in all stages of a step.
+
+    The factors of an adapter are moved into huge pages, in the order in which a step reads them: the first factors of
+    a stage, then copies of the second ones.
+
+    Attributes:
+        structs: valid while this object lives.
+        num_adapters: the number of adapters.
+    """
+
+    def __init__(self, parts: DecoderParts) -> None:
+        stages = [[low_rank_terms(layer) for layer in layers] for layers in multiplying_stages(parts)]
+        self.num_adapters = max(len(terms) for stage in stages for terms in stage)
+        self.structs = (c.LowRankTermsStruct * max(1, len(stages) * self.num_adapters))()
+        packed = {
+            (index, adapter): _pack_terms([terms[adapter] if terms else None for terms in stage])
+            for adapter in range(self.num_adapters)
+            for index, stage in enumerate(stages)
+        }
+        self._factors: list[Tensor] = []
+        for terms in packed.values():
+            self._factors += [*(term.a for term in terms), *(term.blocks for term in terms)]
+        pack_into_huge_pages(self._factors)
+        for (index, adapter), terms in packed.items():
+            struct = self.structs[index * self.num_adapters + adapter]
+            for position, a, blocks in terms:
+                rank, inputs = a.shape
+                linear = c.LinearStruct(weight=a.data_ptr(), kind=c.FLOAT32, outputs=rank, inputs=inputs)
+                struct.terms[position] = c.LowRankTermStruct(linear, blocks.data_ptr())
+
+
+def _pack_terms(terms: Sequence[LowRankTerm | None]) -> list[PackedTerm]:
+    """The terms of an adapter in the layers of a stage."""
+    packed = []
+    for position, term in enumerate(terms):
+        if term is not None:
+            padded = functional.pad(term.b, (0, -term.b.shape[1] % c.FACTOR_BLOCK))
+            blocks = padded.view(len(padded), -1, c.FACTOR_BLOCK).transpose(0, 1).contiguous()
+            packed.append(PackedTerm(position, term.a, blocks))
+    return packed
 
 
 def _mlp_stages(mlp: GatedMLP) -> Iterator[Sequence[nn.Module]]:
     """The layers of the two stages of an MLP."""
     yield mlp.gate_proj, mlp.up_proj
     yield (mlp.down_proj,)
-
-
-def _term_struct(term: LowRankTerm) -> c.LowRankTermStruct:
-    """The C struct of a term."""
-    return c.LowRankTermStruct(_factor_struct(term.a), _factor_struct(term.b))
-
-
-def _factor_struct(factor: Tensor) -> c.LinearStruct:
-    """The C struct of a factor: (outputs, inputs) float32."""
-    outputs, inputs = factor.shape
-    return c.LinearStruct(weight=factor.data_ptr(), kind=c.FLOAT32, outputs=outputs, inputs=inputs)

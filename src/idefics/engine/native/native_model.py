@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
-import sys
-from collections.abc import Iterable, Sequence
-from ctypes import POINTER, cast, memmove
+from collections.abc import Sequence
+from ctypes import POINTER, cast
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from idefics.engine.native.native_adapters import make_low_rank_structs
+from idefics.engine.native.native_adapters import LowRankStructs
 from idefics.native import structures as c
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
@@ -98,8 +96,8 @@ class NativeModelStruct:
         cross_structs = (c.CrossLayerStruct * max(1, len(cross_blocks)))(
             *(self._cross_struct(cross, config.hidden_size) for cross in cross_blocks)
         )
-        low_rank_structs, num_adapters = make_low_rank_structs(parts)
-        self._referenced += [layer_structs, cross_structs, low_rank_structs]
+        low_rank = LowRankStructs(parts)
+        self._referenced += [layer_structs, cross_structs, low_rank]
         rates = rope_frequencies(config.rope, config.head_size, torch.device("cpu"))
         self.struct = c.ModelStruct(
             width=config.hidden_size,
@@ -119,8 +117,8 @@ class NativeModelStruct:
             crosses=cast(cross_structs, POINTER(c.CrossLayerStruct)),
             tables=(c.EmbeddingStruct * 2)(*map(self._embedding_struct, parts.embeddings)),
             lm_heads=(c.LinearStruct * 2)(*map(self._linear_struct, parts.lm_heads)),
-            adapter_count=num_adapters,
-            low_rank=cast(low_rank_structs, POINTER(c.LowRankTermsStruct)),
+            adapter_count=low_rank.num_adapters,
+            low_rank=cast(low_rank.structs, POINTER(c.LowRankTermsStruct)),
         )
 
     def _float32_copy_address(self, values: Tensor) -> int:
@@ -176,35 +174,3 @@ class NativeModelStruct:
 def _mlp_linears(mlp: GatedMLP) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """The gate, up and down projections of an MLP."""
     return mlp.gate_proj, mlp.up_proj, mlp.down_proj
-
-
-CACHE_LINE_BYTES = 64  # each weight begins at a multiple of this
-MAX_PACKED_BYTES = 2**31  # copying more would take longer than it saves in short answers
-
-
-def pack_into_huge_pages(layers: Iterable[nn.Linear]) -> None:
-    """Moves the weights and scales of layers into huge pages, on Linux.
-
-    The parameters stay the same objects; their old memory is freed when nothing else refers to it. Nothing is moved if
-    they take more than `MAX_PACKED_BYTES`, or if memory is short.
-    """
-    if sys.platform != "linux":
-        return
-    all_parameters = chain.from_iterable(layer.parameters(recurse=False) for layer in layers)
-    parameters = dict.fromkeys(all_parameters)  # tied ones once
-    total_bytes = sum(-(-parameter.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES for parameter in parameters)
-    if not 0 < total_bytes <= MAX_PACKED_BYTES:
-        return
-    try:
-        memory = mmap.mmap(-1, total_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:  # the process has reached a limit
-        return
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    buffer, offset = torch.frombuffer(memory, dtype=torch.uint8), 0
-    for parameter in parameters:
-        target = buffer[offset : offset + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
-        source = parameter.detach().contiguous()
-        # By one thread: those of torch would wait for each other after each copy, long if the machine is busy.
-        memmove(target.data_ptr(), source.data_ptr(), parameter.nbytes)
-        parameter.data = target
-        offset += -(-parameter.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
