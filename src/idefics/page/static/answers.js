@@ -10,11 +10,12 @@ const NEAR_END_PIXELS = 60; // scrolled so near to the end, the conversation fol
 const FASTEST_SECONDS = 0.2; // shorter answers say nothing about the speed
 
 /**
- * Buttons under a complete answer. Other modules add theirs: {label, isFor(turn), run(app, turn, item)}.
- * @type {{label: string, isFor: function(Turn): boolean, run: function(Object, Turn, HTMLElement): *}[]}
+ * Buttons under a complete answer. Other modules add theirs: {label, isFor(turn, app), run(app, turn, item, pressed)}.
+ * @type {{label: string, isFor: function(Turn, Object): boolean, run: function(Object, Turn, Item, HTMLElement): *}[]}
  */
 export const ACTIONS = [
-  { label: "Copy", isFor: (turn) => Boolean(turn.text || turn.labels), run: copy },
+  { label: "Copy", isFor: hasAnswer, run: copy },
+  { label: "Show where", isFor: (turn, app) => hasAnswer(turn) && isAboutOnePicture(turn, app), run: showWhere },
   { label: "Try again", isFor: (turn) => !isBusy(turn), run: ({ state }, turn) => retry(state, turn) },
   { label: "Code", isFor: () => true, run: (app, turn) => app.openDrawer("code", turn) },
   { label: "Delete", isFor: (turn) => !isBusy(turn), run: remove },
@@ -156,7 +157,7 @@ class Item {
     this.status = turn.status;
     const actions = isBusy(turn)
       ? [button(turn.status === "queued" ? "Do not ask" : "Stop", () => stop(app.state, turn))]
-      : ACTIONS.filter((action) => action.isFor(turn)).map((action) =>
+      : ACTIONS.filter((action) => action.isFor(turn, app)).map((action) =>
           button(action.label, (event) => action.run(app, turn, this, event.currentTarget)),
         );
     this.actions.replaceChildren(...actions);
@@ -262,6 +263,20 @@ function announcement(turn) {
 export function answerText(turn) {
   if (!turn.labels) return turn.text;
   return turn.labels.map(({ label, probability }) => `${(100 * probability).toFixed(1)} % ${label}`).join("\n");
+}
+
+function hasAnswer(turn) {
+  return Boolean(turn.text || turn.labels);
+}
+
+/** Whether a question to the model is all that the answer is based on: later turns of a chat have more before them. */
+function isAboutOnePicture(turn, { state }) {
+  const firstOfChat = state.conversation.turns.find((one) => one.task === "chat");
+  return turn.pictureIds.length === 1 && (turn.task !== "chat" || turn === firstOfChat);
+}
+
+async function showWhere(app, turn, item, pressed) {
+  (await import("./where.js")).open(item.extra, app, { turn, item, pressed });
 }
 
 async function copy(app, turn, item, pressed) {

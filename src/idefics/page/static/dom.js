@@ -69,3 +69,14 @@ export function duration(seconds) {
   if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
+
+/**
+ * Lets the browser save a file.
+ * @param {Blob} blob its content.
+ * @param {string} name its name.
+ */
+export function saveFile(blob, name) {
+  const link = element("a", { download: name, href: URL.createObjectURL(blob) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
