@@ -42,6 +42,7 @@ REASON_BY_SKIPPED_COMMAND = {
     r"(python3? -m )?pip install .*": "installs packages",
     r"make (demo|docs|wheel|test|test-all|test-ray|check)": "installs packages; CI runs it",
     r"make bench": "takes hours",
+    r"idefics ui .*": "runs until it is ended; tests/page opens the same page",
     r"idefics read .*": "needs a checkpoint of the hub; tests/cli/test_cli_read.py reads with a tiny one",
     r"python bench/\w+\.py .*": "takes minutes; tests/bench runs the tools",
     r"python -m http\.server .*": "runs until it is ended; tests/test_guides.py serves the same pictures",
