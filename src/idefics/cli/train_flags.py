@@ -43,7 +43,7 @@ class TrainDataFlags:
         default="refuse",
         metavar="HOW",
     )
-    max_tiles: int | None = input_flag("At most N tiles per picture; use the same when asking.")
+    max_tiles: int | None = input_flag("At most N tiles per picture; give `idefics ask` the same number.")
     show: int | None = input_flag(
         "Print N rows as the model sees them, learned tokens in colour; no training."
     )
