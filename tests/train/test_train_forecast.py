@@ -116,7 +116,10 @@ def test_a_training_that_does_not_fit_is_refused_with_advice():
     )
     with pytest.raises(OutOfMemory, match=r"free: try an adapter instead of all weights$"):
         check_memory(made, settings)
-    check_memory(*forecast())
+    made, settings = forecast()
+    check_memory(replace(made, free=made.needed), settings)
+    with pytest.raises(OutOfMemory):
+        check_memory(replace(made, free=made.needed - 1), settings)
 
 
 def test_the_lines_say_what_is_learned_and_what_memory_it_takes():

@@ -5,10 +5,14 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from idefics.errors import BadPicture
 from idefics.train.plan import plan_training
 from idefics.train.settings import TrainSettings
+from idefics.train.trainee import load_trainee
+from idefics.train.training import run, train_rows
 from train.training_data import FAMILIES, write_pictures, write_rows
 
 
@@ -67,3 +71,15 @@ def test_thumbnails_show_the_pictures(get_checkpoint, path):
     (path.parent / "wide.png").write_bytes(b"other")
     with pytest.raises(BadPicture, match="has changed since the rows were read"):
         row.read_thumbnails()
+
+
+def test_forecast_dry_run_and_samples_change_nothing_in_the_result(path, tmp_path):
+    """`run` writes what the bare loop writes, to the bit."""
+    fixed = {"data": str(path), "model": "demo", "steps": 2, "batch_size": 3, "dropout": 0.1}
+    whole = TrainSettings(out=tmp_path / "whole", val=str(path), validate_every=1, sample_every=1, **fixed)
+    run(whole)
+    bare = TrainSettings(out=tmp_path / "bare", **fixed)
+    plan = plan_training(bare)
+    train_rows(load_trainee(plan.checkpoint, bare), plan.rows, None, bare)
+    first, second = (load_file(one.out / "adapter_model.safetensors") for one in (whole, bare))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -9,6 +9,8 @@ from idefics import Picture, assistant, user
 from idefics.demo import pictures as demo_pictures
 from idefics.train.rows import TrainingRow
 from idefics.train.samples import MAX_NEW_TOKENS, SampleAnswerer, SampleRow
+from idefics.train.settings import TrainSettings
+from idefics.train.trainee import find_trainable_checkpoint, load_trainee
 
 PICTURES = {path.stem: str(path) for path in demo_pictures()}
 DOOR, TOWER = Picture(PICTURES["door"]), Picture(PICTURES["tower"])
@@ -16,8 +18,13 @@ QUESTION = "What color is the ground?"
 
 
 @pytest.fixture(scope="module", params=["demo", "demo-idefics1"])
-def vlm(request):
-    with idefics.load(request.param, kernels="reference", feature_cache=False) as model:
+def model_name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def vlm(model_name):
+    with idefics.load(model_name, kernels="reference", feature_cache=False) as model:
         yield model
 
 
@@ -75,6 +82,23 @@ def test_training_does_not_notice(vlm):
     model.eval()
     x = model.embed(torch.tensor(row.ids[:4]))
     assert not x.is_inference()
+
+
+def test_answers_drop_nothing_out(vlm, model_name):
+    """An adapter with dropout, whose factors change the answers."""
+    settings = TrainSettings(data="x", model=model_name, out="x", dropout=0.9)
+    checkpoint = find_trainable_checkpoint(settings)
+    trainee = load_trainee(checkpoint, settings)
+    for name, weight in trainee.learned.by_name.items():
+        if name.endswith("lora_B.weight"):
+            torch.nn.init.normal_(weight, std=0.3)
+    row = make_row(vlm, [user(DOOR, QUESTION)], "Purple.")
+    loaded = vlm.loaded_model
+    parts = (loaded.processor.tokenizer, loaded.stop_ids, loaded.banned_ids)
+    trainee.model.train()
+    answers = {next(SampleAnswerer(trainee.model, [row], *parts).answer(0)).answer for _ in range(3)}
+    trainee.model.eval()
+    assert answers == {next(SampleAnswerer(trainee.model, [row], *parts).answer(0)).answer}
 
 
 def test_the_answer_of_a_row_is_its_last_run_of_learned_tokens():
