@@ -114,7 +114,8 @@ function toForm(fields) {
 
 const postForm = (path, fields, signal) => request(path, { method: "POST", body: toForm(fields), signal });
 
-const postJson = (path, body, signal) =>
+/** Posts JSON. @returns {Promise<Response>} */
+export const postJson = (path, body, signal) =>
   request(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -213,32 +214,3 @@ export async function* streamExplanation(fields, signal) {
   const options = { stream: true, stream_options: { include_progress: true } };
   yield* readEvents(await postForm("v1/images/tasks/explain", { ...fields, ...options }, signal));
 }
-
-/** Sends a file of requests. @param {Blob} blob @param {string} name @returns {Promise<Object>} the file's object. */
-export async function uploadFile(blob, name, signal) {
-  const form = new FormData();
-  form.append("purpose", "batch");
-  form.append("file", blob, name);
-  return (await request("v1/files", { method: "POST", body: form, signal })).json();
-}
-
-/** Starts a batch of chat completions over a file. @returns {Promise<Object>} the batch's object. */
-export async function createBatch(fileId, metadata) {
-  const body = { input_file_id: fileId, endpoint: "/v1/chat/completions", completion_window: "24h", metadata };
-  return (await postJson("v1/batches", body)).json();
-}
-
-/** A batch as it is now. @returns {Promise<Object>} */
-export const fetchBatch = async (id) => (await request(`v1/batches/${id}`)).json();
-
-/** Batches, newest first. @returns {Promise<Object[]>} */
-export const listBatches = async () => (await (await request("v1/batches?limit=100")).json()).data;
-
-/** Ends a batch; answers that it has stay. */
-export const cancelBatch = async (id) => (await request(`v1/batches/${id}/cancel`, { method: "POST" })).json();
-
-/** The content of a file as text. @returns {Promise<string>} */
-export const fetchFileText = async (id) => (await request(`v1/files/${id}/content`)).text();
-
-/** Deletes a file. */
-export const deleteFile = async (id) => request(`v1/files/${id}`, { method: "DELETE" });

@@ -1,0 +1,61 @@
+/** Rows of a batch run: the request of a picture, its thumbnail, and the answer that comes back. */
+
+import { toSentence } from "./api.js";
+import { parseLabels, toDataUri } from "./run.js";
+
+const THUMBNAIL_PIXELS = 320;
+
+/** Fields of a row that an answer sets. */
+export const ANSWER_FIELDS = ["text", "labels", "tokens", "finish", "notes", "error"];
+
+/** The answer of a row before there is one. */
+export const noAnswer = () => ({ text: null, labels: null, tokens: 0, finish: "", notes: [], error: "" });
+
+/** @param {string} run @param {string} path @param {number} index @returns {Row} */
+export const newRow = (run, path, index) => ({ run, path, index, thumbnail: null, batch: "", edited: null, ...noAnswer() });
+
+/** Whether a row still waits for an answer. @param {Row} row */
+export const isOpen = (row) => row.text === null && !row.error;
+
+/** The answer of a row as it is shown and exported: what somebody wrote, else the model's; null if there is none. */
+export const answerOf = (row) => row.edited ?? row.text;
+
+/** The probability of the answer of a row; null unless it is one of the labels. @param {Row} row */
+export const probabilityOf = (row) => row.labels?.find(({ label }) => label === answerOf(row))?.probability ?? null;
+
+/** The route that answers the rows of a run. @param {RunRecord} record */
+export const endpointOf = ({ task }) => `/v1/images/tasks/${task}`;
+
+/**
+ * The line of a picture in a file of requests.
+ * @param {RunRecord} record
+ * @param {string} path identifies the picture in the batch.
+ * @param {Blob} picture
+ * @returns {Promise<Blob>}
+ */
+export async function requestLine(record, path, picture) {
+  const { task, words, fields, model } = record;
+  const asked = task === "classify" ? { labels: parseLabels(words) } : words && { words };
+  const body = { model, image_url: await toDataUri(picture), ...asked, ...fields };
+  return new Blob([JSON.stringify({ custom_id: path, method: "POST", url: endpointOf(record), body }), "\n"]);
+}
+
+/** Sets the answer of a row to that of a line of the output. @param {Row} row @param {Object} line @returns {Row} */
+export function setAnswer(row, { response, error }) {
+  const { body, status_code: status } = response ?? {};
+  if (status !== 200) return Object.assign(row, { error: toSentence(error?.message ?? body.error.message) });
+  const { labels = null, usage, notes = [], finish_reason: finish = "" } = body;
+  const text = labels ? labels[0].label : body.text;
+  return Object.assign(row, { text, labels, tokens: usage.completion_tokens, finish, notes });
+}
+
+/** A small copy of a picture. @param {StoredPicture} picture @returns {Promise<Blob>} */
+export async function drawThumbnail({ blob, width, height }) {
+  const scale = Math.min(1, THUMBNAIL_PIXELS / Math.max(width, height));
+  const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.ceil(side * scale));
+  const drawn = await createImageBitmap(blob, { resizeWidth, resizeHeight, resizeQuality: "medium" });
+  const canvas = new OffscreenCanvas(resizeWidth, resizeHeight);
+  canvas.getContext("2d").drawImage(drawn, 0, 0);
+  drawn.close();
+  return canvas.convertToBlob({ type: "image/webp", quality: 0.8 });
+}

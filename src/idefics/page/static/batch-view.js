@@ -1,0 +1,125 @@
+/** A batch run on the page: how far it is, its contact sheet, and the files that come of it. */
+
+import { fetchReport } from "./batch-api.js";
+import { download, toCsv, toJsonLines, toSidecars } from "./batch-export.js";
+import { Sheet } from "./batch-sheet.js";
+import { button, count, element } from "./dom.js";
+import { taskByName } from "./state.js";
+
+/**
+ * Shows a run until the view is left.
+ * @param {HTMLElement} page
+ * @param {Object} app see app.js.
+ * @param {BatchRun} run
+ * @param {{signal: AbortSignal, readSources: function(File[]), deleteRun: function()}} view
+ */
+export function showRun(page, app, run, { signal, readSources, deleteRun }) {
+  const { task, words } = run.record;
+  const add = async (files) => {
+    const { sources, problems } = await readSources(files);
+    const known = await run.add(sources);
+    if (known) problems.push(`${count(known, "picture")} ${known === 1 ? "is" : "are"} in this run already.`);
+    for (const problem of problems) app.notify(problem);
+  };
+  const parts = {
+    text: element("p.run-progress"),
+    meter: element("progress", { "aria-label": "Progress of the run" }),
+    problem: element("p.error", { role: "alert", hidden: true }),
+    cancel: button("Cancel", () => run.cancel(), { class: "tool outlined" }),
+    retry: button("", () => run.retry(run.rows.filter((row) => row.error)), { class: "tool outlined" }),
+    report: button("Report", (event) => saveReport(app, run, event.currentTarget), { class: "tool outlined" }),
+  };
+  const sheet = new Sheet(run, app);
+  const title = element("h1", { dir: "auto", text: [taskByName(task).label, words].filter(Boolean).join(": ") });
+  const tools = element("div.run-tools", {}, parts.cancel, parts.retry, addButton(add), button("Delete", deleteRun), saveButtons(app, run, parts.report));
+  page.append(
+    element("a.back", { href: "#/batch", text: "All runs" }),
+    title, parts.text, parts.meter, parts.problem, tools, sheet.root,
+  );
+  const show = (rows) => {
+    sheet.update(rows);
+    showProgress(run, parts);
+  };
+  let wasRunning = run.isRunning;
+  const unsubscribe = run.subscribe((rows) => {
+    show(rows);
+    if (wasRunning && !run.isRunning) app.announce(describeEnd(run));
+    wasRunning = run.isRunning;
+  });
+  signal.addEventListener("abort", unsubscribe);
+  page.parentElement.addEventListener("idefics-files", (event) => {
+    event.preventDefault();
+    void add(event.detail);
+  }, { signal });
+  addEventListener("beforeunload", (event) => run.isSending && event.preventDefault(), { signal });
+  show([]);
+}
+
+function addButton(add) {
+  const input = element("input", { type: "file", multiple: true, hidden: true, accept: "image/*,.zip", id: "batch-more" });
+  input.addEventListener("change", async () => {
+    await add([...input.files]);
+    input.value = "";
+  });
+  return element("span", {}, input, button("Add pictures", () => input.click()));
+}
+
+function saveButtons(app, run, report) {
+  const name = (suffix) => `${taskByName(run.record.task).label.toLowerCase()}-${new Date(run.record.createdAt).toISOString().slice(0, 10)}${suffix}`;
+  const save = (label, toBlob, suffix, title) => button(label, () => download(toBlob(run), name(suffix)), { class: "tool outlined", title });
+  return element(
+    "div.save-tools",
+    { role: "group", "aria-label": "Save the answers" },
+    element("span", { text: "Save", "aria-hidden": "true" }),
+    save("CSV", toCsv, ".csv", "A table for spreadsheets"),
+    save("JSONL", toJsonLines, ".jsonl", "An object a line, for programs"),
+    save("Texts", toSidecars, "-texts.zip", "A zip with a .txt for each picture"),
+    report,
+  );
+}
+
+async function saveReport(app, run, pressed) {
+  pressed.disabled = true;
+  pressed.textContent = "Making it…";
+  try {
+    const answered = new Set(run.rows.filter((row) => row.text !== null).map((row) => row.batch));
+    download(await fetchReport([...answered]), `${run.record.task}-report.html`);
+  } catch (error) {
+    app.notify(error.message);
+  }
+  pressed.textContent = "Report";
+  pressed.disabled = false;
+}
+
+function showProgress(run, { text, meter, problem, cancel, retry, report }) {
+  const { isRunning } = run;
+  const { done, failed, total, rate } = run.progress;
+  text.textContent = isRunning ? describeProgress(done, total, rate) : describeEnd(run);
+  meter.hidden = !isRunning;
+  [meter.max, meter.value] = [Math.max(1, total), done];
+  problem.textContent = run.problem;
+  problem.hidden = !run.problem;
+  cancel.hidden = !isRunning;
+  const again = run.rows.filter((row) => run.canRetry(row)).length;
+  retry.hidden = isRunning || !again;
+  retry.textContent = `Retry ${again === failed ? "all " : ""}${count(again, "picture")}`;
+  report.disabled = isRunning || done === failed;
+  report.title = report.disabled ? "Once the run has ended with answers" : "One page with thumbnails and charts of the model's answers";
+}
+
+function describeProgress(done, total, rate) {
+  const parts = [`${done.toLocaleString("en")} of ${total.toLocaleString("en")}`];
+  if (rate) parts.push(rate >= 0.95 ? `${rate.toFixed(1)} pictures a second` : `${(60 * rate).toFixed(rate * 60 < 10 ? 1 : 0)} pictures a minute`);
+  if (rate) parts.push(`${timeLeft((total - done) / rate)} left`);
+  return parts.join(" · ");
+}
+
+function timeLeft(seconds) {
+  if (seconds < 90) return count(Math.max(1, Math.round(seconds)), "second");
+  return seconds < 5400 ? count(Math.round(seconds / 60), "minute") : `${(seconds / 3600).toFixed(1)} hours`;
+}
+
+function describeEnd(run) {
+  const { done, failed } = run.progress;
+  return [count(done - failed, "answer"), failed ? `${failed.toLocaleString("en")} failed` : ""].filter(Boolean).join(" · ");
+}
