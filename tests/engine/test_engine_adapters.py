@@ -5,12 +5,18 @@ import torch
 from PIL import Image
 
 import idefics
+from idefics import BadPrompt, BadSetting
+from idefics.engine.request import Request
 from models import tiny
 from models.tiny_adapters import write_random_adapter
 
 RAW_BY_FAMILY = {"idefics": tiny.IDEFICS1, "idefics2": tiny.IDEFICS2, "idefics3": tiny.IDEFICS3}
-# Of different ranks, for different layers; the head and the pictures are among them.
-TEXT_TARGETS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "cross_attn.q_proj", "additional_fc")
+# Of different ranks, for different layers. The first changes the decoder alone, the second pictures and the head too.
+TEXT_TARGETS = (
+    *("text_model.layers.0.mlp.down_proj", "text_model.layers.1.self_attn.q_proj"),
+    *("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"),
+    *("cross_attn.q_proj", "lm_head.additional_fc"),
+)
 PICTURE_TARGETS = ("q_proj", "k_proj", "up_proj", "o_proj", "lm_head", "fc1")
 RED, BLUE = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
 
@@ -75,3 +81,124 @@ def test_answers_in_one_batch_equal_those_of_the_merged_models(shared, merged):
         for stream in streams:
             assert "".join(stream) == stream.answer.text
         assert [stream.answer.tokens for stream in streams] == expected
+
+
+def test_scores_beams_and_structured_output(shared, merged):
+    for name in ("text", "pictures"):
+        view, expected = shared.with_adapter(name), merged[name]
+        options = {"choices": ["a red one", "a blue one", "neither"], "max_new_tokens": 9}
+        assert (
+            view.generate([RED, "Which?"], **options).text
+            == expected.generate([RED, "Which?"], **options).text
+        )
+        beams = {"num_beams": 3, "max_new_tokens": 6}
+        assert (
+            view.generate([BLUE, "What?"], **beams).tokens
+            == expected.generate([BLUE, "What?"], **beams).tokens
+        )
+        scores = [one.score([RED, "This is "], ["red and big", "blue"])[1] for one in (view, expected)]
+        torch.testing.assert_close(
+            *([torch.tensor(row) for row in rows] for rows in scores), atol=2e-3, rtol=1e-3
+        )
+        torch.testing.assert_close(view.embed(RED), expected.embed(RED), atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_are_encoded_again_only_for_adapters_that_change_them(folders):
+    shared = load_shared(folders)
+    for name in (None, "text", "pictures", "pictures", None):
+        view = shared.with_adapter(name)
+        view.generate([RED, "What?"], max_new_tokens=2)
+    assert [one.changes_pictures for one in shared.engine.adapters.adapters] == [False, True]
+    assert shared.engine.encoder_cache.num_encoded == 2
+
+
+def test_a_prompts_beginning_is_found_again_for_its_adapter_alone(folders):
+    shared = load_shared(folders)
+
+    def cached_tokens(name):
+        view = shared.with_adapter(name)
+        return view.generate(["word " * 40], max_new_tokens=1).usage.cached_tokens
+
+    assert [cached_tokens(name) for name in (None, "text", "pictures")] == [0, 0, 0]
+    assert min(cached_tokens(name) for name in (None, "text", "pictures")) > 16
+
+
+def test_files_of_encoded_pictures_are_the_adapters_own(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("idefics.generation.picture_features.MIN_TOWER_MULTIPLICATIONS", 0)
+    names = ("text", "pictures")
+    found = []
+    for _ in range(2):
+        shared = idefics.load(
+            folders / "base", feature_cache=True, adapters={name: folders / name for name in names}
+        )
+        found += [
+            [
+                shared.with_adapter(name).generate([RED, "What?"], max_new_tokens=6).tokens
+                for name in (None, *names)
+            ]
+        ]
+    assert shared.engine.encoder_cache.num_encoded == 0
+    assert found[0] == found[1]
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantised_models_are_shared(folders, quantize):
+    """Without an adapter as before; with one the difference is the adapter's, not that of rounding it."""
+    alone = load(folders, quantize=quantize, kernels="reference")
+    shared = load_shared(folders, quantize=quantize, kernels="reference")
+    prompt = alone.prompt([RED, "What is it?"])
+    torch.testing.assert_close(shared.logits(prompt), alone.logits(prompt))
+    view = shared.with_adapter("text")
+    found = view.logits(view.prompt([RED, "What is it?"]))
+    dequantized = idefics.load(folders / "base", adapters={"text": folders / "text"}, feature_cache=False)
+    for name, layer in shared.engine.model.named_modules():
+        if hasattr(layer, "dequantize"):
+            dequantized.engine.model.get_submodule(name).weight.data = layer.dequantize(torch.float32)
+    exact = dequantized.with_adapter("text")
+    torch.testing.assert_close(found, exact.logits(exact.prompt([RED, "What is it?"])), atol=2e-4, rtol=2e-4)
+
+
+def test_memory_counts_the_factors(folders):
+    base, shared = load(folders), load_shared(folders)
+    assert shared.memory - base.memory == shared.engine.adapters.num_bytes > 1000
+
+
+def test_a_prompt_of_another_models_adapter_is_refused(folders):
+    shared, alone = load_shared(folders), load(folders)
+    prompt = shared.with_adapter("text").prompt(["What?"])
+    with pytest.raises(
+        BadPrompt, match=r"made for the adapter 'text' of another model: make it with this one"
+    ):
+        alone.submit(prompt)
+
+
+def test_names_that_are_not_there(folders):
+    shared, alone = load_shared(folders), load(folders)
+    assert (shared.adapters, alone.adapters) == (("text", "pictures"), ())
+    with pytest.raises(BadSetting, match=r"^name is 'words'; give text, pictures$"):
+        shared.with_adapter("words")
+    with pytest.raises(BadSetting, match=r"^name is 'text'; this model has no adapters"):
+        alone.with_adapter("text")
+    with pytest.raises(BadSetting, match="adapter and adapters are both given"):
+        load_shared(folders, adapter=folders / "text")
+    for wrong in ([folders / "text"], {"": folders / "text"}, {1: folders / "text"}):
+        with pytest.raises(BadSetting, match=r"^adapters is .*; give names and folders or hub ids"):
+            load(folders, adapters=wrong)
+
+
+def test_scores_at_once_are_those_of_each_adapter(shared, merged):
+    """Continuations of several tokens after prompts of equal and unequal length, in the same steps."""
+    continuations = ((5, 6, 7), (5, 8), (9, 10, 11, 12))
+    names, texts = ["pictures", None, "text", "pictures"], ["one", "one", "one", "another one"]
+    expected = [
+        merged[name].engine.score(merged[name].prompt([text]), continuations)
+        for name, text in zip(names, texts, strict=True)
+    ]
+    prompts = [shared.with_adapter(name).prompt([text]) for name, text in zip(names, texts, strict=True)]
+    with shared.engine.condition:  # so that one step takes all
+        handles = [shared.engine.submit(Request(one, continuations=continuations)) for one in prompts]
+    for handle, scores in zip(handles, expected, strict=True):
+        found = handle.result().continuation_logprobs
+        assert found == [pytest.approx(row, abs=1e-3) for row in scores]

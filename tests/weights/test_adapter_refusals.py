@@ -308,3 +308,54 @@ def test_all_linear_is_every_linear_layer_but_the_head(base, tmp_path):
         folder, lambda tensors: [tensors.pop(f"{KEY}.o_proj.{name}.weight") for name in ("lora_A", "lora_B")]
     )
     assert problems_of(base, folder) == {"missing": (f"{LAYER}.o_proj.lora_A",)}
+
+
+@pytest.mark.parametrize(
+    ("options", "tensors", "reason"),
+    [
+        (
+            {"use_dora": True},
+            {f"{LAYER}.q_proj.lora_magnitude_vector": torch.ones(48)},
+            "sets the lengths of rows (DoRA) of",
+        ),
+        (
+            {"modules_to_save": ("lm_head",)},
+            {"lm_head.weight": torch.ones(64, 48)},
+            "replaces lm_head.weight",
+        ),
+    ],
+    ids=["dora", "replaced"],
+)
+def test_what_cannot_share_a_model_is_refused_by_name(tmp_path, options, tensors, reason):
+    base = tiny.write_complete_checkpoint(tmp_path / "base", tiny.IDEFICS3)
+    factors = {
+        f"{LAYER}.q_proj.lora_A.weight": torch.ones(2, 48),
+        f"{LAYER}.q_proj.lora_B.weight": torch.ones(48, 2),
+    }
+    config = AdapterConfig(rank=2, alpha=2, target_modules=(f"{LAYER}.q_proj",), **options)
+    if "lm_head.weight" in tensors:
+        vocab_size = json.loads((base / "config.json").read_text())["text_config"]["vocab_size"]
+        tensors = {"lm_head.weight": torch.ones(vocab_size, 48)}
+    write_adapter(tmp_path / "adapter", factors | tensors, config)
+    assert idefics.load(base, adapter=tmp_path / "adapter")
+    with pytest.raises(UnsupportedModel) as caught:
+        idefics.load(base, adapters={"plants": tmp_path / "adapter"})
+    message = str(caught.value)
+    assert message.startswith(f"the adapter plants ({tmp_path / 'adapter'}) {reason}")
+    assert message.endswith("with adapter= (--adapter), or make a checkpoint of it with `idefics merge`")
+
+
+def test_an_adapter_that_shares_a_model_fits_wholly_or_not_at_all(tmp_path):
+    base = tiny.write_complete_checkpoint(tmp_path / "base", tiny.IDEFICS3)
+    good = write_random_adapter(tmp_path / "good", tiny.load_checkpoint(base), ["q_proj"])
+    bad = write_random_adapter(tmp_path / "bad", tiny.load_checkpoint(base), ["q_proj"])
+    edit_tensors(
+        bad, lambda tensors: [tensors.pop(f"{KEY}.q_proj.lora_A.weight"), tensors.update(score=torch.ones(2))]
+    )
+    with pytest.raises(AdapterMismatch) as caught:
+        idefics.load(base, adapters={"good": good, "bad": bad})
+    assert caught.value.problems == {
+        "incomplete": (f"{KEY}.q_proj.lora_B.weight",),
+        "missing": (f"{LAYER}.q_proj.lora_A",),
+        "unknown": ("score",),
+    }

@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/images", tags=["Tasks"], route_class=JSONBodyRout
 class ImageCostRequest(RequestModel):
     """The size of a picture in pixels, upright, and the detail in which it would be sent."""
 
-    ignored_fields = make_field_table(any_value=("model",))  # there is only one
+    ignored_fields = make_field_table(any_value=("model",))  # all cost the same
 
     width: int = Field(ge=1, le=MAX_SIDE)
     height: int = Field(ge=1, le=MAX_SIDE)
