@@ -2,12 +2,16 @@
 
 import base64
 import csv
+import io
+import json
+import tarfile
 import threading
 
 import PIL.Image
 import PIL.ImageFile
 import pytest
 
+from idefics.errors import BadSetting
 from idefics.messages import Picture, Shot, user
 from train.training_data import (
     ANSWER,
@@ -266,3 +270,43 @@ def test_a_data_set_of_the_hub(get_checkpoint, pictures):
     checkpoint = get_checkpoint(CHAT_MODEL)
     (row,) = checkpoint.read(f"hf:{pictures / 'hub'}:train")
     assert prefix(row) == checkpoint.task_prompt("ask", pictures / "wide.png", QUESTION).ids
+
+
+# --- Folders and archives without a table
+
+
+@pytest.mark.parametrize("name", [CHAT_MODEL, BASE_MODEL])
+def test_text_files_next_to_pictures_are_captions(get_checkpoint, pictures, name):
+    checkpoint = get_checkpoint(name)
+    for picture in SIZE_BY_PICTURE:
+        (pictures / picture).with_suffix(".txt").write_text(f"The {picture[:4]} one.\n")
+    read = checkpoint.read(pictures)
+    assert [read[index].name for index in range(3)] == [
+        str(pictures / one) for one in sorted(SIZE_BY_PICTURE)
+    ]
+    end = checkpoint.text(read[0].ids[-1:])
+    for index, picture in enumerate(sorted(SIZE_BY_PICTURE)):
+        assert checkpoint.learned(read[index])[0].strip() == f"The {picture[:4]} one.{end}"
+        assert prefix(read[index]) == checkpoint.task_prompt("caption", pictures / picture).ids
+    (pictures / "wide.txt").unlink()
+    with pytest.raises(
+        BadSetting, match=r"wide\.png has nothing to learn: write its text into .*wide\.txt, or give a table"
+    ):
+        checkpoint.read(pictures)
+
+
+def test_samples_of_webdataset_are_rows(get_checkpoint, pictures):
+    checkpoint = get_checkpoint(CHAT_MODEL)
+    columns = json.dumps({"question": QUESTION, "answer": ANSWER})
+    members = [("1.png", (pictures / "wide.png").read_bytes()), ("1.json", columns.encode())]
+    members += [("2.jpg", (pictures / "tall.jpg").read_bytes()), ("2.txt", b"A tall one.")]
+    with tarfile.open(pictures / "rows.tar", "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    read = checkpoint.read(pictures / "rows.tar")
+    assert prefix(read[0]) == checkpoint.task_prompt("ask", pictures / "wide.png", QUESTION).ids
+    assert prefix(read[1]) == checkpoint.task_prompt("caption", pictures / "tall.jpg").ids
+    assert checkpoint.learned(read[1]) == [" A tall one.<end_of_utterance>"]
+    assert read[1].read_pictures()[0].frames

@@ -160,8 +160,9 @@ def test_all_errors_are_counted_and_the_first_ten_named(get_checkpoint, pictures
         ("rows.csv", "image,question,answer\n", "has no rows"),
         ("rows.csv", "image,question,answer\nwide.png,What?\n", "#1 has 2 values, but the header has 3"),
         ("rows.jsonl", "{", "#1 is not valid JSON"),
-        ("wide.png", None, "has no answers to learn: give a table"),
-        ("", None, "has no answers to learn"),
+        ("wide.png", None, "wide.png has nothing to learn: write its text into"),
+        ("", None, "3 of the 3 rows"),
+        ("rows.json", "[]", "rows.json is JSON: give JSON lines (.jsonl)"),
     ],
 )
 def test_files_without_rows(get_checkpoint, pictures, name, content, expected):

@@ -41,8 +41,12 @@ class PassageLayout:
         self._plain_text_processor.is_text_trusted = False
         tokenizer = processor.tokenizer
         self._turn_end_tokens = {token for id in stop_ids if (token := tokenizer.id_to_token(id)) is not None}
-        preferred = (processor.prompt_format.turn_end_token, tokenizer.token_by_role.get("eos_token"))
-        candidates = [*preferred, *(tokenizer.id_to_token(id) for id in sorted(stop_ids))]
+        turn_end = processor.prompt_format.turn_end_token if processor.prompt_format.kind == "chat" else ""
+        candidates = [
+            turn_end,
+            tokenizer.token_by_role.get("eos_token"),
+            *(tokenizer.id_to_token(id) for id in sorted(stop_ids)),
+        ]
         end = next((one for one in candidates if one in self._turn_end_tokens), None)
         if end is None:
             raise UnsupportedModel(

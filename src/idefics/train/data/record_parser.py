@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from idefics.batch.sources.tables import IMAGE_COLUMNS, MAX_NAMED_COLUMNS, TableInput
+from idefics.batch.rows import Media
+from idefics.batch.sources.tables import IMAGE_COLUMNS, MAX_NAMED_COLUMNS
 from idefics.errors import BadPrompt, did_you_mean
 from idefics.evaluate.layouts.table import (
     ANSWER_COLUMNS,
@@ -48,28 +49,33 @@ SIMILARITY = 0.8  # of two names, as difflib measures it, from which one counts 
 
 @dataclass(frozen=True, slots=True)
 class RecordParser:
-    """Makes the examples of a table's records.
+    """Makes the examples of records.
 
     Attributes:
-        table: the table; its reader finds the pictures of cells.
+        find_media: makes the picture of a cell, given the name of its row.
         kind: of the checkpoint: "chat", or "base" for one that continues documents.
         image_column: the column of single pictures that the table declares; None: the first of `IMAGE_COLUMNS`.
         has_unused_turn_end: whether the tokenizer has a token that ends turns, which the model was not trained with.
     """
 
-    table: TableInput
+    find_media: Callable[[object, str], Media]
     kind: Literal["base", "chat"]
     image_column: str | None
     has_unused_turn_end: bool
 
-    def parse(self, name: str, record: Mapping[str, Any]) -> TrainingExample:
+    def parse(self, name: str, record: Mapping[str, Any], media: Media | None = None) -> TrainingExample:
         """The example of a record.
+
+        Args:
+            name: of the row.
+            record: its columns.
+            media: its picture, if that is not in a column.
 
         Raises:
             BadPrompt: it has nothing to learn, or a value of the wrong type.
             BadPicture: a cell cannot be a picture.
         """
-        pictures = self._pictures(name, record)
+        pictures = self._pictures(name, record) if media is None else [ExamplePicture(media=media)]
         _reject_misspelt_columns(name, record, has_pictures=bool(pictures))
         if _is_given(record.get(MESSAGES_COLUMN)):
             return self._parse_messages(name, record, pictures)
@@ -167,7 +173,7 @@ class RecordParser:
 
     def _find_picture(self, value: object, name: str) -> ExamplePicture:
         """The picture that a cell, or a part of a message, gives."""
-        return ExamplePicture(media=self.table.reader.media(value, name, self.table.settings.fetcher))
+        return ExamplePicture(media=self.find_media(value, name))
 
     def _shots(self, name: str, record: Mapping[str, Any]) -> tuple[list[Shot], list[ExamplePicture]]:
         """The few-shot examples of a record, and their pictures."""

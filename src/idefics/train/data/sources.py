@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from idefics.batch.rows import Media
+from idefics.batch.sidecars import read_sidecar, sidecar_path
 from idefics.batch.sources.imagefolder import ImageFolder
 from idefics.batch.sources.inputs import resolve_input
-from idefics.batch.sources.settings import SourceSettings
+from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings
 from idefics.batch.sources.tables import TableInput
 from idefics.errors import BadPrompt, BadSetting, IdeficsError, did_you_mean
 from idefics.evaluate.answerer import make_prompt_items
@@ -22,7 +23,7 @@ from idefics.evaluate.suite_data import SuiteData
 from idefics.evaluate.suites import SUITES
 from idefics.processing.processor import Processor
 from idefics.train.data.examples import PICTURE, ExamplePicture, TrainingExample
-from idefics.train.data.record_parser import RecordParser
+from idefics.train.data.record_parser import TEXT_COLUMN, RecordParser
 from idefics.train.data.texts import check_text
 
 FAMILY_BY_IMAGE_TOKENS = {
@@ -31,6 +32,7 @@ FAMILY_BY_IMAGE_TOKENS = {
     "inline_tiles": "idefics3",
 }  # as prompts of suites name them
 SEPARATOR = ":"
+COLUMN_BY_FIELD = {"txt": TEXT_COLUMN, "cls": "label"}  # of WebDataset's archives
 
 
 def read_examples(path: str, processor: Processor) -> Iterator[TrainingExample | str]:
@@ -50,31 +52,72 @@ def read_examples(path: str, processor: Processor) -> Iterator[TrainingExample |
         return
     if SEPARATOR not in path and not Path(path).exists() and not Path(path).suffix:
         raise BadSetting(f"{path[:100]}: no such file, folder or suite{did_you_mean([path], tuple(SUITES))}")
+    if path.lower().endswith(".json"):
+        raise BadSetting(
+            f"{path} is JSON: give JSON lines (.jsonl), with an object for each row on a line of its own"
+        )
     found = resolve_input(path, SourceSettings())
     table = found.table() if isinstance(found, ImageFolder) else found
-    if not isinstance(table, TableInput):
-        raise BadSetting(
-            f"{path} has no answers to learn: give a table (.jsonl, .csv, .parquet), a folder with metadata.jsonl, or "
-            "a suite such as easy-vqa"
-        )
-    yield from _read_table(table, processor)
+    if isinstance(table, TableInput):
+        yield from _read_table(table, processor)
+    else:
+        found.check()
+        yield from _read_pictures(found, processor)
 
 
 def _read_table(table: TableInput, processor: Processor) -> Iterator[TrainingExample | str]:
     """Yields the examples of a table, or why a row has none."""
-    prompt_format, tokenizer = processor.prompt_format, processor.tokenizer
-    parser = RecordParser(
-        table,
-        prompt_format.kind,
-        table.settings.image_column or table.reader.declared_image_column(),
-        has_unused_turn_end="<end_of_utterance>" in tokenizer.added_token_contents,
-    )
+    image_column = table.settings.image_column or table.reader.declared_image_column()
+
+    def find_media(value: object, name: str) -> Media:
+        return table.reader.media(value, name, table.settings.fetcher)
+
+    parser = _make_parser(processor, find_media, image_column)
     for number, record in enumerate(table.reader.records(), 1):
         name = f"{table.name}#{number}"
         try:
             yield f"{name} {record}" if isinstance(record, str) else parser.parse(name, record)
         except IdeficsError as error:
             yield str(error)
+
+
+def _read_pictures(found: SingleInput, processor: Processor) -> Iterator[TrainingExample | str]:
+    """Yields the examples of pictures that have a text file, in a folder or an archive, or why one has none.
+
+    In WebDataset's archives a JSON file has the columns of its picture.
+    """
+
+    def refuse(_: object, name: str) -> Media:
+        raise BadPrompt(f"{name} names further pictures, which no archive has: give a table")
+
+    parser = _make_parser(processor, refuse, None)
+    for row in found.rows(SourcePass()):
+        try:
+            if row.media is None:
+                raise BadPrompt(row.error)
+            record = {COLUMN_BY_FIELD.get(name, name): value for name, value in row.columns.items()}
+            if not record and row.media.file is not None:
+                sidecar = sidecar_path(row.media.file, "txt")
+                record = {TEXT_COLUMN: read_sidecar(sidecar, "txt")}
+                if record[TEXT_COLUMN] is None:
+                    raise BadPrompt(
+                        f"{row.name} has nothing to learn: write its text into {sidecar}, or give a table"
+                    )
+            yield parser.parse(row.name, record, row.media)
+        except IdeficsError as error:
+            yield str(error)
+
+
+def _make_parser(
+    processor: Processor, find_media: Callable[[object, str], Media], image_column: str | None
+) -> RecordParser:
+    """The parser of records for a checkpoint."""
+    return RecordParser(
+        find_media,
+        processor.prompt_format.kind,
+        image_column,
+        has_unused_turn_end="<end_of_utterance>" in processor.tokenizer.added_token_contents,
+    )
 
 
 def _read_suite(suite: Suite, rest: str, processor: Processor) -> Iterator[TrainingExample | str]:
