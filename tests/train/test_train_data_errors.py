@@ -258,3 +258,14 @@ def test_messages_in_json_text_are_messages(get_checkpoint, pictures, name):
     path = write_rows(pictures / "rows.jsonl", {"messages": json.dumps([USER, ANSWER])})
     (row,) = get_checkpoint(name).read(path)
     assert row.num_targets
+
+
+def test_documents_end_as_documents(get_checkpoint):
+    """A base checkpoint may have a token that ends turns; its documents end with the other one."""
+    checkpoint = get_checkpoint("idefics2-8b")
+    processor = checkpoint.processor.with_image_detail(checkpoint.processor.image_detail)
+    example = TrainingExample(name="row", prompt=["What?"], answer="A ball.")
+    for kind, end in (("base", "</s>"), ("chat", "<end_of_utterance>")):
+        processor.prompt_format = dataclasses.replace(processor.prompt_format, kind=kind)
+        *_, learned = PassageLayout(processor, checkpoint.stop_ids).lay_out(example)
+        assert [piece.text for piece in learned] == [" A ball.", end]

@@ -27,8 +27,9 @@ class TrainSettings:
     """All that determines a training; `idefics.train.run` takes it.
 
     Attributes:
-        data: rows to learn: a folder with metadata.jsonl, a .jsonl, .csv or .parquet file, or the name of a suite of
-            `idefics eval` that has a training split, such as "easy-vqa".
+        data: rows to learn: a folder with metadata.jsonl or with a text file for each picture, a .jsonl, .csv, .parquet
+            or .tar file, "hf:owner/name:split", or a suite of `idefics eval`: "easy-vqa" is its training split,
+            "easy-vqa:test" another, "coco:FOLDER" a suite in a folder.
         model: a short name, a hub id or a folder.
         out: the folder to write: an adapter, or a checkpoint with `method` "full".
         val: rows to validate with, in the same forms.
