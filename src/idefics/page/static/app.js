@@ -109,7 +109,7 @@ let closeView = null;
 
 /** Shows what the fragment names: "#/batch" and "#/live" are views of their own, all else is the stage. */
 async function route() {
-  const name = location.hash.slice(2).split("/")[0];
+  const [name, id] = location.hash.slice(2).split("/");
   const link = document.querySelector(`.views a[data-view="${CSS.escape(name)}"]`);
   const isView = Boolean(name && link);
   closeView?.();
@@ -120,7 +120,7 @@ async function route() {
   for (const one of document.querySelectorAll(".views a")) one.removeAttribute("aria-current");
   (isView ? link : document.querySelector('.views a[data-view=""]')).setAttribute("aria-current", "page");
   if (isView) closeView = (await import(`./${name}.js`)).open(byId("view"), app) ?? null;
-  else if (name === "c") await (await import("./history.js")).openById(app, location.hash.split("/")[2]);
+  else if (name === "c") await (await import("./saving.js")).openById(app, id);
 }
 
 /** Shows the cards or the stage, and loads what the stage needs. */
@@ -132,10 +132,15 @@ async function showWorkspace() {
   byId("stage").hidden = byId("conversation").hidden = isEmpty;
   byId("new-conversation").hidden = isEmpty;
   if (isEmpty || app.stage) return;
-  const [stage, answers] = await Promise.all([import("./stage.js"), import("./answers.js")]);
+  const [stage, answers, saving] = await Promise.all([
+    import("./stage.js"),
+    import("./answers.js"),
+    import("./saving.js"),
+  ]);
   if (app.stage) return;
   app.stage = stage.openStage(byId("stage"), app);
   answers.openAnswers(byId("turns"), app);
+  saving.startSaving(app);
 }
 
 async function loadModel() {

@@ -19,7 +19,7 @@ export function startComposer(form, app) {
 
   words.addEventListener("input", () => {
     note.textContent = "";
-    state.drafts[state.task] = words.value;
+    state.rememberTyped(words.value);
     fitHeight(words);
   });
   words.addEventListener("keydown", (event) => {

@@ -40,6 +40,9 @@ export function stop(state, turn) {
   else if (turn.status === "queued") state.updateTurn(turn, { status: "stopped" });
 }
 
+/** Asks what waits in the conversation, as after it was opened again. @param {State} state */
+export const resume = (state) => void runNext(state);
+
 /** Whether a turn waits or runs. @param {Turn} turn */
 export const isBusy = (turn) => ["queued", "waiting", "writing"].includes(turn.status);
 
@@ -162,7 +165,8 @@ export function parseLabels(words) {
 /** The fields of a task's request for a turn. @param {State} state @param {Turn} turn */
 export async function taskFields(state, turn) {
   const picture = state.picture(turn.pictureIds[0]);
-  if (!picture) throw new Error("The picture of this question was removed. Undo that, or ask about another one.");
+  if (!picture)
+    throw new Error("The picture of this question was removed. Undo that, or ask about another one.");
   const shots = await Promise.all(
     turn.shots.map(async ({ picture: shown, question, answer }) => ({
       image_url: await toDataUri(shown.blob),

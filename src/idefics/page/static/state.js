@@ -77,7 +77,8 @@ export const DEFAULT_SETTINGS = Object.freeze({
   lengthNormalized: false,
 });
 
-const SETTINGS_KEY = "idefics.settings";
+const SETTINGS_KEY = "idefics.settings"; // in localStorage, for all windows
+const DRAFTS_KEY = "idefics.drafts"; // in sessionStorage: a window's own, kept over a reload
 
 /** The task of that name. */
 export const taskByName = (name) => TASKS.find((task) => task.name === name);
@@ -111,11 +112,12 @@ export class State {
   constructor() {
     /** @type {Conversation} */
     this.conversation = emptyConversation();
-    this.task = "ask";
+    const { task = "ask", drafts = {} } = readKept("sessionStorage", DRAFTS_KEY);
+    this.task = taskByName(task) ? task : "ask";
     /** @type {Object<string, string>} task -> what is typed for it. */
-    this.drafts = {};
+    this.drafts = drafts;
     /** @type {Settings} */
-    this.settings = { ...DEFAULT_SETTINGS, ...readStored() };
+    this.settings = { ...DEFAULT_SETTINGS, ...readSettings() };
     /** The served model, as `api.fetchModel` returns it; null before. */
     this.model = null;
   }
@@ -235,19 +237,31 @@ export class State {
   /** Chooses a task. @param {string} name */
   setTask(name) {
     this.task = name;
+    this.#keepDrafts();
     this.#tell("task");
   }
 
   /** Puts words into the composer for a task. @param {string} task @param {string} words */
   setDraft(task, words) {
     this.drafts[task] = words;
+    this.#keepDrafts();
     this.#tell("draft");
+  }
+
+  /** Remembers what is being typed for the task; the composer shows it already. @param {string} words */
+  rememberTyped(words) {
+    this.drafts[this.task] = words;
+    this.#keepDrafts();
+  }
+
+  #keepDrafts() {
+    keep("sessionStorage", DRAFTS_KEY, { task: this.task, drafts: this.drafts });
   }
 
   /** Changes settings; they are kept in the browser. @param {Partial<Settings>} changes */
   setSettings(changes) {
     this.settings = { ...this.settings, ...changes };
-    localStorage.setItem(SETTINGS_KEY, JSON.stringify(this.settings));
+    keep("localStorage", SETTINGS_KEY, this.settings);
     this.#tell("settings");
   }
 
@@ -258,12 +272,25 @@ export class State {
   }
 }
 
-/** The settings that the browser keeps; nothing if they cannot be read. */
-function readStored() {
+/** Keeps a value in the browser; where it forbids that, the value lasts as long as the page. */
+function keep(area, key, value) {
   try {
-    const stored = JSON.parse(localStorage.getItem(SETTINGS_KEY) ?? "{}");
-    return Object.fromEntries(Object.entries(stored).filter(([name]) => name in DEFAULT_SETTINGS));
+    window[area].setItem(key, JSON.stringify(value));
+  } catch {
+    // Blocked or full: nothing depends on it.
+  }
+}
+
+/** What was kept; nothing if it cannot be read. */
+function readKept(area, key) {
+  try {
+    return JSON.parse(window[area].getItem(key)) ?? {};
   } catch {
     return {};
   }
 }
+
+const readSettings = () =>
+  Object.fromEntries(
+    Object.entries(readKept("localStorage", SETTINGS_KEY)).filter(([name]) => name in DEFAULT_SETTINGS),
+  );

@@ -1,0 +1,121 @@
+/** The conversations that the browser keeps in IndexedDB: their texts in one store, their pictures in another. */
+
+const DATABASE = "idefics";
+const STORES = ["conversations", "pictures"]; // keys: the id; [the conversation's id, the picture's id]
+
+let opening = null;
+let database = null;
+
+function openDatabase() {
+  opening ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open(DATABASE, 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("conversations", { keyPath: "id" });
+      request.result.createObjectStore("pictures");
+    };
+    request.onsuccess = () => resolve((database = request.result));
+    request.onerror = () => reject(request.error);
+  });
+  opening.catch(() => (opening = null));
+  return opening;
+}
+
+/** Runs `body(conversations, pictures)` in one transaction; what its request gave, after the transaction is complete. */
+async function transact(mode, body) {
+  await openDatabase();
+  return new Promise((resolve, reject) => {
+    const transaction = database.transaction(STORES, mode);
+    const request = body(...STORES.map((name) => transaction.objectStore(name)));
+    transaction.oncomplete = () => resolve(request?.result);
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+const picturesOf = (id) => IDBKeyRange.bound([id], [id, []]);
+const withoutBlob = ({ blob, ...rest }) => rest;
+const shotWithoutBlob = (shot) => ({ ...shot, picture: withoutBlob(shot.picture) });
+
+/** A conversation without the bytes of its pictures, as it is stored. @param {Conversation} conversation */
+export function toRecord(conversation) {
+  return {
+    ...conversation,
+    pictures: conversation.pictures.map(withoutBlob),
+    shots: conversation.shots.map(shotWithoutBlob),
+    turns: conversation.turns.map((turn) => ({ ...turn, shots: turn.shots.map(shotWithoutBlob) })),
+  };
+}
+
+/** All pictures of a conversation, those of its examples included. @returns {StoredPicture[]} */
+export function allPictures({ pictures, shots, turns }) {
+  return [...pictures, ...[...shots, ...turns.flatMap((turn) => turn.shots)].map((shot) => shot.picture)];
+}
+
+/**
+ * Stores what `merge` makes of the stored conversation, in one transaction: no other window writes in between.
+ * @param {Conversation} conversation with the blobs of its pictures.
+ * @param {Set<string>} storedPictures ids of pictures whose bytes are stored already; those that are written are added.
+ * @param {function(Object|undefined): Object|null} merge the stored record -> the new one; null: nothing to store.
+ */
+export async function updateStored(conversation, storedPictures, merge) {
+  const { id } = conversation;
+  const written = [];
+  await transact("readwrite", (conversations, pictures) => {
+    const request = conversations.get(id);
+    request.onsuccess = () => {
+      const record = merge(request.result);
+      if (!record) return;
+      conversations.put(record);
+      for (const picture of allPictures(conversation)) {
+        if (request.result && storedPictures.has(picture.id)) continue;
+        pictures.put(picture.blob, [id, picture.id]);
+        written.push(picture.id);
+      }
+    };
+  });
+  for (const one of written) storedPictures.add(one);
+}
+
+/** Stores texts at once, as the page is left: whether another window changed them is not seen. @param {Object} record */
+export function putRecord(record) {
+  const transaction = database?.transaction("conversations", "readwrite");
+  transaction?.objectStore("conversations").put(record);
+  transaction?.commit();
+}
+
+/** A stored conversation with its pictures; null if there is none. @param {string} id @returns {Promise<Conversation|null>} */
+export async function loadConversation(id) {
+  const blobs = new Map();
+  const record = await transact("readonly", (conversations, pictures) => {
+    pictures.openCursor(picturesOf(id)).onsuccess = ({ target: { result: cursor } }) => {
+      if (!cursor) return;
+      blobs.set(cursor.key[1], cursor.value);
+      cursor.continue();
+    };
+    return conversations.get(id);
+  });
+  if (!record) return null;
+  for (const picture of allPictures(record)) picture.blob = blobs.get(picture.id);
+  const isWhole = ({ picture }) => picture.blob;
+  record.pictures = record.pictures.filter((picture) => picture.blob);
+  record.shots = record.shots.filter(isWhole);
+  for (const turn of record.turns) turn.shots = turn.shots.filter(isWhole);
+  return record;
+}
+
+/** The bytes of one picture. @returns {Promise<Blob|undefined>} */
+export const loadPicture = (id, pictureId) =>
+  transact("readonly", (_, pictures) => pictures.get([id, pictureId]));
+
+/** All conversations without the bytes of their pictures, the last changed first. @returns {Promise<Object[]>} */
+export async function listConversations() {
+  const records = await transact("readonly", (conversations) => conversations.getAll());
+  return records.sort((first, second) => second.updatedAt - first.updatedAt);
+}
+
+/** Deletes a conversation and its pictures. @param {string} id */
+export async function deleteStored(id) {
+  await transact("readwrite", (conversations, pictures) => {
+    conversations.delete(id);
+    pictures.delete(picturesOf(id));
+  });
+}
