@@ -197,7 +197,8 @@ class TensorBoardLog(TrainingListener):
 
 def describe_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings as JSON values."""
-    return {**asdict(settings), "out": str(settings.out)}
+    values = asdict(settings) | {"out": str(settings.out)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def installed_versions() -> dict[str, str]:

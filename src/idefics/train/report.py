@@ -183,6 +183,6 @@ def _facts(history: TrainingHistory) -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
         yield name.replace("_", " "), value if isinstance(value, str) else compact_json(value)
     for name, value in settings.items():
-        if value is not None:
+        if value not in (None, []):
             yield name.replace("_", " "), value if isinstance(value, str) else compact_json(value)
     yield "versions", ", ".join(f"{name} {number}" for name, number in versions.items())
