@@ -94,7 +94,7 @@ def test_of_several_answers_the_most_frequent_is_learned(get_checkpoint, picture
         {"question": QUESTION, "answers": [{"answer": "blue"}, {"answer": "blue"}, {"answer": "red"}]},
         {"question": QUESTION, "label": 1, "choices": ["red", "blue"]},
         {"question": QUESTION, "class": "blue"},
-        {"question": QUESTION, "answer": " blue\n", "id": 3, "source": "a data set"},
+        {"question": QUESTION, "answer": " blue\n", "id": 3, "source": "a data set", "answer_id": 1},
     ]
     read = get_checkpoint(CHAT_MODEL).read(write_rows(pictures / "rows.jsonl", *rows))
     for index in range(len(rows)):
@@ -264,8 +264,8 @@ def test_a_url_is_fetched_once(get_checkpoint, pictures, monkeypatch):
 
 def test_a_data_set_of_the_hub(get_checkpoint, pictures):
     datasets = pytest.importorskip("datasets")
-    rows = {"image": [str(pictures / "wide.png")], "question": [QUESTION], "answer": [ANSWER]}
-    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    rows = {"image_1": [str(pictures / "wide.png")], "question": [QUESTION], "answer": [ANSWER]}
+    made = datasets.Dataset.from_dict(rows).cast_column("image_1", datasets.Image())
     made.to_parquet(str(pictures / "hub" / "train.parquet"))
     checkpoint = get_checkpoint(CHAT_MODEL)
     (row,) = checkpoint.read(f"hf:{pictures / 'hub'}:train")

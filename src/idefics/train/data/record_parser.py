@@ -44,7 +44,7 @@ KNOWN_COLUMNS = (
 )
 UNREAD_COLUMNS = (*ID_COLUMNS, *CHOICE_COLUMNS)  # that evaluation reads
 SHOT_KEYS = ("image", "answer", "question")
-SIMILARITY = 0.8  # of two names, as difflib measures it, from which one counts as the other misspelt
+SIMILARITY = 0.81  # of two names, as difflib measures it, from which one counts as the other misspelt
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class RecordParser:
             BadPicture: a cell cannot be a picture.
         """
         pictures = self._pictures(name, record) if media is None else [ExamplePicture(media=media)]
-        _reject_misspelt_columns(name, record, has_pictures=bool(pictures))
+        unread = {one: value for one, value in record.items() if one != self.image_column}
+        _reject_misspelt_columns(name, unread, has_pictures=bool(pictures))
         if _is_given(record.get(MESSAGES_COLUMN)):
             return self._parse_messages(name, record, pictures)
         column = next((one for one in LEARNED_COLUMNS if _is_given(record.get(one))), None)
