@@ -70,15 +70,18 @@ async function openDrawer(name, argument) {
   const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id: `drawer-${name}` });
   const body = element("div.drawer-body");
   const close = button("Close", () => drawer.close());
+  const messages = [byId("toasts"), byId("announcer")]; // nothing outside a modal dialog can be used or is read out
   drawer.append(element("header", {}, element("h2", { text: module.TITLE }), close), body);
   document.body.append(drawer);
   const cleanUp = module.open(body, app, argument);
   drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
   drawer.addEventListener("close", () => {
+    byId("main").append(...messages);
     drawer.remove();
     cleanUp?.();
     if (opener?.isConnected) opener.focus();
   });
+  drawer.append(...messages);
   drawer.showModal();
 }
 

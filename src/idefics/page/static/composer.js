@@ -1,7 +1,7 @@
 /** The composer: what to do, the words for it, pictures to add, send and stop. */
 
 import { button, element } from "./dom.js";
-import { TASKS, taskByName } from "./state.js";
+import { TASKS, completeShots, taskByName } from "./state.js";
 
 const MAX_ROWS_HEIGHT = 180; // pixels of the text field before it scrolls
 
@@ -35,6 +35,7 @@ export function startComposer(form, app) {
   });
   form.querySelector("#stop").addEventListener("click", () => stopAll(app, words));
   state.subscribe("model", () => showTasksOfModel(form, state));
+  state.subscribe("shots", () => showNumExamples(form, state));
   state.subscribe("task", () => showTask(form, state));
   state.subscribe("draft", () => showTask(form, state));
   for (const topic of ["turn", "turns"]) state.subscribe(topic, () => showBusy(form, state));
@@ -71,6 +72,13 @@ function showTask(form, state) {
   words.readOnly = Boolean(task.takesNoWords);
   words.value = task.takesNoWords ? "" : (state.drafts[task.name] ?? "");
   fitHeight(words);
+}
+
+/** How many examples come before the question. */
+function showNumExamples(form, state) {
+  const badge = form.querySelector("#num-examples");
+  badge.textContent = completeShots(state.conversation.shots).length;
+  badge.hidden = badge.textContent === "0";
 }
 
 function fitHeight(words) {

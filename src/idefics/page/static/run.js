@@ -1,7 +1,7 @@
 /** Asks the server what a turn asks, one turn after the other, and records what comes. */
 
 import { classify, streamChat, streamTask } from "./api.js";
-import { newId, taskByName } from "./state.js";
+import { completeShots, newId, taskByName } from "./state.js";
 
 const SEED_LIMIT = 2 ** 31;
 const running = { turn: null, abort: null };
@@ -19,7 +19,7 @@ export function ask(state, { task, words, settings = state.settings, shots = sta
     words,
     pictureIds: picturesOf(state, task),
     settings: withSeed(settings),
-    shots: task === "chat" ? [] : [...shots],
+    shots: task === "chat" ? [] : completeShots(shots),
     ...emptyAnswer(),
   };
   state.addTurn(turn);

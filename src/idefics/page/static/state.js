@@ -87,6 +87,9 @@ export const taskByName = (name) => TASKS.find((task) => task.name === name);
 export const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => (byte % 36).toString(36)).join("");
 
+/** Examples that have an answer: others are not sent. @param {Shot[]} shots @returns {Shot[]} */
+export const completeShots = (shots) => shots.filter(({ answer }) => answer.trim());
+
 /** @returns {Conversation} */
 export function emptyConversation() {
   const now = Date.now();

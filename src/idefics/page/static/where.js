@@ -57,6 +57,7 @@ class AnswerMap {
     item.answer.addEventListener("keydown", onKey);
     this.#endings.push(() => item.answer.removeEventListener("keydown", onKey));
     if (this.picture) state.selectPicture(this.picture.id);
+    this.panel.scrollIntoView({ block: "nearest" });
     void this.run();
   }
 

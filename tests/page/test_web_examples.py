@@ -1,0 +1,193 @@
+"""Few-shot examples in the page: recipes, editing, and the file that all of idefics reads."""
+
+import json
+
+import pytest
+from playwright.sync_api import expect
+
+import idefics
+from idefics import Shot
+from idefics.cli.main import run
+from page.browser import (
+    BROWSER_MARKS,
+    PHONE_SIZE,
+    add_pictures,
+    choose_task,
+    last_turn,
+    open_page,
+    send,
+)
+
+pytestmark = BROWSER_MARKS
+FUN_FACT = "An image of a tower. Fun fact: towers sway a little in the wind."
+
+
+def open_examples(page):
+    """Opens the drawer of examples and returns it."""
+    page.get_by_role("button", name="Examples").click()
+    return page.locator("#drawer-examples")
+
+
+def answers_of(drawer):
+    """The answers in the drawer, in their order."""
+    return [
+        drawer.locator("textarea").nth(index).input_value()
+        for index in range(drawer.locator("textarea").count())
+    ]
+
+
+def test_one_click_on_a_recipe_changes_the_answer(web_page, demo_model, bundled_pictures):
+    add_pictures(web_page, bundled_pictures["statue.png"])
+    drawer = open_examples(web_page)
+    drawer.get_by_role("button", name="Fun fact").click()
+    expect(drawer.locator("textarea")).to_have_value(FUN_FACT)
+    web_page.keyboard.press("Escape")
+    expect(web_page.locator("#num-examples")).to_have_text("1")
+    send(web_page)  # the recipe chose its task
+    shots = [Shot(bundled_pictures["tower.png"], FUN_FACT)]
+    wanted = demo_model.with_shots(shots).caption(bundled_pictures["statue.png"]).text
+    assert "Fun fact" in wanted
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text(wanted)
+    expect(last_turn(web_page).locator(".shots")).to_have_text("after 1 example")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("JSON receipt", 2), ("Count things", 2), ("Another language", 2)]
+)
+def test_every_recipe_is_answered(web_page, bundled_pictures, name, number):
+    add_pictures(web_page, bundled_pictures["vegetables.png"])
+    drawer = open_examples(web_page)
+    drawer.get_by_role("button", name=name).click()
+    expect(drawer.locator(".example")).to_have_count(number)
+    if name == "JSON receipt":
+        assert [json.loads(answer)["total"] for answer in answers_of(drawer)] == [7.8, 32.5]
+    web_page.keyboard.press("Escape")
+    expect(web_page.locator("#words")).not_to_have_value("")
+    web_page.locator("#words").press("Enter")
+    expect(last_turn(web_page).locator(".meta")).to_contain_text("tokens read")
+    expect(last_turn(web_page).locator(".shots")).to_have_text(f"after {number} examples")
+
+
+def test_examples_are_edited_moved_deleted_and_brought_back(web_page, bundled_pictures):
+    drawer = open_examples(web_page)
+    files = [str(bundled_pictures[name]) for name in ("tower.png", "door.png")]
+    drawer.locator(".example-files").set_input_files(files)
+    expect(drawer.locator(".example")).to_have_count(2)
+    expect(drawer.get_by_text("Without an answer it is not used.").first).to_be_visible()
+    expect(web_page.locator("#num-examples")).to_be_hidden()
+    drawer.get_by_label("Answer 1").press_sequentially("A tower.")
+    drawer.get_by_label("Answer 2").fill("A door.")
+    drawer.get_by_label("Question 2").fill("What is in the middle?")
+    expect(drawer.get_by_text("Without an answer it is not used.").first).to_be_hidden()
+    drawer.get_by_role("button", name="Move example 2 up").focus()
+    web_page.keyboard.press("Enter")
+    assert answers_of(drawer) == ["A door.", "A tower."]
+    expect(drawer.get_by_role("button", name="Move example 1 down")).to_be_focused()
+    drawer.get_by_role("button", name="Delete example 1").click()
+    assert answers_of(drawer) == ["A tower."]
+    drawer.get_by_role("button", name="Undo").click()
+    assert answers_of(drawer) == ["A door.", "A tower."]
+    expect(drawer.get_by_label("Question 1")).to_have_value("What is in the middle?")
+    drawer.get_by_role("button", name="Fun fact").click()
+    expect(drawer.locator(".example")).to_have_count(1)
+    drawer.get_by_role("button", name="Undo").click()
+    assert answers_of(drawer) == ["A door.", "A tower."]
+    web_page.keyboard.press("Escape")
+    expect(web_page.locator("#main #toasts, #main #announcer")).to_have_count(2)
+
+
+def test_an_answer_becomes_an_example(web_page, bundled_pictures):
+    add_pictures(web_page, bundled_pictures["picnic.png"])
+    choose_task(web_page, "Ask")
+    send(web_page, "What is in this image?")
+    expect(last_turn(web_page).locator(".meta")).to_be_visible()
+    drawer = open_examples(web_page)
+    drawer.get_by_role("button", name="Use the picture and its answer").click()
+    assert answers_of(drawer) == ["A couple, a basket and a sandwich."]
+    expect(drawer.get_by_label("Question 1")).to_have_value("What is in this image?")
+
+
+def test_own_recipes_are_kept_in_the_browser(web_page):
+    drawer = open_examples(web_page)
+    drawer.get_by_role("button", name="Save as a recipe").click()  # the name is missing
+    drawer.get_by_label("Name of the recipe").fill("Mine")
+    web_page.keyboard.press("Enter")
+    expect(drawer.locator(".error")).to_have_text("There are no examples yet: add one, then save them.")
+    drawer.get_by_role("button", name="Fun fact").click()
+    drawer.get_by_label("Answer 1").fill("A tower.")
+    drawer.get_by_label("Name of the recipe").fill("Mine")
+    web_page.keyboard.press("Enter")
+    expect(drawer.get_by_role("button", name="Mine", exact=True)).to_be_visible()
+    web_page.reload()
+    drawer = open_examples(web_page)
+    drawer.get_by_role("button", name="Mine", exact=True).click()
+    assert answers_of(drawer) == ["A tower."]
+    drawer.get_by_role("button", name="Delete the recipe Mine").click()
+    expect(drawer.get_by_role("button", name="Mine", exact=True)).to_have_count(0)
+    drawer.get_by_role("button", name="Undo").click()
+    expect(drawer.get_by_role("button", name="Mine", exact=True)).to_be_visible()
+
+
+def test_the_saved_file_is_the_shots_file_of_all_of_idefics(
+    web_page, demo_model, bundled_pictures, tmp_path, capsys
+):
+    picture, question = bundled_pictures["statue.png"], "What is in this image?"
+    drawer = open_examples(web_page)
+    drawer.locator(".shots-file").set_input_files(
+        [bundled_pictures["tower.png"].parent / "shots.jsonl", bundled_pictures["tower.png"]]
+    )
+    expect(drawer.get_by_label("Answer 1")).to_have_value(FUN_FACT)
+    drawer.get_by_label("Question 1").fill("What do you see?\u2028")
+    with web_page.expect_download() as download:
+        drawer.get_by_role("button", name="Save shots.jsonl").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    [row] = [json.loads(line) for line in path.read_text().split("\n") if line]
+    assert row["image"].startswith("data:image/png;base64,") and row["answer"] == FUN_FACT
+    shots = idefics.read_shots(path)
+    wanted = demo_model.with_shots(shots).ask(picture, question).text
+    assert wanted != demo_model.ask(picture, question).text
+    assert run(["ask", str(picture), question, "--shots", str(path), "--model", "demo"]) == 0
+    assert capsys.readouterr().out.strip() == wanted
+    drawer.get_by_role("button", name="Delete example 1").click()
+    drawer.locator(".shots-file").set_input_files(path)
+    expect(drawer.get_by_label("Answer 1")).to_have_value(FUN_FACT)
+    web_page.keyboard.press("Escape")
+    add_pictures(web_page, picture)
+    send(web_page, question)
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text(wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('{"image": "a.png"}', 'shots.jsonl, line 1 needs an "image" and an "answer"'),
+        ('\n{"image"', "shots.jsonl, line 2 is not JSON"),
+        (
+            '{"image": "a/b.png", "answer": "x"}',
+            "shots.jsonl, line 1 names a/b.png: choose that picture together",
+        ),
+        ('{"image": "data:,x", "answer": "x"}', "line 1: the picture is not a base64 data URI"),
+        ("", "shots.jsonl holds no examples"),
+    ],
+)
+def test_a_wrong_file_is_said_by_its_line(web_page, text, wrong):
+    drawer = open_examples(web_page)
+    file = {"name": "shots.jsonl", "mimeType": "", "buffer": text.encode()}
+    drawer.locator(".shots-file").set_input_files(file)
+    expect(drawer.locator(".error")).to_contain_text(wrong)
+
+
+def test_no_more_than_a_request_takes(web_page, bundled_pictures):
+    drawer = open_examples(web_page)
+    drawer.locator(".example-files").set_input_files([str(bundled_pictures["tower.png"])] * 17)
+    expect(drawer.locator(".error")).to_have_text("A question takes at most 15 examples: 2 left out.")
+    expect(drawer.locator(".example")).to_have_count(15)
+
+
+def test_it_fits_a_small_phone(web_browser, web_url):
+    with open_page(web_browser, web_url, viewport=PHONE_SIZE | {"width": 360}, has_touch=True) as page:
+        drawer = open_examples(page)
+        drawer.get_by_role("button", name="Count things").tap()
+        expect(drawer.locator(".example")).to_have_count(2)
+        assert page.evaluate("document.querySelector('#drawer-examples').scrollWidth <= innerWidth")
