@@ -99,9 +99,9 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_micro_batches(folder, tmp
         rows = [make_row(trainee.model, scene, 1 + number % 3) for number, scene in enumerate(SCENES)]
         trainer = Trainer(trainee.model, trainee.learned, rows, settings, tmp_path)
         prepared = trainer.prepare_step(1)
-        loss = trainer.compute_gradients(prepared)
+        loss = trainer.compute_gradients(prepared.batches, prepared.num_targets)
         gradients.append(
-            (len(prepared), loss, {name: one.grad for name, one in trainee.learned.by_name.items()})
+            (len(prepared.batches), loss, {name: one.grad for name, one in trainee.learned.by_name.items()})
         )
     assert [number for number, *_ in gradients] == [7, pytest.approx(4, abs=1), 1]
     largest = max(one.abs().max() for one in gradients[0][2].values())
@@ -297,7 +297,7 @@ def test_in_bfloat16_what_learns_is_float32_and_the_rest_is_not(folder, tmp_path
         lambda module, inputs, out: seen.append((inputs[0].dtype, out.dtype))
     )
     trainer = Trainer(trainee.model, trainee.learned, make_rows(trainee.model), settings, tmp_path)
-    trainer.compute_gradients(trainer.prepare_step(1))
+    trainer.compute_gradients(trainer.prepare_step(1).batches, 1)
     assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
     for name, weight in trainee.learned.by_name.items():
         assert (weight.dtype, weight.grad.dtype) == (torch.float32, torch.float32), name

@@ -64,7 +64,7 @@ def run_dry(trainer: Trainer, longest: Sequence[int], sizes: RowSizes) -> DryRun
         trainer.store.frame_tensors(picture, frames_by_key)
     middle = time.perf_counter()
     num_tokens = len(batch.ids)
-    trainer.compute_gradients([PreparedBatch(batch, frames_by_key)])
+    trainer.compute_gradients([PreparedBatch(batch, frames_by_key)], max(1, len(batch.target_ids)))
     trainer.optimizer.zero_grad()
     rate = num_tokens / (time.perf_counter() - middle)
     epochs = trainer.schedule.epoch_after(trainer.num_steps) - trainer.schedule.epoch_after(trainer.step)

@@ -27,6 +27,7 @@ from idefics.train.forward import compute_token_losses
 from idefics.train.optimizers import make_optimizer
 from idefics.train.packing import PackedBatch, pack_rows, split_by_tokens
 from idefics.train.pictures import Frames, PictureStore
+from idefics.train.processes import ALONE, Processes
 from idefics.train.records import StepRecord, TrainingListener, ValidationRecord
 from idefics.train.rows import TrainingRow, TrainingRows
 from idefics.train.schedule import make_schedule
@@ -45,6 +46,19 @@ class PreparedBatch(NamedTuple):
     frames_by_key: Mapping[str, Frames]
 
 
+class PreparedStep(NamedTuple):
+    """The rows of an optimizer step.
+
+    Attributes:
+        batches: the micro batches of this process.
+        num_tokens, num_targets: tokens that are computed, and learned, in all processes.
+    """
+
+    batches: Sequence[PreparedBatch]
+    num_tokens: int
+    num_targets: int
+
+
 class Trainer:
     """Trains the learned parameters of a model.
 
@@ -55,6 +69,7 @@ class Trainer:
         settings: of the training.
         folder: for checkpoints and features of pictures.
         listeners: receive what happens.
+        processes: those that train together, of which the first alone writes checkpoints.
 
     Attributes:
         step: optimizer steps that are done.
@@ -70,14 +85,15 @@ class Trainer:
         settings: TrainSettings,
         folder: Path,
         listeners: Sequence[TrainingListener] = (),
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.learned, self.rows, self.settings = model, learned, rows, settings
-        self.folder, self.listeners = folder, listeners
+        self.folder, self.listeners, self.processes = folder, listeners, processes
         self.schedule = make_schedule(settings, len(rows))
         self.num_steps = self.schedule.num_steps
         self.optimizer = make_optimizer(learned, settings)
         self.store = PictureStore(model, folder / FEATURES)
-        self.step, self.stops = 0, False
+        self.step, self.stops, self._others_stop = 0, False, False
         device = next(model.parameters()).device
         is_mixed = settings.method == "full" and settings.dtype != "float32" and device.type == "cuda"
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)
@@ -97,10 +113,12 @@ class Trainer:
         return path is not None
 
     def save(self) -> Path:
-        """Writes a checkpoint."""
+        """Writes a checkpoint, in the first process, and returns its folder."""
         state = TrainingState(
             step=self.step, num_rows=len(self.rows), settings=settings_to_json(self.settings)
         )
+        if not self.processes.is_first:
+            return self.folder
         path = save_checkpoint(self.folder, state, self.learned, self.optimizer)
         for listener in self.listeners:
             listener.on_checkpoint(self.step, str(path))
@@ -117,33 +135,37 @@ class Trainer:
             BadPicture: a picture cannot be read.
         """
         for number, prepared in self._prepare_ahead():
-            if self.stops:
+            if self._others_stop if self.processes.count > 1 else self.stops:
                 break
             record = self.run_step(number, prepared)
             for listener in self.listeners:
                 listener.on_step(record)
+            after_step()
             if self.settings.save_every and self.step % self.settings.save_every == 0:
                 self.save()
-            after_step()
 
-    def prepare_step(self, step: int) -> list[PreparedBatch]:
-        """Reads and packs the rows of a step."""
+    def prepare_step(self, step: int) -> PreparedStep:
+        """Reads the rows of a step, and packs those of this process."""
         rows = [self.rows[index] for index in self.schedule.rows_of_step(step)]
         for row in rows:
             self._check_tokens(row)
-        batches = [pack_rows(some) for some in split_by_tokens(rows, self.settings.micro_batch_tokens)]
-        return [PreparedBatch(batch, self.store.read_missing(batch.pictures)) for batch in batches]
+        own = sorted(rows, key=len, reverse=True)[self.processes.rank :: self.processes.count]
+        batches = [pack_rows(some) for some in split_by_tokens(own, self.settings.micro_batch_tokens)]
+        return PreparedStep(
+            [PreparedBatch(batch, self.store.read_missing(batch.pictures)) for batch in batches],
+            sum(map(len, rows)),
+            sum(row.num_targets for row in rows),
+        )
 
-    def compute_gradients(self, prepared: Sequence[PreparedBatch]) -> float:
-        """Adds the gradients of the mean loss of a step's learned tokens; returns that loss, in nats.
+    def compute_gradients(self, batches: Sequence[PreparedBatch], num_targets: int) -> float:
+        """Adds the gradients of the sum of the losses of learned tokens, divided by `num_targets`; returns that, in nats.
 
         Raises:
             BadSetting: a loss is not a number.
         """
-        num_targets = max(1, sum(len(batch.target_ids) for batch, _ in prepared))
         total = 0.0
         self.model.train()
-        for batch, frames_by_key in prepared:
+        for batch, frames_by_key in batches:
             with self._autocast:
                 losses = compute_token_losses(self.model, batch, self.store, frames_by_key).losses
             loss = losses.sum() / num_targets
@@ -153,14 +175,15 @@ class Trainer:
             total += value
         return total
 
-    def run_step(self, number: int, prepared: Sequence[PreparedBatch]) -> StepRecord:
+    def run_step(self, number: int, prepared: PreparedStep) -> StepRecord:
         """Runs one optimizer step, whose number counts from 1."""
         start = time.perf_counter()
-        torch.manual_seed(self.settings.seed + (number << 32))  # of dropout
-        loss = self.compute_gradients(prepared)
+        # Of dropout: another seed for each step and process.
+        torch.manual_seed(self.settings.seed + ((number * self.processes.count + self.processes.rank) << 32))
+        loss = self._compute_all_gradients(prepared)
         norm = float(clip_grad_norm_(self.learned.by_name.values(), self.settings.max_gradient_norm))
         if not math.isfinite(norm):
-            names = [name for batch, _ in prepared for name in batch.names]
+            names = [name for batch, _ in prepared.batches for name in batch.names]
             raise self._not_finite("gradient", names, norm)
         learning_rate = self.schedule.learning_rate(number)
         for group in self.optimizer.param_groups:
@@ -177,11 +200,28 @@ class Trainer:
             loss=loss,
             learning_rate=learning_rate,
             gradient_norm=norm,
-            num_tokens=sum(len(batch.ids) for batch, _ in prepared),
-            num_targets=sum(len(batch.target_ids) for batch, _ in prepared),
+            num_tokens=prepared.num_tokens,
+            num_targets=prepared.num_targets,
             seconds=seconds,
             seconds_left=sum(self._step_seconds) / len(self._step_seconds) * (self.num_steps - number),
         )
+
+    def _compute_all_gradients(self, prepared: PreparedStep) -> float:
+        """Computes the gradients of a step's mean loss over all processes, and returns the loss."""
+        error: BadSetting | None = None
+        loss = math.nan
+        try:
+            loss = self.compute_gradients(prepared.batches, max(1, prepared.num_targets))
+        except BadSetting as one:  # the other processes wait for this one
+            error = one
+        parameters = self.learned.by_name.values()
+        total, num_stops = self.processes.sum_gradients(parameters, loss, float(self.stops))
+        self._others_stop = num_stops > 0
+        if error is not None:
+            raise error
+        if not math.isfinite(total):
+            raise self._not_finite("loss", ["a row of another process"], total)
+        return total
 
     @torch.no_grad()
     def validate(self, rows: TrainingRows) -> ValidationRecord:
@@ -189,7 +229,8 @@ class Trainer:
         self.model.eval()
         loss, num_right, num_targets, num_right_rows = 0.0, 0, 0, 0
         for start in range(0, len(rows), VALIDATION_ROWS_AT_ONCE):
-            some = [rows[i] for i in range(start, min(len(rows), start + VALIDATION_ROWS_AT_ONCE))]
+            numbers = range(start, min(len(rows), start + VALIDATION_ROWS_AT_ONCE))
+            some = [rows[index] for index in numbers[self.processes.rank :: self.processes.count]]
             for micro in split_by_tokens(some, self.settings.micro_batch_tokens):
                 batch = pack_rows(micro)
                 with self._autocast:
@@ -199,22 +240,24 @@ class Trainer:
                 num_targets += len(losses)
                 wrong_rows = batch.target_rows[~is_right.cpu()].unique()
                 num_right_rows += len(micro) - len(wrong_rows)
+        totals = self.processes.sum(loss, num_right, num_right_rows, num_targets)
+        all_targets = max(1.0, totals[3])
         record = ValidationRecord(
             step=self.step,
-            loss=loss / max(1, num_targets),
-            token_accuracy=num_right / max(1, num_targets),
-            row_accuracy=num_right_rows / max(1, len(rows)),
+            loss=totals[0] / all_targets,
+            token_accuracy=totals[1] / all_targets,
+            row_accuracy=totals[2] / max(1, len(rows)),
             num_rows=len(rows),
         )
         for listener in self.listeners:
             listener.on_validation(record)
         return record
 
-    def _prepare_ahead(self) -> Iterator[tuple[int, list[PreparedBatch]]]:
+    def _prepare_ahead(self) -> Iterator[tuple[int, PreparedStep]]:
         """The steps that are left, and their batches; each is read in a thread while the one before is computed."""
         numbers = range(self.step + 1, self.num_steps + 1)
         with ThreadPoolExecutor(1, thread_name_prefix="idefics-prepare") as pool:
-            pending: deque[Future[list[PreparedBatch]]] = deque()
+            pending: deque[Future[PreparedStep]] = deque()
             try:
                 for number in numbers:
                     if not pending:

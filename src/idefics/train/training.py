@@ -23,6 +23,7 @@ from idefics.train.dry_run import run_dry
 from idefics.train.forecast import check_memory, out_of_memory
 from idefics.train.logs import JSONLinesLog
 from idefics.train.plan import TrainingPlan, plan_training
+from idefics.train.processes import join_processes
 from idefics.train.records import TrainingListener, ValidationRecord
 from idefics.train.report import ReportWriter
 from idefics.train.result import write_result
@@ -85,6 +86,9 @@ def run(
     """
     if settings.threads is not None:
         set_num_threads(settings.threads)
+    processes = join_processes()
+    if not processes.is_first:
+        listeners = ()
     if not dry_run:
         check_folders(settings, resume)
     plan = plan_training(settings)
@@ -93,12 +97,14 @@ def run(
     check_memory(plan.forecast, settings)
     trainee = load_trainee(plan.checkpoint, settings)
     trainer = Trainer(
-        trainee.model, trainee.learned, plan.rows, settings, settings.training_folder, listeners
+        trainee.model, trainee.learned, plan.rows, settings, settings.training_folder, listeners, processes
     )
     trainer.resume()
     _run_dry(plan, trainer)
     if dry_run:
         return _result(trainee, trainer, None, None, None)
+    if not processes.is_first:
+        return _train(trainee, trainer, plan.validation_rows, None)
     samples = plan.sample_rows(settings.num_samples)
     with _keep_log_and_report(plan, trainer, samples):
         return _train(trainee, trainer, plan.validation_rows, _make_answerer(plan, trainee, samples))
@@ -208,9 +214,10 @@ def _train(
         trainer.train(after_step)
     if trainer.step < trainer.num_steps:
         return _result(trainee, trainer, None, trainer.save(), validation)
-    write_result(trainee, settings.out)
-    remove_checkpoints(trainer.folder)
-    shutil.rmtree(trainer.folder / FEATURES, ignore_errors=True)
+    if trainer.processes.is_first:
+        write_result(trainee, settings.out)
+        remove_checkpoints(trainer.folder)
+        shutil.rmtree(trainer.folder / FEATURES, ignore_errors=True)
     return _result(trainee, trainer, settings.out, None, validation)
 
 
