@@ -183,7 +183,7 @@ def test_a_new_question_shows_only_its_own_answer(web_page, bundled_pictures, de
 def test_on_a_laptop_a_story_and_the_button_are_in_view(web_page, bundled_pictures):
     add_pictures(web_page, bundled_pictures["door.png"])
     choose_task(web_page, "Write")
-    for number in (1, 2):
+    for number in (1, 2, 3):
         send(web_page)
         expect(web_page.locator(".turn")).to_have_count(number)
         expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
@@ -276,6 +276,7 @@ def test_names_of_files_are_text(web_page, bundled_pictures, tmp_path):
     path = tmp_path / "**bold** <i>x</i> [a](b).png".replace("/", "∕")
     path.write_bytes(bundled_pictures["tower.png"].read_bytes())
     add_pictures(web_page, path)
+    expect(web_page.locator(".picture-name")).to_contain_text("tokens")
     assert web_page.locator(".picture-name").evaluate("node => node.childElementCount") == 0
 
 
