@@ -51,11 +51,12 @@ def test_sizes_count_tokens_and_the_largest_micro_batch():
             longest=300,
             most_targets=20,
             num_image_tokens=27,
+            num_distinct_image_tokens=27,
             most_image_tokens=18,
         )
         == SIZES
     )
-    assert count_tokens((9, 1, 9), (9, 1, 9), distinct=9).num_image_tokens == 9
+    assert count_tokens((9, 1, 9), (9, 1, 9), distinct=9).num_distinct_image_tokens == 9
     settings = TrainSettings(data="photos", model="demo", out="adapter")
     assert SIZES.micro_batch(settings) == (4096, 308)
     assert count_tokens((10, 4, 0)).micro_batch(settings) == (160, 64), "a step has 16 rows"
@@ -77,7 +78,7 @@ def test_the_terms_are_those_of_the_model():
     assert made.weights == 4 * (made.num_parameters - num_learned)
     assert made.logits == 23 * text.vocab_size * 12
     patches = 2 * vision.patches_per_side**2  # 18 features of two frames
-    kept = SIZES.num_image_tokens * text.hidden_size * 4
+    kept = SIZES.num_distinct_image_tokens * text.hidden_size * 4
     assert made.pictures == kept + patches * (12 * vision.hidden_size + 4 * vision.intermediate_size) * 4
     assert made.needed == sum(size for _, size in made.terms)
 

@@ -68,7 +68,8 @@ def run_dry(trainer: Trainer, longest: Sequence[int], sizes: RowSizes) -> DryRun
     trainer.optimizer.zero_grad()
     rate = num_tokens / (time.perf_counter() - middle)
     epochs = trainer.schedule.epoch_after(trainer.num_steps) - trainer.schedule.epoch_after(trainer.step)
-    image_tokens_left = max(0, sizes.num_image_tokens - len(batch.image_token_positions))
+    image_tokens_left = min(sizes.num_distinct_image_tokens, epochs * sizes.num_image_tokens)
+    image_tokens_left = max(0, image_tokens_left - len(batch.image_token_positions))
     seconds_per_image_token = (middle - start) / max(1, len(batch.image_token_positions))
     return DryRun(
         num_tokens=num_tokens,

@@ -36,7 +36,8 @@ class RowSizes:
         num_tokens, num_targets: of all rows: tokens, and learned ones.
         longest: tokens of the longest row.
         most_targets: learned tokens of the row that has the most.
-        num_image_tokens: of all rows, equal pictures counted once.
+        num_image_tokens: of all rows.
+        num_distinct_image_tokens: the same, equal pictures counted once.
         most_image_tokens: of the row that has the most.
         num_left_out: rows that are too long and not learned.
     """
@@ -47,6 +48,7 @@ class RowSizes:
     longest: int
     most_targets: int
     num_image_tokens: int
+    num_distinct_image_tokens: int
     most_image_tokens: int
     num_left_out: int = 0
 
@@ -59,7 +61,8 @@ class RowSizes:
             num_targets=int(counts.targets.sum()),
             longest=int(counts.lengths.max()),
             most_targets=int(counts.targets.max()),
-            num_image_tokens=counts.num_distinct_image_tokens,
+            num_image_tokens=int(counts.image_tokens.sum()),
+            num_distinct_image_tokens=counts.num_distinct_image_tokens,
             most_image_tokens=int(counts.image_tokens.max()),
             num_left_out=counts.num_left_out,
         )
@@ -226,7 +229,7 @@ def _image_tokens_per_frame(config: ModelConfig) -> int:
 
 def _kept_picture_bytes(config: ModelConfig, learned: LearnedParameters, sizes: RowSizes) -> int:
     """Bytes of what `PictureStore` keeps in memory, in float32: features, patches or pixels."""
-    num_frames = sizes.num_image_tokens / _image_tokens_per_frame(config)
+    num_frames = sizes.num_distinct_image_tokens / _image_tokens_per_frame(config)
     vision, parts = config.vision, {part_of(name) for name in learned.by_name}
     if "vision" in parts:
         numbers = 3 * vision.image_size**2
