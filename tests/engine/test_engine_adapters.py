@@ -27,7 +27,8 @@ def folders(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     base = tiny.write_complete_checkpoint(folder / "base", RAW_BY_FAMILY[request.param])
     model = tiny.load_checkpoint(base)
-    write_random_adapter(folder / "text", model, TEXT_TARGETS, rank=3, seed=3)
+    gates = ("alpha_cross_attn", "alpha_dense") if request.param == "idefics" else ()
+    write_random_adapter(folder / "text", model, TEXT_TARGETS, rank=3, seed=3, modules_to_save=gates)
     write_random_adapter(folder / "pictures", model, PICTURE_TARGETS, rank=5, seed=4)
     return folder
 

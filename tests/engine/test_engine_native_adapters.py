@@ -8,6 +8,7 @@ from engine.test_engine_native import assert_equals_uncached, make_native_step
 from idefics.config import QuantizationConfig
 from idefics.engine.native.native_model import list_linears, unsupported_layer_reason
 from idefics.native.library import available_instruction_sets
+from idefics.nn.gates import AdapterGates, GatedLayer
 from idefics.nn.low_rank import AdapterRows, LowRankHook, LowRankTerm
 from idefics.quant import quantizers_by_name
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model, merge_config
@@ -53,6 +54,13 @@ def add_random_adapters(model, share=0.7):
         kept = [term if torch.rand((), generator=rng) < share else None for term in terms]
         if any(kept):
             layer.register_forward_hook(LowRankHook(kept, adapter_rows))
+    for layer in model.modules():
+        if isinstance(layer, GatedLayer):
+            gates = {
+                name: [None, torch.randn(gate.shape, generator=rng), None]
+                for name, gate in layer.named_parameters(recurse=False)
+            }
+            layer.gate_factor = AdapterGates(gates, adapter_rows)
     return adapter_rows
 
 

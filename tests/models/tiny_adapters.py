@@ -29,7 +29,10 @@ def save_peft_adapter(folder, reference, **options):
 
 
 def write_random_adapter(folder, model, targets, *, rank=2, alpha=3, scale=0.2, seed=2, **options):
-    """Writes an adapter of our model with random factors for the modules that end with one of `targets`."""
+    """Writes an adapter of our model with random factors for the modules that end with one of `targets`.
+
+    Parameters of the names in `modules_to_save` are replaced.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, weight in model.state_dict().items():
@@ -38,6 +41,8 @@ def write_random_adapter(folder, model, targets, *, rank=2, alpha=3, scale=0.2, 
             out, inner = weight.shape
             tensors[f"{module}.lora_A.weight"] = torch.randn(rank, inner, generator=generator)
             tensors[f"{module}.lora_B.weight"] = scale * torch.randn(out, rank, generator=generator)
+        if name.rpartition(".")[2] in options.get("modules_to_save", ()):
+            tensors[name] = torch.randn(weight.shape, generator=generator)
     write_adapter(
         folder, tensors, AdapterConfig(rank=rank, alpha=alpha, target_modules=tuple(targets), **options)
     )

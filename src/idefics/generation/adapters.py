@@ -22,6 +22,7 @@ from idefics.errors import UnsupportedModel
 from idefics.generation.load_settings import LoadSettings
 from idefics.models import Checkpoint
 from idefics.models.vision_language_model import VisionLanguageModel
+from idefics.nn.gates import AdapterGates, GatedLayer
 from idefics.nn.low_rank import AdapterRows, LowRankHook, LowRankTerm
 from idefics.placement.devices import first_accelerator_or_cpu
 from idefics.prompt import PromptAdapter
@@ -67,11 +68,13 @@ class AdapterFactors:
         name: by which callers choose it.
         key: SHA-256 (hex) of its files.
         factors: by the names of linear layers: b (O, r), multiplied by the scale, and a (r, I).
+        gates: by their names, gates of cross-attention layers that are replaced.
     """
 
     name: str
     key: str
     factors: Mapping[str, tuple[Tensor, Tensor]]
+    gates: Mapping[str, Tensor]
 
 
 def read_adapters(
@@ -91,10 +94,13 @@ def read_adapters(
         with ExitStack() as stack:
             changes = read_weight_changes(folder, module, checkpoint.family.key_rules, stack)
             _refuse_other_changes(name, folder, changes, module)
+            gates = {weight: _read_gate(change) for weight, change in changes.items() if not change.factors}
             factors = {
-                weight.removesuffix(".weight"): _read_factors(change) for weight, change in changes.items()
+                weight.removesuffix(".weight"): _read_factors(change)
+                for weight, change in changes.items()
+                if change.factors
             }
-        read.append(AdapterFactors(name, weights.fingerprint_adapter(folder), factors))
+        read.append(AdapterFactors(name, weights.fingerprint_adapter(folder), factors, gates))
     return read
 
 
@@ -104,11 +110,13 @@ def _refuse_other_changes(
     """Raises UnsupportedModel for changes that rows with other adapters cannot be spared."""
     refused: defaultdict[str, list[str]] = defaultdict(list)
     for weight, change in changes.items():
+        if change.factors is None and isinstance(_owner(module, weight), GatedLayer):
+            continue
         if change.factors is None or change.replacement:
             refused["replaces"].append(weight)
         elif change.factors.magnitude is not None:
             refused["sets the lengths of rows (DoRA) of"].append(weight)
-        elif not isinstance(module.get_submodule(weight.removesuffix(".weight")), nn.Linear):
+        elif not isinstance(_owner(module, weight), nn.Linear):
             refused["changes"].append(weight)
     if refused:
         found = "; ".join(
@@ -119,6 +127,17 @@ def _refuse_other_changes(
             f"the adapter {name} ({folder}) {found}. Adapters that share a model change linear layers only: load this "
             "one alone, with adapter= (--adapter), or make a checkpoint of it with `idefics merge`"
         )
+
+
+def _owner(module: nn.Module, weight: str) -> nn.Module:
+    """The module that has a weight as its own."""
+    return module.get_submodule(weight.rpartition(".")[0])
+
+
+def _read_gate(change: WeightChange) -> Tensor:
+    """The gate that replaces another, in float32."""
+    (part,) = change.replacement
+    return part.read().float().flatten()
 
 
 def _read_factors(change: WeightChange) -> tuple[Tensor, Tensor]:
@@ -145,6 +164,7 @@ def attach_adapters(module: nn.Module, read: Sequence[AdapterFactors]) -> ModelA
         terms = [_make_term(adapter.factors.get(name), device, module.dtype) for adapter in read]
         layer.register_forward_hook(LowRankHook(terms, adapter_rows))
         all_terms += filter(None, terms)
+    _attach_gates(module, read, adapter_rows)
     decoder_layers = set(list_linears(module.decoder_parts()))
     picture_names = {name for name in names if module.get_submodule(name) not in decoder_layers}
     adapters = [
@@ -152,6 +172,24 @@ def attach_adapters(module: nn.Module, read: Sequence[AdapterFactors]) -> ModelA
         for index, adapter in enumerate(read)
     ]
     return LoadedAdapters(adapters, adapter_rows, sum(term.a.nbytes + term.b.nbytes for term in all_terms))
+
+
+def _attach_gates(module: nn.Module, read: Sequence[AdapterFactors], adapter_rows: AdapterRows) -> None:
+    """Lets layers use the gates of adapters for their rows."""
+    layers = dict.fromkeys(name.rpartition(".")[0] for adapter in read for name in adapter.gates)
+    for name in layers:
+        layer = module.get_submodule(name)
+        assert isinstance(layer, GatedLayer)
+        gates = {
+            gate: [_moved(adapter.gates.get(f"{name}.{gate}"), value.device) for adapter in read]
+            for gate, value in layer.named_parameters(recurse=False)
+        }
+        layer.gate_factor = AdapterGates(gates, adapter_rows)
+
+
+def _moved(gate: Tensor | None, device: torch.device) -> Tensor | None:
+    """A gate on a device; None for None."""
+    return None if gate is None else gate.to(device)
 
 
 def _make_term(

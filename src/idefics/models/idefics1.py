@@ -28,6 +28,7 @@ from idefics.models.vision_language_model import ModelBackbone, VisionLanguageMo
 from idefics.nn.attention import Attn, CrossKV, LayerCrossKV
 from idefics.nn.decoder import DecoderLayer, GatedMLP
 from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
+from idefics.nn.gates import AdapterGates, GatedLayer
 from idefics.nn.norm import RMSNorm
 from idefics.nn.resampler import Resampler
 from idefics.nn.rope import rotary_cos_sin
@@ -121,7 +122,7 @@ class CrossAttention(nn.Module):
         return out
 
 
-class GatedCrossAttentionLayer(nn.Module):
+class GatedCrossAttentionLayer(GatedLayer):
     """x + tanh(alpha_cross_attn) * attention(norm(x)), then x + tanh(alpha_dense) * MLP(norm(x)).
 
     The attention is zero for a token before the first image; the MLP runs for every token.
@@ -141,13 +142,16 @@ class GatedCrossAttentionLayer(nn.Module):
     def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
         """Runs the layer on N tokens: (N, D) hidden states -> (N, D); arguments as in `CrossAttention.forward`."""
         cross_attention_output = self.cross_attn(index, self.input_layernorm(x), attn)
-        x = x + _openness(self.alpha_cross_attn, x) * cross_attention_output
-        out: Tensor = x + _openness(self.alpha_dense, x) * self.mlp(self.post_attention_layernorm(x))
+        factor = self.gate_factor("alpha_cross_attn", self.alpha_cross_attn, x)
+        x = x + factor * cross_attention_output
+        factor = self.gate_factor("alpha_dense", self.alpha_dense, x)
+        out: Tensor = x + factor * self.mlp(self.post_attention_layernorm(x))
         return out
 
     def to_cross_attention_block(self) -> CrossAttentionBlock:
         """The layer's modules as a part of `DecoderParts`."""
-        attention = self.cross_attn
+        attention, gates = self.cross_attn, self.gate_factor
+        adapter_gates = gates.gates if isinstance(gates, AdapterGates) else {}
         return CrossAttentionBlock(
             norm=self.input_layernorm,
             q=attention.q_proj,
@@ -157,12 +161,9 @@ class GatedCrossAttentionLayer(nn.Module):
             mlp_norm=self.post_attention_layernorm,
             mlp=self.mlp,
             mlp_gate=self.alpha_dense,
+            adapter_gates=tuple(adapter_gates.get("alpha_cross_attn", ())),
+            adapter_mlp_gates=tuple(adapter_gates.get("alpha_dense", ())),
         )
-
-
-def _openness(gate: Tensor, x: Tensor) -> Tensor:
-    """The factor of a gate, (1,) or (D,), in the dtype of `x`: gates that are trained are float32 in any model."""
-    return gate.flatten().tanh().to(x.dtype)
 
 
 class Idefics1Backbone(ModelBackbone):

@@ -11,7 +11,7 @@
 
 #define API __attribute__((visibility("default"))) /* everything else is compiled with -fvisibility=hidden */
 
-enum { STRUCT_VERSION = 5 }; /* counts changes of the structs and functions in this file */
+enum { STRUCT_VERSION = 6 }; /* counts changes of the structs and functions in this file */
 
 /* On x86-64 each one includes those before it. */
 enum { PORTABLE, AVX2, AVX512, AVX512_VNNI, AVX512_BF16, NEON_DOTPROD };
@@ -58,7 +58,7 @@ typedef struct {
 typedef struct {                  /* a gated cross-attention block */
     const float *norm, *q_norm;   /* (D,); (K,) or NULL */
     const float *mlp_norm;        /* (D,) */
-    const float *gate, *mlp_gate; /* (D,) each, after tanh */
+    const float *gate, *mlp_gate; /* (1 + adapters, D) each, after tanh: of rows without an adapter first */
     Linear q, o;
     Mlp mlp;
 } CrossLayer;

@@ -30,6 +30,11 @@ static void activate(float *gate, const float *up, int n, int activation) {
 
 enum { OUTPUT_BLOCK = 64 }; /* outputs of a layer that are computed before they are used */
 
+/* Where the gate of a row's adapter begins. */
+static size_t gate_offset(const Engine *e, int row) {
+    return e->step->adapters ? (size_t)(e->step->adapters[row] + 1) * (size_t)e->model->width : 0;
+}
+
 /* Adds a layer's outputs, times `gate` if given, to the residual stream. */
 static void add_to_residual(Engine *e, ThreadScratch *t, const Stage *stage, const Linear *l, int from, int to,
                             const float *gate) {
@@ -40,8 +45,9 @@ static void add_to_residual(Engine *e, ThreadScratch *t, const Stage *stage, con
         add_second_factors(e, stage, 0, o, o + count, out, OUTPUT_BLOCK);
         for (int row = 0; row < e->step->rows; row++) {
             float *x = e->x + (size_t)row * (size_t)e->model->width + o;
+            const float *row_gate = gate ? gate + gate_offset(e, row) + o : NULL;
             for (int i = 0; i < count; i++)
-                x[i] += gate ? gate[o + i] * out[row * OUTPUT_BLOCK + i] : out[row * OUTPUT_BLOCK + i];
+                x[i] += row_gate ? row_gate[i] * out[row * OUTPUT_BLOCK + i] : out[row * OUTPUT_BLOCK + i];
         }
     }
 }

@@ -23,6 +23,7 @@ class CrossAttentionBlock:
         q, o: projections around the attention.
         q_norm: normalises each head of q's output, or None.
         gate, mlp_gate: (1,) or (D,).
+        adapter_gates, adapter_mlp_gates: for each adapter the gate that replaces it, or None; empty: none is replaced.
     """
 
     norm: RMSNorm
@@ -33,6 +34,8 @@ class CrossAttentionBlock:
     mlp_norm: RMSNorm
     mlp: GatedMLP
     mlp_gate: Tensor
+    adapter_gates: tuple[Tensor | None, ...] = ()
+    adapter_mlp_gates: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,12 @@ class NativeModelStruct:
         config = parts.config
         self._referenced: list[object] = [parts, *keys, *values]
         cross_blocks = [cross for cross in parts.cross_blocks if cross is not None]
+        low_rank = LowRankStructs(parts)
+        self._num_adapters = max(
+            low_rank.num_adapters,
+            *(max(len(cross.adapter_gates), len(cross.adapter_mlp_gates)) for cross in cross_blocks),
+            0,
+        )
         layer_structs = (c.LayerStruct * max(1, len(parts.layers)))()
         cross_index = 0
         for index, (layer, cross) in enumerate(zip(parts.layers, parts.cross_blocks, strict=True)):
@@ -96,7 +102,6 @@ class NativeModelStruct:
         cross_structs = (c.CrossLayerStruct * max(1, len(cross_blocks)))(
             *(self._cross_struct(cross, config.hidden_size) for cross in cross_blocks)
         )
-        low_rank = LowRankStructs(parts)
         self._referenced += [layer_structs, cross_structs, low_rank]
         rates = rope_frequencies(config.rope, config.head_size, torch.device("cpu"))
         self.struct = c.ModelStruct(
@@ -127,9 +132,17 @@ class NativeModelStruct:
         self._referenced.append(copy)
         return copy.data_ptr()
 
-    def _tanh_gate_pointer(self, gate: Tensor, width: int) -> int:
-        """The address of a float32 copy of tanh(gate), (width,); a gate of one number is repeated."""
-        return self._float32_copy_address(gate.detach().flatten().float().tanh().expand(width))
+    def _tanh_gate_pointer(self, gate: Tensor, replaced: Sequence[Tensor | None], width: int) -> int:
+        """The address of float32 copies of tanh(gate), (1 + adapters, width): a gate of one number is repeated.
+
+        Args:
+            gate: for rows without an adapter, and with one that has no gate of its own.
+            replaced: the gates of adapters.
+        """
+        by_adapter = [*replaced, *[None] * (self._num_adapters - len(replaced))]
+        gates = [gate if one is None else one for one in (None, *by_adapter)]
+        rows = [one.detach().flatten().float().tanh().expand(width) for one in gates]
+        return self._float32_copy_address(torch.stack(rows))
 
     def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
         """The C struct of a linear layer: addresses, sizes and dtypes. Its weight is not copied."""
@@ -163,8 +176,8 @@ class NativeModelStruct:
             norm=self._float32_copy_address(cross.norm.weight),
             q_norm=self._float32_copy_address(cross.q_norm.weight) if cross.q_norm else None,
             mlp_norm=self._float32_copy_address(cross.mlp_norm.weight),
-            gate=self._tanh_gate_pointer(cross.gate, width),
-            mlp_gate=self._tanh_gate_pointer(cross.mlp_gate, width),
+            gate=self._tanh_gate_pointer(cross.gate, cross.adapter_gates, width),
+            mlp_gate=self._tanh_gate_pointer(cross.mlp_gate, cross.adapter_mlp_gates, width),
             q=self._linear_struct(cross.q),
             o=self._linear_struct(cross.o),
             mlp=self._mlp_struct(cross.mlp),
