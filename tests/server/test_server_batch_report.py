@@ -103,6 +103,21 @@ def test_each_endpoint_has_its_text_prompt_and_tokens(client, endpoint, body, pr
     assert row["finish"] in ("stop", "length")
 
 
+def test_a_report_of_several_batches_has_each_request_once_with_its_last_answer(client):
+    picture, labels = picture_data_uri("door"), ["puppy", "door"]
+    good = {"image_url": picture, "labels": labels}
+    first = run_batch(client, {"a": good, "b": good | {"image_url": "data:image/png;base64,AAAA"}}, CLASSIFY)
+    second = run_batch(client, {"b": good, "c": good}, CLASSIFY)
+    path = f"/batches/{second.id}/report?also={first.id}&also={second.id}"
+    answer = client.post(f"{path}&format=csv", cast_to=httpx.Response)
+    rows = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+    assert [(row["path"], row["error_type"]) for row in rows] == [("a", ""), ("b", ""), ("c", "")]
+    assert "3 written, 0 failed" in client.post(path, cast_to=httpx.Response).text
+    assert [row["error_type"] for row in table(client, first)] == ["", "HTTP 400"]
+    with pytest.raises(openai.NotFoundError, match="none"):
+        report(client, first, also="none")
+
+
 def test_refused_lines_are_rows_whatever_they_are(client):
     bodies = {"a": {"messages": 5}, "b": {"messages": [1]}, "c": {"messages": [{"content": {"x": [1]}}]}}
     rows = table(client, run_batch(client, bodies, CHAT))

@@ -7,13 +7,16 @@ import tempfile
 import threading
 from asyncio import to_thread
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 
 from idefics.batch.export import CsvExporter, JsonLinesExporter
 from idefics.batch.openai_batch import BatchFileLimits, read_batch_lines
@@ -25,7 +28,7 @@ from idefics.errors import BadPicture
 from idefics.processing.fetch import Fetcher
 from idefics.server.batch_folder import BatchFolder, StoredBatch
 from idefics.server.batch_lines import batch_file_limits
-from idefics.server.batches import find_batch
+from idefics.server.batches import MAX_BATCHES, find_batch
 from idefics.server.errors import APIError
 from idefics.server.files import NOT_FOUND_DOCS, BatchFolderDep, OwnerDep, find_file
 from idefics.server.routing import ResponseDocs, ServerStateDep
@@ -37,6 +40,10 @@ MEDIA_TYPES: dict[ReportFormat, str] = {
     "jsonl": "application/jsonl",
 }
 CHUNK_BYTES = 1 << 16
+ALSO_DESCRIPTION = (
+    "Further batches of the report; of requests with the same `custom_id`, the last batch's counts."
+)
+BatchId = Annotated[str, Field(max_length=64)]
 REPORT_DOCS: ResponseDocs = {
     200: {
         "description": "The report, as a file to store.",
@@ -47,26 +54,42 @@ REPORT_DOCS: ResponseDocs = {
 router = APIRouter(tags=["OpenAI"])
 
 
+@dataclass(frozen=True, slots=True)
+class BatchFiles:
+    """The files of a batch that has ended.
+
+    Attributes:
+        requests: what was asked.
+        answers, errors: the lines of its output; None: there are none.
+    """
+
+    requests: Path
+    answers: Path | None
+    errors: Path | None
+
+
+class LinePosition(NamedTuple):
+    """Where a line of the output is: the index of its batch, its file, and where it begins in the file."""
+
+    batch: int
+    path: Path
+    start: int
+
+
 class BatchRecords:
-    """The rows of a batch, in the order of its input; iterated once.
+    """The rows of batches, in the order of their input; iterated once.
 
     Args:
-        input_path: the requests.
-        limits: of that file.
-        output_paths: the files with the answers and the errors.
+        batches: in the order in which they were created; of several lines with one `custom_id`, the last counts.
+        limits: of the files.
         model: the name of the model.
         fetcher: decodes the pictures.
     """
 
     def __init__(
-        self,
-        input_path: Path,
-        limits: BatchFileLimits,
-        output_paths: Sequence[Path],
-        model: str,
-        fetcher: Fetcher,
+        self, batches: Sequence[BatchFiles], limits: BatchFileLimits, model: str, fetcher: Fetcher
     ) -> None:
-        self._input_path, self._limits, self._output_paths = input_path, limits, output_paths
+        self._batches, self._limits = batches, limits
         self.model, self._fetcher = model, fetcher
         self._body: Any = None  # of the row that was yielded last
         self._is_stopped = threading.Event()
@@ -75,20 +98,37 @@ class BatchRecords:
         """Ends the iteration, from another thread."""
         self._is_stopped.set()
 
+    @cached_property
+    def _positions(self) -> dict[str, LinePosition]:
+        """The line of each `custom_id`."""
+        return {
+            id: LinePosition(number, path, start)
+            for number, batch in enumerate(self._batches)
+            for path in (batch.answers, batch.errors)
+            if path is not None
+            for id, start in _line_starts(path)
+        }
+
+    def count_answers(self) -> tuple[int, int]:
+        """The numbers of rows with an answer, and of those with an error."""
+        num_answers = sum(one.path == self._batches[one.batch].answers for one in self._positions.values())
+        return num_answers, len(self._positions) - num_answers
+
     def __iter__(self) -> Iterator[OutputRecord]:
-        positions = _line_positions(self._output_paths)
-        files = [path.open("rb") for path in self._output_paths]
-        try:
-            for line in read_batch_lines(self._input_path, self._limits):
-                if self._is_stopped.is_set():
-                    return
-                number, position = positions[line.custom_id]
-                files[number].seek(position)
-                self._body = json.loads(line.body)
-                yield to_record(line, self._body, json.loads(files[number].readline()), self.model)
-        finally:
-            for file in files:
-                file.close()
+        with ExitStack() as stack:
+            paths = {one.path for one in self._positions.values()}
+            files = {path: stack.enter_context(path.open("rb")) for path in paths}
+            for number, batch in enumerate(self._batches):
+                for line in read_batch_lines(batch.requests, self._limits):
+                    if self._is_stopped.is_set():
+                        return
+                    position = self._positions[line.custom_id]
+                    if position.batch != number:
+                        continue
+                    files[position.path].seek(position.start)
+                    self._body = json.loads(line.body)
+                    output = json.loads(files[position.path].readline())
+                    yield to_record(line, self._body, output, self.model)
 
     def thumbnail(self, _: OutputRecord) -> bytes | None:
         """The thumbnail of the row that was yielded last; None if it has no picture, or one that cannot be read."""
@@ -103,16 +143,13 @@ class BatchRecords:
             return make_thumbnail(data, "", untrusted=True)
 
 
-def _line_positions(paths: Sequence[Path]) -> dict[str, tuple[int, int]]:
-    """The line of each `custom_id`: the index of its file, and where it begins in the file."""
-    positions: dict[str, tuple[int, int]] = {}
-    for number, path in enumerate(paths):
-        with path.open("rb") as file:
-            position = 0
-            for line in file:
-                positions[json.loads(line)["custom_id"]] = (number, position)
-                position += len(line)
-    return positions
+def _line_starts(path: Path) -> Iterator[tuple[str, int]]:
+    """The `custom_id` of each line of an output file, and where the line begins."""
+    with path.open("rb") as file:
+        start = 0
+        for line in file:
+            yield json.loads(line)["custom_id"], start
+            start += len(line)
 
 
 @router.post(
@@ -126,44 +163,53 @@ async def make_report(
     owner: OwnerDep,
     service: ServerStateDep,
     format: ReportFormat = "html",
+    also: Annotated[list[BatchId], Query(max_length=MAX_BATCHES, description=ALSO_DESCRIPTION)] = [],  # noqa: B006
 ) -> StreamingResponse:
-    """Makes the report of a batch that has ended: a page with thumbnails and charts, or a table; one at a time."""
-    batch = find_batch(folder, batch_id, owner)
-    if batch.status not in ("completed", "cancelled", "expired"):
-        raise APIError(
-            400, f"batch {batch.id} is {batch.status}: it has a report once it has ended with answers"
-        )
-    output_ids = [id for id in (batch.output_file_id, batch.error_file_id) if id is not None]
-    if not output_ids:
-        raise APIError(400, f"batch {batch.id} was {batch.status} before it began, and has no answers")
-    input_file, *outputs = (find_file(folder, id, owner) for id in (batch.input_file_id, *output_ids))
+    """Makes the report of batches that have ended: a page with thumbnails and charts, or a table; one at a time."""
+    ids = dict.fromkeys([batch_id, *also])
+    batches = sorted((find_batch(folder, id, owner) for id in ids), key=lambda batch: batch.created_ns)
     records = BatchRecords(
-        folder.content_path(input_file),
+        [_find_files(folder, batch, owner) for batch in batches],
         batch_file_limits(service.settings),
-        [folder.content_path(file) for file in outputs],
         service.settings.served_model_name,
         service.vlm.processor.fetcher,
     )
     async with folder.report_lock:
         try:
-            file = await to_thread(_write_report, folder, batch, records, format)
+            file = await to_thread(_write_report, folder, batches, records, format)
         finally:
             records.stop()  # the thread goes on if this task is cancelled
     return StreamingResponse(
         _read_and_close(file),
         media_type=MEDIA_TYPES[format],
-        headers={"content-disposition": f'attachment; filename="{batch.id}.{format}"'},
+        headers={"content-disposition": f'attachment; filename="{batch_id}.{format}"'},
     )
 
 
+def _find_files(folder: BatchFolder, batch: StoredBatch, owner: str) -> BatchFiles:
+    """The files of a batch. Raises an `APIError` if it has no answers yet or none at all, or a file was deleted."""
+    if batch.status not in ("completed", "cancelled", "expired"):
+        raise APIError(
+            400, f"batch {batch.id} is {batch.status}: it has a report once it has ended with answers"
+        )
+    if batch.output_file_id is None and batch.error_file_id is None:
+        raise APIError(400, f"batch {batch.id} was {batch.status} before it began, and has no answers")
+
+    def path(id: str | None) -> Path | None:
+        return None if id is None else folder.content_path(find_file(folder, id, owner))
+
+    requests = folder.content_path(find_file(folder, batch.input_file_id, owner))
+    return BatchFiles(requests, path(batch.output_file_id), path(batch.error_file_id))
+
+
 def _write_report(
-    folder: BatchFolder, batch: StoredBatch, records: BatchRecords, format: ReportFormat
+    folder: BatchFolder, batches: Sequence[StoredBatch], records: BatchRecords, format: ReportFormat
 ) -> BinaryIO:
     """Writes a report to a file without a name, which the system deletes once it is closed; open at its beginning."""
     file: BinaryIO = tempfile.TemporaryFile(dir=folder.path)  # noqa: SIM115  # the caller closes it
     try:
         if format == "html":
-            summary = _summarize(batch, records)
+            summary = _summarize(batches, records)
             write_page(file, records=records, run=summary, thumbnails=records.thumbnail)
         else:
             exporter = CsvExporter() if format == "csv" else JsonLinesExporter()
@@ -176,22 +222,24 @@ def _write_report(
     return file
 
 
-def _summarize(batch: StoredBatch, records: BatchRecords) -> RunSummary:
-    """What the page says about the batch as a whole."""
-    times = batch.status_times
-    started = times.get("in_progress", batch.created_ns // 10**9)
+def _summarize(batches: Sequence[StoredBatch], records: BatchRecords) -> RunSummary:
+    """What the page says about the batches as a whole."""
+    started = min(one.status_times.get("in_progress", one.created_ns // 10**9) for one in batches)
+    ended = max(one.status_times[one.status] for one in batches)
+    endpoints = ", ".join(dict.fromkeys(one.endpoint for one in batches))
+    num_written, num_failed = records.count_answers()
     return RunSummary(
-        task=batch.endpoint.rpartition("/")[2],
+        task=endpoints.rpartition("/")[2],
         model=records.model,
         revision="",
-        settings={"endpoint": batch.endpoint, "batch": batch.id},
+        settings={"endpoint": endpoints, "batch": ", ".join(one.id for one in batches)},
         command="",
         started=datetime.fromtimestamp(started, UTC),
-        seconds=float(times[batch.status] - started),
-        num_written=batch.completed,
-        num_failed=batch.total - batch.completed,
+        seconds=float(ended - started),
+        num_written=num_written,
+        num_failed=num_failed,
         num_skipped=0,
-        num_tokens=batch.usage.get("output_tokens", 0),
+        num_tokens=sum(one.usage.get("output_tokens", 0) for one in batches),
         title="Batch",
     )
 

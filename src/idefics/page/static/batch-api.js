@@ -74,6 +74,6 @@ async function* chunks(reader) {
  * @returns {Promise<Blob>}
  */
 export async function fetchReport([id, ...others]) {
-  const query = new URLSearchParams([["format", "html"], ...others.map((other) => ["and", other])]);
+  const query = new URLSearchParams([["format", "html"], ...others.map((other) => ["also", other])]);
   return (await request(`v1/batches/${id}/report?${query}`, { method: "POST" })).blob();
 }
