@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import zipfile
 
 import pytest
@@ -11,7 +12,7 @@ from playwright.sync_api import expect
 from idefics.page.static_files import mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
-from page.browser import BROWSER_MARKS, open_page
+from page.browser import BROWSER_MARKS, SlowModel, drop_files, open_page, serve_app
 
 pytestmark = BROWSER_MARKS
 NAMES = {"a/1.png": "vegetables.png", "b/1.png": "tower.png", "b/2.png": "puppy.png", "b/10.png": "puppy.png"}
@@ -41,7 +42,8 @@ def folder(tmp_path, bundled_pictures):
 @pytest.fixture
 def batch_page(web_browser, web_url):
     """The view of batches."""
-    with open_page(web_browser, web_url, path="#/batch") as page:
+    with open_page(web_browser, web_url, path="/#/batch") as page:
+        expect(page.get_by_role("button", name="Start")).to_be_visible()
         yield page
 
 
@@ -68,7 +70,7 @@ def answer(page, path):
 
 
 def visible_paths(page):
-    return page.locator(".sheet > li:visible .row-path").all_inner_texts()
+    return page.locator(".sheet > li:visible .row-path").all_text_contents()
 
 
 def saved(page, name):
@@ -145,3 +147,110 @@ def test_the_sheet_is_filtered_and_sorted(batch_page, folder):
     assert visible_paths(batch_page)[0] == "trip/b/2.png"
     batch_page.get_by_label("Find in paths and answers").fill("B/1")
     assert visible_paths(batch_page) == ["trip/b/10.png", "trip/b/1.png"]
+
+
+def test_a_zip_that_is_dropped_is_unpacked(batch_page, bundled_pictures):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path, name in NAMES.items():
+            method = zipfile.ZIP_DEFLATED if path.startswith("b") else zipfile.ZIP_STORED
+            archive.write(bundled_pictures[name], path, method)
+        archive.writestr("__MACOSX/._1.png", "no picture")
+        archive.writestr("notes.txt", "no picture")
+    assert drop_files(batch_page, "#view", {"trip.zip": (packed.getvalue(), "application/zip")})
+    expect(batch_page.locator(".chosen")).to_contain_text("4 pictures")
+    start(batch_page, "Ask", "What is in this image?")
+    expect(batch_page.locator(".run-progress")).to_have_text("4 answers")
+    assert visible_paths(batch_page) == ["a/1.png", "b/1.png", "b/2.png", "b/10.png"]
+    expect(answer(batch_page, "b/1.png")).to_have_value("A tower.")
+    expect(batch_page.locator(".chart-bar")).to_have_count(3)
+
+
+def test_files_of_one_name_are_told_apart(batch_page, bundled_pictures):
+    for name in ("tower.png", "puppy.png"):
+        drop_files(batch_page, "#view", {"1.png": (bundled_pictures[name].read_bytes(), "image/png")})
+    drop_files(batch_page, "#view", {"broken.zip": (b"no zip", "application/zip")})
+    expect(batch_page.get_by_role("alert")).to_contain_text("broken.zip is not a zip that can be read")
+    expect(batch_page.locator(".chosen")).to_contain_text("2 pictures")
+    start(batch_page, "Ask", "What is in this image?")
+    expect(answer(batch_page, "1.png")).to_have_value("A tower.")
+    expect(answer(batch_page, "1 (2).png")).to_have_value(re.compile("puppy"))
+
+
+def test_what_failed_on_the_server_is_sent_again_from_there(batch_page, folder):
+    error = {"code": "batch_expired", "message": "it took too long"}
+    lines = [{"custom_id": f"b/{name}.png", "response": None, "error": error} for name in (1, 2, 10)]
+    results = {"data": lines, "last": 3, "has_more": False, "status": "in_progress"}
+    batch_page.route("**/results?*", lambda route: route.fulfill(json=results))
+    batch_page.locator("#batch-folder").set_input_files(folder / "b")
+    start(batch_page)
+    expect(batch_page.locator(".run-progress")).to_have_text("0 answers · 3 failed")
+    batch_page.unroute("**/results?*")
+    batch_page.reload()
+    expect(card(batch_page, "b/2.png").locator(".failed")).to_contain_text("It took too long.")
+    batch_page.get_by_role("button", name="Retry b/2.png").click()
+    expect(batch_page.locator(".run-progress")).to_have_text("1 answer · 2 failed")
+    expect(answer(batch_page, "b/2.png")).to_have_value("animals")
+
+
+def test_what_was_not_sent_is_sent_again(web_browser, web_url, folder):
+    with open_page(web_browser, web_url, path="/#/batch", expected=["status of 500"]) as page:
+        page.route("**/v1/files", lambda route: route.fulfill(status=500, json={}))
+        page.locator("#batch-folder").set_input_files(folder / "b")
+        start(page)
+        expect(page.locator(".run-progress")).to_have_text("0 answers · 3 failed")
+        expect(card(page, "b/2.png").locator(".failed")).to_contain_text("answered with status 500")
+        page.unroute("**/v1/files")
+        page.get_by_role("button", name="Retry b/2.png").click()
+        expect(page.locator(".run-progress")).to_have_text("1 answer · 2 failed")
+        page.get_by_role("button", name="Retry all 2 pictures").click()
+        expect(page.locator(".run-progress")).to_have_text("3 answers")
+        report = saved(page, "Report").decode()
+        assert "3 written, 0 failed" in report
+
+
+def test_a_run_is_cancelled_and_goes_on_after_a_reload(web_browser, web_url, folder, demo_model, monkeypatch):
+    slow = SlowModel(monkeypatch, demo_model)
+    with open_page(web_browser, web_url, path="/#/batch") as page:
+        slow.resume_event.clear()
+        page.locator("#batch-folder").set_input_files(folder / "b")
+        start(page)
+        expect(page.get_by_text("Waiting for its answer")).to_have_count(3)
+        expect(page.locator(".run-progress")).to_have_text("0 of 3")
+        page.reload()
+        expect(page.get_by_text("Waiting for its answer")).to_have_count(3)
+        page.get_by_role("button", name="Cancel").click()
+        slow.resume_event.set()
+        expect(page.locator(".run-progress")).to_have_text("3 answers")  # lines in hand are answered
+        assert page.get_by_role("button", name="Cancel").is_hidden()
+
+
+def test_a_run_is_deleted_and_brought_back(batch_page, folder):
+    batch_page.locator("#batch-folder").set_input_files(folder / "a")
+    start(batch_page, "Caption", "")
+    expect(batch_page.locator(".run-progress")).to_have_text("1 answer")
+    batch_page.get_by_role("button", name="Delete", exact=True).click()
+    expect(batch_page.get_by_role("heading", name="One question, many pictures")).to_be_visible()
+    expect(batch_page.locator(".runs a")).to_have_count(0)
+    batch_page.get_by_role("button", name="Undo", exact=True).click()
+    expect(answer(batch_page, "a/1.png")).to_have_value(re.compile("tomato"))
+    batch_page.get_by_role("link", name="All runs").click()
+    expect(batch_page.locator(".runs a")).to_contain_text("Caption1 picture")
+
+
+def test_what_is_missing_is_said_and_gets_the_focus(batch_page, folder):
+    batch_page.get_by_role("button", name="Start").click()
+    expect(batch_page.get_by_role("alert")).to_contain_text("There are no pictures yet")
+    expect(batch_page.get_by_role("button", name="Choose files or a zip")).to_be_focused()
+    batch_page.locator("#batch-folder").set_input_files(folder / "a")
+    start(batch_page, words="tower")
+    expect(batch_page.get_by_role("alert")).to_contain_text("type at least two")
+    expect(batch_page.locator("#batch-words")).to_be_focused()
+
+
+def test_without_batches_the_page_says_what_to_do(web_browser, demo_model):
+    app = create_app(demo_model, Settings(model="demo"))
+    mount_page(app)
+    with serve_app(app) as address, open_page(web_browser, address, path="/#/batch") as page:
+        expect(page.locator(".batch")).to_contain_text("idefics serve --ui --batches FOLDER")
+        assert page.get_by_role("button", name="Start").count() == 0

@@ -68,9 +68,8 @@ export class Sheet {
       if (!card.root.contains(document.activeElement)) card.root.hidden = !this.#matches(row);
     }
     if (added.length) this.list.append(...added.map((row) => this.#cards.get(row).root));
-    if (!rows.length) return;
-    this.#showChart();
-    this.#showCount();
+    if (rows.some((row) => answerOf(row) !== null)) this.#showChart();
+    if (rows.length) this.#showCount();
   }
 
   #matches(row) {
