@@ -207,5 +207,5 @@ function moveOn(event) {
 function select(label, names, choose) {
   const made = element("select", {}, ...names.map((name) => element("option", { text: name })));
   made.addEventListener("change", () => choose(made.value));
-  return element("label.select", {}, element("span", { text: label }), made);
+  return element("label.picker", {}, element("span", { text: label }), made);
 }

@@ -102,7 +102,7 @@ function showProgress(run, { text, meter, problem, cancel, retry, report }) {
   cancel.hidden = !isRunning;
   const again = run.rows.filter((row) => run.canRetry(row)).length;
   retry.hidden = isRunning || !again;
-  retry.textContent = `Retry ${again === failed ? "all " : ""}${count(again, "picture")}`;
+  retry.textContent = `Retry ${count(again, "picture")}`;
   report.disabled = isRunning || done === failed;
   report.title = report.disabled ? "Once the run has ended with answers" : "One page with thumbnails and charts of the model's answers";
 }
