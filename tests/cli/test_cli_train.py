@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from idefics.cli import main as cli
+from idefics.cli.train import _next_commands
 from idefics.cli.train_progress import TrainProgress
 from idefics.train import plan
 from idefics.train.logs import TrainingHistory
@@ -188,6 +189,21 @@ def test_rows_are_shown_as_the_model_sees_them(train):
     code, out, _ = train("--show", 2, out=None)
     assert code == 0
     assert out.count(QUESTION) == 2 and "Red." in out and "Green." in out and "Blue." not in out
+
+
+@pytest.mark.parametrize(
+    ("data", "val", "words"),
+    [
+        ("photos", None, "eval folder --data test.csv"),
+        ("photos", "val.csv", "eval folder --data val.csv"),
+        ("easy-vqa", None, "eval easy-vqa"),
+        ("photos", "easy-vqa:test", "eval easy-vqa"),
+    ],
+)
+def test_the_last_line_scores_what_was_learned(data, val, words):
+    settings = TrainSettings(data=data, val=val, model="demo", out="adapter")
+    command = " ".join(_next_commands(settings, settings.out)[-1][1])
+    assert command == f"{words} --model demo --adapter adapter --out adapter-eval.json"
 
 
 def test_the_flags_have_the_defaults_of_the_settings(train, data_folder, monkeypatch):

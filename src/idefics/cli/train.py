@@ -79,17 +79,20 @@ def _show_rows(writer: OutputWriter, settings: TrainSettings, num_rows: int) -> 
 def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> None:
     """Trains, and prints what came of it."""
     from idefics.train.logs import TensorBoardLog
+    from idefics.train.processes import join_processes
     from idefics.train.training import run
 
+    is_first = join_processes().is_first  # of several processes, the one that prints and writes
     with ExitStack() as stack:
-        listeners: list[TrainingListener] = [stack.enter_context(TrainProgress(writer))]
-        if watch.tensorboard and not watch.dry_run:
+        listeners: list[TrainingListener] = []
+        if is_first:
+            listeners.append(stack.enter_context(TrainProgress(writer)))
+        if is_first and watch.tensorboard and not watch.dry_run:
             log = TensorBoardLog(settings.training_folder / "tensorboard")
             listeners.append(stack.enter_context(log))
         result = run(settings, listeners, resume=watch.resume, dry_run=watch.dry_run)
-    if watch.dry_run:
-        return
-    _print_end(writer, settings, result)
+    if is_first and not watch.dry_run:
+        _print_end(writer, settings, result)
 
 
 def _print_end(writer: OutputWriter, settings: TrainSettings, result: TrainResult) -> None:
@@ -123,11 +126,19 @@ def _next_commands(settings: TrainSettings, out: Path) -> list[tuple[str, list[s
         ("to ask", ["ask", "photo.jpg", "What is it?", *use, *tiles]),
         ("to ask on a page", ["ui", *use]),
         *merge,
-        (
-            "to score it",
-            ["eval", "folder", "--data", settings.val or "test.csv", *use, "--out", f"{out}-eval.json"],
-        ),
+        ("to score it", ["eval", *_suite_words(settings), *use, "--out", f"{out}-eval.json"]),
     ]
+
+
+def _suite_words(settings: TrainSettings) -> list[str]:
+    """What `idefics eval` scores: the suite that was validated with or learned, else a table."""
+    from idefics.evaluate.suites import SUITES
+
+    for data in (settings.val, settings.data):
+        name = (data or "").partition(":")[0]
+        if name in SUITES and not Path(name).exists():
+            return [name]
+    return ["folder", "--data", settings.val or "test.csv"]
 
 
 def _as_folder(path: Path) -> str:

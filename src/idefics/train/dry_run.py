@@ -71,11 +71,12 @@ def run_dry(trainer: Trainer, longest: Sequence[int], sizes: RowSizes) -> DryRun
     image_tokens_left = min(sizes.num_distinct_image_tokens, epochs * sizes.num_image_tokens)
     image_tokens_left = max(0, image_tokens_left - len(batch.image_token_positions))
     seconds_per_image_token = (middle - start) / max(1, len(batch.image_token_positions))
+    seconds = epochs * sizes.num_tokens / rate + image_tokens_left * seconds_per_image_token
     return DryRun(
         num_tokens=num_tokens,
         tokens_per_second=rate,
         peak_bytes=_peak_bytes(device),
-        seconds_left=epochs * sizes.num_tokens / rate + image_tokens_left * seconds_per_image_token,
+        seconds_left=seconds / trainer.processes.count,
     )
 
 
