@@ -37,7 +37,7 @@ def test_every_card_is_answered(web_page, number):
 
 
 def test_the_header_says_which_model_answers(web_page):
-    expect(web_page.locator("#model")).to_have_text("demo3.5 million parametersknows only its picture book")
+    expect(web_page.locator("#model")).to_have_text("demo3.5M parametersknows only its picture book")
     expect(web_page.locator("label.chip", has_text="Read")).to_be_hidden()  # few models can
     expect(web_page).to_have_title("demo: ask your pictures")
 

@@ -171,11 +171,10 @@ function showModel({ id, num_parameters: size, is_demo: isDemo }) {
   document.title = `${id}: ask your pictures`;
 }
 
-/** A number of parameters: "3.5 million", "2.2 billion". */
+/** A number of parameters as models are named by: "3.5M", "8B". */
 function parameters(count) {
-  const [unit, name] = count < 1e9 ? [1e6, "million"] : [1e9, "billion"];
-  const number = count / unit;
-  return `${number.toFixed(number < 10 ? 1 : 0)} ${name}`;
+  const [unit, letter] = count < 1e9 ? [1e6, "M"] : [1e9, "B"];
+  return `${(count / unit).toFixed(count / unit < 10 ? 1 : 0)}${letter}`;
 }
 
 async function runCard(card) {
