@@ -82,6 +82,18 @@ def test_a_stream_has_the_same_answer(client, vlm, task):
     assert last["usage"]["pictures"] == 1
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"stream": True}], ids=["greedy", "beams", "stream"]
+)
+def test_the_log_probability_of_the_answer(client, vlm, options):
+    asked = {"image_url": picture_data_uri("door"), "logprobs": True, **form_fields("ask"), **options}
+    response = client.post(task_path("ask"), asked)
+    last = parse_events(response.text)[-2] if "stream" in options else response.json()
+    beams = {"num_beams": options.get("num_beams", 1)}
+    expected = direct_answer(vlm, "ask", "door", logprobs=True, **beams)
+    assert last["logprob"] == pytest.approx(sum(expected.logprobs), abs=1e-4)
+
+
 def test_write_tells_a_story_by_default(client, vlm):
     body = client.post(task_path("write"), files=upload_file("door"), data={"max_new_tokens": "7"}).json()
     assert body["text"] == vlm.write(Picture(picture_data_uri("door")), max_new_tokens=7).text

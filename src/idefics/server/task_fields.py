@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from idefics.server.response_fields import (
     CompletionUsage,
@@ -20,10 +20,15 @@ class TaskUsage(CompletionUsage):
 
 
 class TaskFinalFields(NotesField):
-    """Fields of a complete answer, which are also those of the last event of a stream."""
+    """Fields of a complete answer, which are also those of the last event of a stream.
+
+    Attributes:
+        logprob: natural-log probability of the whole answer: the sum over its tokens; only with `logprobs`.
+    """
 
     finish_reason: ResponseFinishReason
     usage: TaskUsage
+    logprob: NotRequired[float]
 
 
 class TaskResponse(TaskFinalFields):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
@@ -71,8 +72,9 @@ class PictureRequest(RequestModel):
 
 
 class TaskRequest(PictureRequest, SamplingFields, StreamFields):
-    """A picture, and options for the text about it."""
+    """A picture, and options for the text about it; with `logprobs` its answer has the log-probability of the text."""
 
+    logprobs: bool | None = None
     max_new_tokens: TokenLimit | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
 
@@ -132,6 +134,7 @@ async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -
     generation_kwargs = request.sampling_kwargs() | {
         "max_new_tokens": request.max_new_tokens or task.max_new_tokens,
         "num_beams": request.num_beams or 1,
+        "logprobs": bool(request.logprobs),
         "start": task.answer_start.format(words=words),
     }
     inputs.check_and_count_texts(words)
@@ -203,7 +206,13 @@ async def _rank_labels(inputs: TaskInputs, request: ClassificationRequest) -> Re
 
 def _final_fields(answer: Answer) -> dict[str, Any]:
     """The values of `TaskFinalFields` for a complete answer."""
-    return {"finish_reason": answer.finish, "usage": _task_usage(answer), **collect_notes([answer])}
+    probability = {} if answer.logprobs is None else {"logprob": math.fsum(answer.logprobs)}
+    return {
+        "finish_reason": answer.finish,
+        "usage": _task_usage(answer),
+        **probability,
+        **collect_notes([answer]),
+    }
 
 
 def _task_usage(answer: Answer | RequestHandle) -> TaskUsage:

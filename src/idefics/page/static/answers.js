@@ -1,25 +1,14 @@
 /** The conversation: what was asked, what is happening, and what was answered. All of it is text, never HTML. */
 
+import { ACTIONS } from "./actions.js";
 import { button, count, duration, element } from "./dom.js";
-import { ask, isBusy, retry, stop } from "./run.js";
+import { ask, isBusy, stop } from "./run.js";
 import { taskByName } from "./state.js";
 
 const MAX_BARS = 20; // labels that are shown before "show all"
 const TICK_MILLISECONDS = 200; // between two updates of the running time
 const NEAR_END_PIXELS = 60; // scrolled so near to the end, the conversation follows what comes
 const FASTEST_SECONDS = 0.2; // shorter answers say nothing about the speed
-
-/**
- * Buttons under a complete answer. Other modules add theirs: {label, isFor(turn, app), run(app, turn, item, pressed)}.
- * @type {{label: string, isFor: function(Turn, Object): boolean, run: function(Object, Turn, Item, HTMLElement): *}[]}
- */
-export const ACTIONS = [
-  { label: "Copy", isFor: hasAnswer, run: copy },
-  { label: "Show where", isFor: (turn, app) => hasAnswer(turn) && isAboutOnePicture(turn, app), run: showWhere },
-  { label: "Try again", isFor: (turn) => !isBusy(turn), run: ({ state }, turn) => retry(state, turn) },
-  { label: "Code", isFor: () => true, run: (app, turn) => app.openDrawer("code", turn) },
-  { label: "Delete", isFor: (turn) => !isBusy(turn), run: remove },
-];
 
 /**
  * Shows the turns of the conversation and keeps them as they are.
@@ -196,7 +185,8 @@ class Item {
   }
 }
 
-function bar({ label, probability }, index) {
+/** A label of a ranking with its bar. @param {Label} label @param {number} index @returns {HTMLLIElement} */
+export function bar({ label, probability }, index) {
   const fill = element("span.fill");
   fill.style.inlineSize = `${100 * probability}%`;
   const percent = probability >= 0.0995 ? `${Math.round(100 * probability)} %` : `${(100 * probability).toFixed(1)} %`;
@@ -257,42 +247,4 @@ function announcement(turn) {
   if (turn.labels)
     return `Most likely: ${turn.labels[0].label}, ${Math.round(100 * turn.labels[0].probability)} percent.`;
   return turn.text || "The answer is empty.";
-}
-
-/** An answer as text, as it is copied and exported. @param {Turn} turn @returns {string} */
-export function answerText(turn) {
-  if (!turn.labels) return turn.text;
-  return turn.labels.map(({ label, probability }) => `${(100 * probability).toFixed(1)} % ${label}`).join("\n");
-}
-
-function hasAnswer(turn) {
-  return Boolean(turn.text || turn.labels);
-}
-
-/** Whether a question to the model is all that the answer is based on: later turns of a chat have more before them. */
-function isAboutOnePicture(turn, { state }) {
-  const firstOfChat = state.conversation.turns.find((one) => one.task === "chat");
-  return turn.pictureIds.length === 1 && (turn.task !== "chat" || turn === firstOfChat);
-}
-
-async function showWhere(app, turn, item, pressed) {
-  (await import("./where.js")).open(item.extra, app, { turn, item, pressed });
-}
-
-async function copy(app, turn, item, pressed) {
-  try {
-    await navigator.clipboard.writeText(answerText(turn));
-    pressed.textContent = "Copied";
-    app.announce("Copied.");
-  } catch {
-    getSelection().selectAllChildren(item.turn.labels ? item.bars : item.text);
-    pressed.textContent = "Selected: press Ctrl+C";
-  }
-  setTimeout(() => (pressed.textContent = "Copy"), 2000);
-}
-
-function remove(app, turn) {
-  const undo = app.state.removeTurn(turn);
-  app.confirmUndo("The question and its answer are deleted.", undo);
-  document.getElementById("words").focus();
 }

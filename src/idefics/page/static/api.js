@@ -123,10 +123,11 @@ export const postJson = (path, body, signal) =>
     signal,
   });
 
-/** The served model: the first entry of `/v1/models`. */
-export async function fetchModel() {
-  return (await (await request("v1/models")).json()).data[0];
-}
+/** The served models: the model itself first, then its adapters. @returns {Promise<Object[]>} */
+export const listModels = async () => (await (await request("v1/models")).json()).data;
+
+/** The served model. */
+export const fetchModel = async () => (await listModels())[0];
 
 /**
  * What a picture costs before it is sent.
@@ -168,7 +169,7 @@ export async function* streamTask(task, fields, signal) {
   const response = await postForm(`v1/images/tasks/${task}`, { ...fields, ...options }, signal);
   for await (const data of readEvents(response)) {
     const end = data.finish_reason
-      ? { finishReason: data.finish_reason, usage: data.usage, notes: data.notes ?? [] }
+      ? { finishReason: data.finish_reason, usage: data.usage, notes: data.notes ?? [], logprob: data.logprob }
       : null;
     yield { text: data.text ?? "", progress: data.progress ?? null, end };
   }

@@ -93,9 +93,9 @@ async function openPanel(name, argument) {
   const module = await import(`./${name}.js`);
   const panel = byId("panel");
   panel.setAttribute("aria-label", module.TITLE);
-  closeOpenPanel = module.open(panel, app, argument) ?? (() => {});
   panel.hidden = false;
   byId("conversation").hidden = true;
+  closeOpenPanel = module.open(panel, app, argument) ?? (() => {});
 }
 
 /** Shows the conversation again. */

@@ -1,6 +1,7 @@
 /** Conversations as files: Markdown to read, JSON with all pictures to import again. */
 
-import { answerText, describeCost } from "./answers.js";
+import { answerText } from "./actions.js";
+import { describeCost } from "./answers.js";
 import { element } from "./dom.js";
 import { toDataUri } from "./run.js";
 import { DEFAULT_SETTINGS, TASKS, emptyConversation, newId, taskByName } from "./state.js";

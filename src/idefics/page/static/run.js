@@ -46,7 +46,8 @@ export const resume = (state) => void runNext(state);
 /** Whether a turn waits or runs. @param {Turn} turn */
 export const isBusy = (turn) => ["queued", "waiting", "writing"].includes(turn.status);
 
-function emptyAnswer() {
+/** The fields of a turn that was not answered yet. */
+export function emptyAnswer() {
   return {
     status: "queued",
     progress: null,
@@ -70,7 +71,8 @@ function picturesOf(state, task) {
   return pictures.map((picture) => picture.id).filter((id) => !shown.has(id));
 }
 
-function withSeed(settings) {
+/** Settings with a seed of their own where they need one. @param {Settings} settings @returns {Settings} */
+export function withSeed(settings) {
   const seed = settings.seed ?? Math.floor(Math.random() * SEED_LIMIT);
   return { ...settings, seed: settings.strategy === "sampling" ? seed : null };
 }

@@ -1,0 +1,54 @@
+/** The buttons under a complete answer. */
+
+import { isBusy, retry } from "./run.js";
+
+/**
+ * Each in its place: {label, isFor(turn, app), run(app, turn, item, pressed)}.
+ * @type {{label: string, isFor: function(Turn, Object): boolean, run: function(Object, Turn, Item, HTMLElement): *}[]}
+ */
+export const ACTIONS = [
+  { label: "Copy", isFor: hasAnswer, run: copy },
+  { label: "Show where", isFor: (turn, app) => hasAnswer(turn) && isAboutOnePicture(turn, app), run: showWhere },
+  { label: "Compare", isFor: (turn) => hasAnswer(turn) && turn.task !== "chat", run: (app, turn) => app.openPanel("compare", turn) },
+  { label: "Try again", isFor: (turn) => !isBusy(turn), run: ({ state }, turn) => retry(state, turn) },
+  { label: "Code", isFor: () => true, run: (app, turn) => app.openDrawer("code", turn) },
+  { label: "Delete", isFor: (turn) => !isBusy(turn), run: remove },
+];
+
+function hasAnswer(turn) {
+  return Boolean(turn.text || turn.labels);
+}
+
+/** Whether a question to the model is all that the answer is based on: later turns of a chat have more before them. */
+function isAboutOnePicture(turn, { state }) {
+  const firstOfChat = state.conversation.turns.find((one) => one.task === "chat");
+  return turn.pictureIds.length === 1 && (turn.task !== "chat" || turn === firstOfChat);
+}
+
+async function showWhere(app, turn, item, pressed) {
+  (await import("./where.js")).open(item.extra, app, { turn, item, pressed });
+}
+
+/** An answer as text, as it is copied and exported. @param {Turn} turn @returns {string} */
+export function answerText(turn) {
+  if (!turn.labels) return turn.text;
+  return turn.labels.map(({ label, probability }) => `${(100 * probability).toFixed(1)} % ${label}`).join("\n");
+}
+
+async function copy(app, turn, item, pressed) {
+  try {
+    await navigator.clipboard.writeText(answerText(turn));
+    pressed.textContent = "Copied";
+    app.announce("Copied.");
+  } catch {
+    getSelection().selectAllChildren(item.turn.labels ? item.bars : item.text);
+    pressed.textContent = "Selected: press Ctrl+C";
+  }
+  setTimeout(() => (pressed.textContent = "Copy"), 2000);
+}
+
+function remove(app, turn) {
+  const undo = app.state.removeTurn(turn);
+  app.confirmUndo("The question and its answer are deleted.", undo);
+  document.getElementById("words").focus();
+}

@@ -1,0 +1,245 @@
+/** A comparison: one answer stays, one thing is changed, and the other answer stands next to it. */
+
+import { bar, describeProgress } from "./answers.js";
+import { diffWords } from "./diff.js";
+import { button, count, duration, element } from "./dom.js";
+import { emptyAnswer, isBusy, taskFields, withSeed } from "./run.js";
+import { completeShots, newId, taskByName } from "./state.js";
+
+export const TITLE = "Compare";
+
+const TYPING_MILLISECONDS = 500; // without a change of the examples before they are used
+const DETAILS = { high: "as closely as it can", auto: "by the picture's size", low: "at a glance" };
+const STRATEGIES = { greedy: "always the likeliest word", beams: "compare several texts", sampling: "vary" };
+const ASPECTS = { examples: "Examples", detail: "How closely it looks", strategy: "How it chooses words", model: "Model" };
+
+/**
+ * Shows a turn next to the answer that one change gives.
+ * @param {HTMLElement} root
+ * @param {Object} app see app.js.
+ * @param {Turn} turn the answer that stays.
+ * @returns {function(): void} to call when it is closed.
+ */
+export function open(root, app, turn) {
+  const comparison = new Comparison(root, app, turn);
+  return () => comparison.close();
+}
+
+class Comparison {
+  #abort = null;
+  #models = [];
+
+  constructor(root, app, turn) {
+    Object.assign(this, { app, state: app.state, turn });
+    this.pinned = { ...turn, logprob: undefined };
+    this.other = null;
+    this.select = element("select.select", { id: "compare-change" });
+    this.select.addEventListener("change", () => this.change());
+    this.stop = button("Stop", () => this.#abort.abort(), { hidden: true });
+    this.keep = button("Keep the new answer", () => this.keepOther(), { hidden: true });
+    this.hint = element("p.hint", {}, element("span", { text: "There are no examples yet. " }), button("Choose examples", () => app.openDrawer("examples")));
+    this.columns = [new Column("The answer"), new Column("")];
+    root.replaceChildren(this.view());
+    this.stopWatching = this.state.subscribe("shots", () => this.useNewShots());
+    this.showChanges();
+    this.columns[0].show(this.pinned);
+    this.select.focus();
+    if (this.state.picture(turn.pictureIds[0])) this.state.selectPicture(turn.pictureIds[0]);
+    void this.loadModels();
+    this.change();
+  }
+
+  view() {
+    return element(
+      "div.compare",
+      {},
+      element("header", {}, element("h2", { text: TITLE }), button("Close", () => this.leave())),
+      element("p", { dir: "auto", text: this.turn.words || taskByName(this.turn.task).label }),
+      element("div.compare-change", {}, element("label", { for: "compare-change", text: "Change one thing:" }), this.select, this.stop, this.keep),
+      this.hint,
+      element("div.columns", {}, ...this.columns.map(({ root }) => root)),
+    );
+  }
+
+  leave() {
+    this.app.closePanel();
+    document.getElementById("words").focus();
+  }
+
+  async loadModels() {
+    this.#models = await this.app.api.listModels().catch(() => []);
+    this.showChanges();
+  }
+
+  /** What can be changed: each is one aspect with another value. */
+  changes() {
+    const { settings, shots, task } = this.turn;
+    const ready = completeShots(this.state.conversation.shots);
+    const examples = (list) => (list.length ? `with ${count(list.length, "example")}` : "without examples");
+    const change = (aspect, from, to, fields) => ({ aspect, from, to, fields });
+    const others = (names, field) =>
+      Object.keys(names)
+        .filter((name) => name !== settings[field])
+        .map((name) => change(field, names[settings[field]], names[name], { settings: withSeed({ ...settings, seed: null, [field]: name }) }));
+    return [
+      shots.length
+        ? change("examples", examples(shots), examples([]), { shots: [] })
+        : change("examples", examples([]), ready.length ? examples(ready) : "with examples", { shots: ready }),
+      ...others(DETAILS, "detail"),
+      ...(task === "classify" ? [] : others(STRATEGIES, "strategy")),
+      ...this.#models.slice(1).map(({ id }) => change("model", this.state.model.id, id, { model: id })),
+    ];
+  }
+
+  /** Fills the choice of changes; what was chosen stays chosen. */
+  showChanges() {
+    const before = this.select.selectedIndex;
+    const list = this.changes();
+    const groups = Object.entries(ASPECTS).map(([aspect, label]) => {
+      const options = list.flatMap((one, index) => (one.aspect === aspect ? [element("option", { value: index, text: one.to })] : []));
+      return options.length ? element("optgroup", { label }, ...options) : null;
+    });
+    this.select.replaceChildren(...groups.filter(Boolean));
+    this.select.selectedIndex = Math.max(0, before);
+  }
+
+  /** Asks with the examples that were changed, once nobody types in them. */
+  useNewShots() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      this.showChanges();
+      if (this.chosen.aspect === "examples" && !this.turn.shots.length) this.change();
+    }, TYPING_MILLISECONDS);
+  }
+
+  get chosen() {
+    return this.changes()[Number(this.select.value)];
+  }
+
+  needsShots() {
+    const { aspect, fields } = this.chosen;
+    return aspect === "examples" && !this.turn.shots.length && !fields.shots.length;
+  }
+
+  /** Asks again with the change that is chosen. */
+  change() {
+    this.#abort?.abort();
+    const { from, to, fields } = this.chosen;
+    this.columns[0].title.textContent = sentence(from);
+    this.columns[1].title.textContent = sentence(to);
+    this.hint.hidden = !this.needsShots();
+    this.keep.hidden = true;
+    this.other = this.needsShots() ? null : { ...this.turn, ...emptyAnswer(), ...fields, id: newId() };
+    this.columns[1].show(this.other);
+    if (this.other) void this.run(this.other);
+  }
+
+  async run(other) {
+    const abort = (this.#abort = new AbortController());
+    this.stop.hidden = false;
+    await this.answer(other, abort.signal);
+    if (this.#abort !== abort) return;
+    this.keep.hidden = other.status === "failed" || Boolean(other.model); // a turn of the conversation is of the first model
+    if (other.status === "done") {
+      this.app.announce(`${sentence(this.chosen.to)}: ${other.text || other.labels[0].label}`);
+      await this.measurePinned(abort.signal);
+    }
+    if (this.#abort === abort) this.stop.hidden = true;
+  }
+
+  /** Asks a copy of a turn, which is not part of the conversation, and shows what comes. */
+  async answer(turn, signal) {
+    const show = (fields) => {
+      Object.assign(turn, fields);
+      if (turn === this.other) this.showColumns();
+    };
+    show({ status: "waiting", startedAt: Date.now() });
+    const seconds = () => (Date.now() - turn.startedAt) / 1000;
+    try {
+      const fields = { ...(await taskFields(this.state, turn)), model: turn.model };
+      if (turn.task === "classify") show(await this.app.api.classify(fields, signal));
+      else
+        for await (const { text, progress, end } of this.app.api.streamTask(turn.task, { ...fields, logprobs: true }, signal)) {
+          if (progress) show({ progress });
+          if (text) show({ status: "writing", text: turn.text + text });
+          if (end) show(end);
+        }
+      show({ status: "done", totalSeconds: seconds() });
+    } catch (error) {
+      if (error.name === "AbortError") show({ status: "stopped", totalSeconds: seconds() });
+      else show({ status: "failed", error: error.message });
+    }
+  }
+
+  /** The probability of the answer that stays: it was asked without, so it is asked again. */
+  async measurePinned(signal) {
+    if (this.turn.labels || this.pinned.logprob !== undefined) return;
+    const again = { ...this.turn, ...emptyAnswer() };
+    await this.answer(again, signal);
+    if (again.status !== "done" || again.text !== this.turn.text) return;
+    this.pinned.logprob = again.logprob;
+    this.showColumns();
+  }
+
+  showColumns() {
+    const { pinned, other } = this;
+    const isComplete = other && !isBusy(other);
+    const [left, right] = isComplete && !pinned.labels ? diffWords(pinned.text, other.text) : [null, null];
+    this.columns[0].show(pinned, left);
+    this.columns[1].show(other, right);
+  }
+
+  keepOther() {
+    const { model, logprob, ...turn } = this.other;
+    this.state.addTurn(turn);
+    this.leave();
+  }
+
+  close() {
+    this.#abort?.abort();
+    clearTimeout(this.timer);
+    this.stopWatching();
+  }
+}
+
+/** One of the two answers. */
+class Column {
+  constructor(title) {
+    this.title = element("h3", { text: title });
+    this.progress = element("p.hint");
+    this.text = element("p.answer-text", { dir: "auto" });
+    this.bars = element("ol.bars");
+    this.error = element("p.error", { role: "alert", hidden: true });
+    this.facts = element("dl.facts");
+    this.root = element("article.column", {}, this.title, this.progress, this.text, this.bars, this.error, this.facts);
+  }
+
+  /** @param {Turn|null} turn @param {{word: string, differs: boolean}[]|null} [words] the text with its differences. */
+  show(turn, words = null) {
+    const isWaiting = turn?.status === "waiting";
+    this.progress.textContent = isWaiting ? describeProgress(turn) : "";
+    if (words) this.text.replaceChildren(...words.map(({ word, differs }) => (differs ? element("mark", { text: word }) : word)));
+    else this.text.textContent = turn?.text ?? "";
+    this.text.hidden = !turn?.text;
+    this.bars.replaceChildren(...(turn?.labels ?? []).map(bar));
+    this.error.textContent = turn?.error ?? "";
+    this.error.hidden = !turn?.error;
+    const facts = turn && !isBusy(turn) ? factsOf(turn) : [];
+    this.facts.replaceChildren(...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })]));
+  }
+}
+
+/** What an answer cost, and how sure the model was. */
+function factsOf({ totalSeconds, usage, labels, logprob, text }) {
+  const probability = logprob === undefined ? [] : [["Probability", percent(Math.exp(logprob))], ["A token, on average", percent(Math.exp(logprob / usage.completion_tokens))]];
+  return [
+    ...(totalSeconds ? [["Time", duration(totalSeconds)]] : []),
+    ...(usage ? [["Tokens read", usage.prompt_tokens.toLocaleString("en")]] : []),
+    ...(usage && !labels && text ? [["Tokens written", usage.completion_tokens.toLocaleString("en")]] : []),
+    ...probability,
+  ];
+}
+
+const percent = (share) => (share < 0.0005 ? "under 0.1 %" : `${(100 * share).toFixed(1)} %`);
+
+const sentence = (text) => text[0].toUpperCase() + text.slice(1);
