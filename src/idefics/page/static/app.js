@@ -76,7 +76,7 @@ async function openDrawer(name, argument) {
   const cleanUp = module.open(body, app, argument);
   drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
   drawer.addEventListener("close", () => {
-    byId("main").append(...messages);
+    byId("composer").before(...messages);
     drawer.remove();
     cleanUp?.();
     if (opener?.isConnected) opener.focus();
@@ -219,6 +219,17 @@ function watchFiles() {
   });
 }
 
+/** Loads what keys do with the first sign that somebody is there: the first view needs it not. */
+function watchKeys() {
+  let handleKey = () => {};
+  const load = async (event) => {
+    ({ handleKey } = await import("./shortcuts.js"));
+    if (event.type === "keydown") handleKey(event, app);
+  };
+  for (const type of ["pointermove", "focusin", "keydown"]) addEventListener(type, load, { once: true });
+  addEventListener("keydown", (event) => handleKey(event, app));
+}
+
 function start() {
   startComposer(byId("composer"), app);
   for (const topic of ["pictures", "turns", "conversation"]) state.subscribe(topic, showWorkspace);
@@ -229,6 +240,7 @@ function start() {
   byId("new-conversation").addEventListener("click", app.newConversation);
   addEventListener("hashchange", route);
   watchFiles();
+  watchKeys();
   void loadModel();
   void route();
 }

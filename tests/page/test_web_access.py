@@ -1,0 +1,95 @@
+"""The page for everybody: axe-core finds nothing serious in any view and theme; all of it works by keyboard."""
+
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import expect
+
+from page.browser import (
+    BROWSER_MARKS,
+    DESKTOP_SIZE,
+    PHONE_SIZE,
+    add_pictures,
+    choose_task,
+    last_turn,
+    open_page,
+    send,
+)
+
+pytestmark = BROWSER_MARKS
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+def find_violations(page):
+    """What axe-core finds that is serious or critical: rule, and the elements."""
+    if not page.evaluate("Boolean(window.axe)"):
+        page.evaluate(AXE)
+    results = page.evaluate(
+        "rules => axe.run(document, {runOnly: rules, resultTypes: ['violations']})", RULES
+    )
+    return [
+        f"{one['id']}: {node['html'][:150]} {node['failureSummary']}"
+        for one in results["violations"]
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+def open_conversation(page, pictures):
+    """A conversation with answers, a ranking and two pictures."""
+    add_pictures(page, pictures["picnic.png"], pictures["tower.png"])
+    send(page, "Is it day or night?")
+    expect(last_turn(page).locator(".answer-text")).to_have_text("Night.")
+    choose_task(page, "Classify")
+    send(page, "tower, cars, office")
+    expect(last_turn(page).locator(".bar")).to_have_count(3)
+
+
+def open_menu(page):
+    """The menu of the first conversation in the drawer."""
+    page.locator("[data-drawer=history]").click()
+    page.locator(".saved [aria-expanded]").click()
+
+
+def sample(page):
+    """The settings with the fields of sampling."""
+    page.locator("[data-drawer=settings]").click()
+    page.get_by_role("radio", name="Vary").check()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP_SIZE, PHONE_SIZE], ids=["laptop", "phone"])
+def test_axe_finds_nothing_serious(web_browser, web_url, bundled_pictures, theme, size):
+    options = {"viewport": size, "color_scheme": theme, "reduced_motion": "reduce", "bypass_csp": True}
+    with open_page(web_browser, web_url, **options) as page:
+        found = {}
+
+        def check(name):
+            found[name] = find_violations(page)
+
+        expect(page.locator("#model")).to_contain_text("demo")
+        check("start")
+        open_conversation(page, bundled_pictures)
+        check("conversation")
+        send(page, "tower")
+        check("what is missing")
+        last_turn(page).get_by_role("button", name="Delete").click()
+        check("undo")
+        page.locator("#add").click()
+        check("add")
+        page.keyboard.press("Escape")
+        drawers = page.locator(".composer-tools [data-drawer]:visible, .tools [data-drawer]:visible")
+        for name in [one.get_attribute("data-drawer") for one in drawers.all()]:
+            {"history": open_menu, "settings": sample}.get(
+                name, lambda page, name=name: page.locator(f"[data-drawer={name}]").click()
+            )(page)
+            expect(page.locator(f"#drawer-{name}")).to_be_visible()
+            check(f"drawer {name}")
+            page.keyboard.press("Escape")
+        for link in page.locator(".views a:visible").all()[1:]:
+            link.click()
+            expect(page.locator("#view h1, #view h2").first).to_be_visible()
+            check(f"view {link.inner_text()}")
+        assert {name: list_ for name, list_ in found.items() if list_} == {}

@@ -1,0 +1,148 @@
+"""The view of the camera: answers one after the other, dropped pictures, refusals in words."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from page.browser import BROWSER_MARKS, SlowModel, answer_with, is_idle, open_page, wait_until
+
+pytestmark = BROWSER_MARKS
+TASKS = "/v1/images/tasks/ask"
+
+
+@pytest.fixture
+def live_page(web_page):
+    """The page at the view of the camera."""
+    web_page.get_by_role("link", name="Live").click()
+    expect(web_page.get_by_role("heading", name="Ask the camera")).to_be_visible()
+    return web_page
+
+
+def note_requests(page):
+    """The requests for answers, as they are sent."""
+    sent = []
+    page.on("request", lambda request: sent.append(request) if TASKS in request.url else None)
+    return sent
+
+
+NOTE_FIELDS = """() => {
+    window.fields = {};
+    const append = FormData.prototype.append;
+    FormData.prototype.append = function (name, value, ...rest) {
+        window.fields[name] = value instanceof Blob ? value.type : value;
+        append.call(this, name, value, ...rest);
+    };
+}"""
+
+
+def press_start(page):
+    """Starts the answers, and waits until the camera gives pictures."""
+    page.get_by_role("button", name="Start").click()
+    wait_until(page, lambda: page.locator("video").evaluate("node => node.videoWidth") > 0)
+
+
+def test_what_the_camera_sees_is_answered_until_it_is_stopped(live_page, demo_model):
+    sent = note_requests(live_page)
+    live_page.evaluate(NOTE_FIELDS)
+    live_page.get_by_label("Question or instruction").fill("Is it day or night?")
+    live_page.get_by_label("Longest answer").select_option("8 tokens")
+    press_start(live_page)
+    wait_until(live_page, lambda: len(sent) >= 3)
+    expect(live_page.locator(".live-answer")).not_to_be_empty()
+    expect(live_page.locator(".meta")).to_have_text(re.compile(r"^answered in (under )?\d+(\.\d)? s$"))
+    fields = live_page.evaluate("window.fields")
+    assert fields["words"] == "Is it day or night?" and fields["max_new_tokens"] == 8
+    assert fields["image"] == "image/jpeg"
+    live_page.get_by_role("button", name="Stop").click()
+    wait_until(live_page, lambda: is_idle(demo_model))
+    num_sent = len(sent)
+    live_page.wait_for_timeout(300)
+    assert len(sent) == num_sent
+    assert live_page.locator("video").evaluate("node => node.srcObject.active") is False  # the camera is off
+
+
+def test_pictures_are_dropped_while_an_answer_comes(live_page, demo_model, monkeypatch):
+    slow = SlowModel(monkeypatch, demo_model)
+    slow.resume_event.clear()
+    sent = note_requests(live_page)
+    press_start(live_page)
+    wait_until(live_page, lambda: len(sent) == 1)
+    live_page.wait_for_timeout(500)
+    assert len(sent) == 1
+    live_page.get_by_role("button", name="Stop").click()
+    slow.resume_event.set()
+    wait_until(live_page, lambda: is_idle(demo_model))
+    expect(live_page.get_by_role("button", name="Start")).to_be_visible()
+
+
+def test_the_interval_is_kept_and_equal_answers_are_one_line(live_page):
+    answer_with(live_page, "A green ", "ball.")
+    sent = note_requests(live_page)
+    live_page.get_by_role("combobox", name="Answers").select_option("every second")
+    press_start(live_page)
+    expect(live_page.locator(".live-answer")).to_have_text("A green ball.")
+    live_page.wait_for_timeout(700)
+    assert len(sent) == 1
+    wait_until(live_page, lambda: len(sent) == 2)
+    live_page.wait_for_timeout(200)
+    expect(live_page.locator(".live-earlier li")).to_have_count(1)
+    live_page.unroute("**/v1/images/tasks/*")
+    answer_with(live_page, "A red ball.")
+    expect(live_page.locator(".live-earlier span")).to_have_text(["A red ball.", "A green ball."])
+
+
+def test_leaving_the_view_turns_the_camera_off(live_page, demo_model):
+    press_start(live_page)
+    stream = live_page.evaluate_handle("document.querySelector('video').srcObject")
+    live_page.get_by_role("link", name="Pictures").click()
+    expect(live_page.locator("#welcome")).to_be_visible()
+    assert stream.evaluate("stream => stream.active") is False
+    wait_until(live_page, lambda: is_idle(demo_model))
+
+
+def test_a_moment_is_taken_into_the_conversation(live_page):
+    answer_with(live_page, "A green ball.")
+    press_start(live_page)
+    live_page.get_by_role("button", name="Ask more about this moment").click()
+    expect(live_page.locator(".picture-name")).to_contain_text("camera.jpg · 640 × 480")
+    expect(live_page.locator("#words")).to_be_focused()
+
+
+REFUSALS = {
+    "NotAllowedError": "The browser did not allow the camera: allow it in the address bar, then press Start.",
+    "NotFoundError": "No camera was found: connect one, then press Start.",
+    "NotReadableError": "The camera cannot be used: another program may have it. Close that, then press Start.",
+}
+
+
+def test_a_camera_that_is_refused_is_said_in_words(live_page):
+    for name, said in REFUSALS.items():
+        live_page.evaluate(
+            """name => {
+                navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException("no", name));
+            }""",
+            name,
+        )
+        live_page.get_by_role("button", name="Start").click()
+        expect(live_page.locator(".live .error")).to_have_text(said)
+        expect(live_page.get_by_role("button", name="Start")).to_be_visible()
+    live_page.evaluate("Object.defineProperty(navigator, 'mediaDevices', {value: undefined})")
+    live_page.get_by_role("button", name="Start").click()
+    expect(live_page.locator(".live .error")).to_contain_text("only to pages at https://")
+
+
+def test_a_server_that_goes_away_is_asked_again(web_browser, web_url):
+    with open_page(web_browser, web_url, path="/#/live", expected=["ERR_FAILED", "status of 400"]) as page:
+        page.route("**/v1/images/tasks/*", lambda route: route.abort())
+        press_start(page)
+        expect(page.locator(".live .error")).to_contain_text("The server does not answer.")
+        expect(page.locator(".live .error")).to_contain_text("Trying again…")
+        page.unroute("**/v1/images/tasks/*")
+        answer_with(page, "A green ball.")
+        expect(page.locator(".live-answer")).to_have_text("A green ball.")
+        expect(page.locator(".live .error")).to_be_hidden()
+        page.unroute("**/v1/images/tasks/*")
+        page.get_by_label("Question or instruction").fill("word " * 3000)  # more than the model reads
+        expect(page.locator(".live .error")).to_contain_text("tokens")
+        expect(page.get_by_role("button", name="Start")).to_be_visible()  # that will not pass by itself
