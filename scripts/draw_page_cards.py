@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "src" / "idefics" / "demo" / "pictures"
 CARDS = ROOT / "src" / "idefics" / "page" / "static" / "cards.webp"
 NAMES = ("tower.png", "picnic.png", "vegetables.png", "puppy.png")  # as the cards of index.html
-CARD_SIZE = (384, 384)
-QUALITY = 78  # of WebP: together about 20 kB
+CARD_SIZE = (320, 320)
+QUALITY = 62  # of WebP: together about 10 kB
 
 
 def draw_cards() -> Image.Image:
