@@ -46,8 +46,8 @@ export async function fetchResults(id, after) {
   return { ...page, data, has_more: false, message: batch.errors?.data[0].message };
 }
 
-/** The lines of a file. @param {string} id @returns {AsyncGenerator<string>} */
-export async function* readLines(id) {
+/** The lines of a file. */
+async function* readLines(id) {
   const response = await request(`v1/files/${id}/content`);
   let rest = [];
   for await (const text of chunks(response.body.pipeThrough(new TextDecoderStream()).getReader())) {
@@ -58,6 +58,16 @@ export async function* readLines(id) {
       rest = [other];
     }
   }
+}
+
+/** Requests of a batch, each as a line. @param {string} id @param {Set<string>} wanted @returns {Promise<Map<string, Blob>>} */
+export async function fetchRequests(id, wanted) {
+  const found = new Map();
+  for await (const line of readLines((await fetchBatch(id)).input_file_id)) {
+    const { custom_id: path } = line ? JSON.parse(line) : {};
+    if (wanted.has(path)) found.set(path, new Blob([line, "\n"]));
+  }
+  return found;
 }
 
 async function* chunks(reader) {

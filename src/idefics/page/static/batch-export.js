@@ -26,7 +26,10 @@ const recordsOf = (run) => run.rows.filter((row) => !isOpen(row)).map((row) => t
 export function toCsv(run) {
   const columns = Object.keys(toRecord(run.record, run.rows[0])).filter((name) => !NOT_IN_CSV.includes(name));
   const lines = [columns, ...recordsOf(run).map((record) => columns.map((name) => toCell(record[name])))];
-  return new Blob(lines.map((cells) => `${cells.join(",")}\r\n`), { type: "text/csv" });
+  return new Blob(
+    lines.map((cells) => `${cells.join(",")}\r\n`),
+    { type: "text/csv" },
+  );
 }
 
 function toCell(value) {
@@ -41,7 +44,10 @@ export function toJsonLines(run) {
   const lines = recordsOf(run).map((record) =>
     Object.fromEntries(Object.entries(record).filter(([name, value]) => ALWAYS.includes(name) || !isEmpty(value))),
   );
-  return new Blob(lines.map((line) => `${JSON.stringify(line)}\n`), { type: "application/jsonl" });
+  return new Blob(
+    lines.map((line) => `${JSON.stringify(line)}\n`),
+    { type: "application/jsonl" },
+  );
 }
 
 /** A zip with a text for each answered picture: `a/1.txt` for `a/1.png`. @returns {Blob} */

@@ -1,6 +1,7 @@
 /** Rows of a batch run: the request of a picture, its thumbnail, and the answer that comes back. */
 
 import { toSentence } from "./api.js";
+import { toPicture } from "./pictures.js";
 import { parseLabels, toDataUri } from "./run.js";
 
 const THUMBNAIL_PIXELS = 320;
@@ -12,7 +13,15 @@ export const ANSWER_FIELDS = ["text", "labels", "tokens", "finish", "notes", "er
 export const noAnswer = () => ({ text: null, labels: null, tokens: 0, finish: "", notes: [], error: "" });
 
 /** @param {string} run @param {string} path @param {number} index @returns {Row} */
-export const newRow = (run, path, index) => ({ run, path, index, thumbnail: null, batch: "", edited: null, ...noAnswer() });
+export const newRow = (run, path, index) => ({
+  run,
+  path,
+  index,
+  thumbnail: null,
+  batch: "",
+  edited: null,
+  ...noAnswer(),
+});
 
 /** Whether a row still waits for an answer. @param {Row} row */
 export const isOpen = (row) => row.text === null && !row.error;
@@ -27,17 +36,21 @@ export const probabilityOf = (row) => row.labels?.find(({ label }) => label === 
 export const endpointOf = ({ task }) => `/v1/images/tasks/${task}`;
 
 /**
- * The line of a picture in a file of requests.
+ * The request of a picture as a line of a file, and a thumbnail.
  * @param {RunRecord} record
  * @param {string} path identifies the picture in the batch.
- * @param {Blob} picture
- * @returns {Promise<Blob>}
+ * @param {File} file
+ * @param {Object} [limits] `images` of the model, see `/v1/models`.
+ * @returns {Promise<{line: Blob, thumbnail: Blob}>}
+ * @throws {Error} it is no picture that the browser can show.
  */
-export async function requestLine(record, path, picture) {
+export async function prepareRequest(record, path, file, limits) {
+  const picture = await toPicture(file, limits);
   const { task, words, fields, model } = record;
   const asked = task === "classify" ? { labels: parseLabels(words) } : words && { words };
-  const body = { model, image_url: await toDataUri(picture), ...asked, ...fields };
-  return new Blob([JSON.stringify({ custom_id: path, method: "POST", url: endpointOf(record), body }), "\n"]);
+  const body = { model, image_url: await toDataUri(picture.blob), ...asked, ...fields };
+  const request = { custom_id: path, method: "POST", url: endpointOf(record), body };
+  return { line: new Blob([JSON.stringify(request), "\n"]), thumbnail: await drawThumbnail(picture) };
 }
 
 /** Sets the answer of a row to that of a line of the output. @param {Row} row @param {Object} line @returns {Row} */
@@ -49,8 +62,7 @@ export function setAnswer(row, { response, error }) {
   return Object.assign(row, { text, labels, tokens: usage.completion_tokens, finish, notes });
 }
 
-/** A small copy of a picture. @param {StoredPicture} picture @returns {Promise<Blob>} */
-export async function drawThumbnail({ blob, width, height }) {
+async function drawThumbnail({ blob, width, height }) {
   const scale = Math.min(1, THUMBNAIL_PIXELS / Math.max(width, height));
   const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.ceil(side * scale));
   const drawn = await createImageBitmap(blob, { resizeWidth, resizeHeight, resizeQuality: "medium" });

@@ -1,15 +1,14 @@
 /** Batch runs: pictures are sent in files of bounded size, a batch each; answers are fetched while the batches run. */
 
 import { toSentence } from "./api.js";
-import { cancelBatch, createBatch, fetchBatch, fetchResults, hasEnded, readLines, uploadFile } from "./batch-api.js";
-import { ANSWER_FIELDS, drawThumbnail, endpointOf, isOpen, newRow, noAnswer, requestLine, setAnswer } from "./batch-rows.js";
+import { cancelBatch, createBatch, fetchRequests, fetchResults, hasEnded, uploadFile } from "./batch-api.js";
+import { ANSWER_FIELDS, endpointOf, isOpen, newRow, noAnswer, prepareRequest, setAnswer } from "./batch-rows.js";
 import { loadRows, loadRun, saveRows, saveRun, updateRows } from "./batch-store.js";
-import { toPicture } from "./pictures.js";
 import { newId } from "./state.js";
 
 const [FIRST_FILE_BYTES, MAX_FILE_BYTES] = [1 << 20, 32 << 20]; // each file may be twice as large as the one before
 const MAX_UNFINISHED = 16; // batches of a run; further pictures are sent when one has ended
-const POLL_MILLISECONDS = 700;
+const [POLL_MILLISECONDS, RETRY_MILLISECONDS] = [700, 3000]; // between two requests for the batches; if the server is away
 const RATE_SECONDS = 30; // over which the speed is measured
 const NOT_SENT = "The page was left before this picture was sent: add it again.";
 const NOT_KEPT = "The server no longer has this picture: add it again.";
@@ -19,12 +18,6 @@ const CANCELLED = "Cancelled before it was sent.";
 export const openRuns = new Map();
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-
-/**
- * @typedef {Object} Source Where a picture comes from.
- * @property {string} path
- * @property {function(): Promise<File>} read
- */
 
 /** A batch run: its rows, and what is being done for them. */
 export class BatchRun {
@@ -55,7 +48,14 @@ export class BatchRun {
   /** Starts a run. @param {Object} app @param {{task, words, fields}} asked @param {Source[]} sources */
   static start(app, asked, sources) {
     const counts = { done: 0, failed: 0, total: 0 };
-    const record = { id: newId(), ...asked, model: app.state.model.id, createdAt: Date.now(), counts, isDeleted: false };
+    const record = {
+      id: newId(),
+      ...asked,
+      model: app.state.model.id,
+      createdAt: Date.now(),
+      counts,
+      isDeleted: false,
+    };
     const run = new BatchRun(record, [], app);
     void run.add(sources);
     return run;
@@ -126,23 +126,18 @@ export class BatchRun {
     const again = rows.filter((row) => this.canRetry(row));
     const isHere = (row) => this.#sources.has(row.path);
     this.#enqueue(again.filter(isHere).map((row) => ({ row, line: null })));
-    const sent = Map.groupBy(again.filter((row) => !isHere(row)), (row) => row.batch);
-    for (const [batch, wanted] of sent) this.#enqueue(await this.#linesOf(batch, wanted));
-  }
-
-  /** The requests of rows as they were sent; those that the server no longer has get an error. */
-  async #linesOf(batch, rows) {
-    const found = [];
-    const rowByPath = new Map(rows.map((row) => [row.path, row]));
-    try {
-      for await (const line of readLines((await fetchBatch(batch)).input_file_id)) {
-        const row = line && rowByPath.get(JSON.parse(line).custom_id);
-        if (row) found.push({ row, line: new Blob([line, "\n"]) });
+    const sent = Map.groupBy(
+      again.filter((row) => !isHere(row)),
+      (row) => row.batch,
+    );
+    for (const [batch, wanted] of sent) {
+      try {
+        const lines = await fetchRequests(batch, new Set(wanted.map((row) => row.path)));
+        this.#enqueue(wanted.map((row) => ({ row, line: lines.get(row.path) })));
+      } catch (error) {
+        this.#fail(wanted, error.status === 404 ? NOT_KEPT : error.message);
       }
-    } catch (error) {
-      this.#fail(rows, error.status === 404 ? NOT_KEPT : error.message);
     }
-    return found;
   }
 
   /** Ends the run; answers stay. */
@@ -158,12 +153,6 @@ export class BatchRun {
     row.edited = text === row.text ? null : text;
     void this.#keep(updateRows([row], ["edited"]));
     this.#tell([row]);
-  }
-
-  /** Hides the run, or shows it again. @param {boolean} isDeleted */
-  setDeleted(isDeleted) {
-    this.record.isDeleted = isDeleted;
-    return this.#keep(saveRun(this.record));
   }
 
   #enqueue(items) {
@@ -182,7 +171,9 @@ export class BatchRun {
         await this.#fill(part);
         if (part.length) await this.#sendPart(part);
       } catch (error) {
-        const rest = [...part, ...this.#queue.splice(0)].map(({ row }) => row).filter((row) => isOpen(row) && !row.batch);
+        const rest = [...part, ...this.#queue.splice(0)]
+          .map(({ row }) => row)
+          .filter((row) => isOpen(row) && !row.batch);
         this.#fail(rest, error.name === "AbortError" ? CANCELLED : error.message);
       }
     }
@@ -197,7 +188,7 @@ export class BatchRun {
 
   /** Prepares the next pictures, as many as a file may hold. */
   async #fill(part) {
-    for (let bytes = 0; this.#queue.length && bytes < this.#fileBytes; ) {
+    for (let bytes = 0; this.#queue.length && bytes < this.#fileBytes;) {
       this.#abort.signal.throwIfAborted();
       const item = this.#queue[0];
       try {
@@ -221,13 +212,13 @@ export class BatchRun {
     this.#tell(rows);
   }
 
-  /** The line of a picture in the file of requests; draws its thumbnail. @throws {Error} it cannot be read. */
   async #prepare(row) {
-    const picture = await toPicture(await this.#sources.get(row.path).read(), this.app.state.model?.images);
-    row.thumbnail = await drawThumbnail(picture);
+    const file = await this.#sources.get(row.path).read();
+    const { line, thumbnail } = await prepareRequest(this.record, row.path, file, this.app.state.model?.images);
+    row.thumbnail = thumbnail;
     void this.#keep(updateRows([row], ["thumbnail"]));
     this.#tell([row]);
-    return requestLine(this.record, row.path, picture.blob);
+    return line;
   }
 
   #fail(rows, error) {
@@ -245,7 +236,7 @@ export class BatchRun {
     if (this.#isWatching) return;
     this.#isWatching = true;
     while (this.isRunning) {
-      await pause(POLL_MILLISECONDS);
+      await pause(this.problem ? RETRY_MILLISECONDS : POLL_MILLISECONDS);
       const problems = [];
       for (const batch of this.#unfinished()) await this.#poll(batch).catch((error) => problems.push(error.message));
       this.problem = problems[0] ?? "";
@@ -258,15 +249,23 @@ export class BatchRun {
   }
 
   async #poll(batch) {
-    const rowByPath = new Map(this.rows.filter((row) => row.batch === batch && isOpen(row)).map((row) => [row.path, row]));
+    const rowByPath = new Map(
+      this.rows.filter((row) => row.batch === batch && isOpen(row)).map((row) => [row.path, row]),
+    );
     try {
       const page = await fetchResults(batch, this.#lastLines.get(batch) ?? 0);
       this.#lastLines.set(batch, page.last);
-      const changed = page.data.filter((line) => rowByPath.has(line.custom_id)).map((line) => setAnswer(rowByPath.get(line.custom_id), line));
+      const changed = page.data
+        .filter((line) => rowByPath.has(line.custom_id))
+        .map((line) => setAnswer(rowByPath.get(line.custom_id), line));
       await this.#keep(updateRows(changed, ANSWER_FIELDS));
       this.#tell(changed);
       const why = page.message ? toSentence(page.message) : "The server ended before it answered this one.";
-      if (hasEnded(page)) this.#fail([...rowByPath.values()].filter((row) => isOpen(row)), why);
+      if (hasEnded(page))
+        this.#fail(
+          [...rowByPath.values()].filter((row) => isOpen(row)),
+          why,
+        );
     } catch (error) {
       if (error.status !== 404) throw error;
       this.#fail([...rowByPath.values()], NOT_KEPT);

@@ -11,7 +11,8 @@ const byPath = (first, second) => first.path.localeCompare(second.path, "en", { 
 const ORDERS = {
   "As added": (first, second) => first.index - second.index,
   Path: byPath,
-  Answer: (first, second) => (answerOf(first) ?? "\uffff").localeCompare(answerOf(second) ?? "\uffff") || byPath(first, second),
+  Answer: (first, second) =>
+    (answerOf(first) ?? "\uffff").localeCompare(answerOf(second) ?? "\uffff") || byPath(first, second),
   "Least sure first": (first, second) => (probabilityOf(first) ?? 2) - (probabilityOf(second) ?? 2),
 };
 const STATES = {
@@ -40,7 +41,11 @@ export class Sheet {
     this.list.addEventListener("keydown", (event) => moveOn(event));
     this.shown = element("p.hint", { role: "status" });
     const orders = Object.keys(ORDERS).filter((name) => task === "classify" || name !== "Least sure first");
-    const search = element("input", { type: "search", placeholder: "Find in paths and answers", "aria-label": "Find in paths and answers" });
+    const search = element("input", {
+      type: "search",
+      placeholder: "Find in paths and answers",
+      "aria-label": "Find in paths and answers",
+    });
     search.addEventListener("input", () => this.#setFilter({ text: search.value.toLowerCase() }));
     const tools = element(
       "div.sheet-tools",
@@ -110,8 +115,10 @@ export class Sheet {
     this.chart.hidden = isRanking ? !largest : largest < 2;
     for (const [answer, number] of top) this.#showBar(answer, number, number / largest);
     const kept = new Set(top.map(([answer]) => answer));
-    for (const [answer, bar] of this.#bars) if (!kept.has(answer) && answer !== this.#filter.answer) this.#removeBar(answer, bar);
-    if (!this.chart.contains(document.activeElement)) this.chart.append(...top.map(([answer]) => this.#bars.get(answer)));
+    for (const [answer, bar] of this.#bars)
+      if (!kept.has(answer) && answer !== this.#filter.answer) this.#removeBar(answer, bar);
+    if (!this.chart.contains(document.activeElement))
+      this.chart.append(...top.map(([answer]) => this.#bars.get(answer)));
   }
 
   #removeBar(answer, bar) {
@@ -123,7 +130,11 @@ export class Sheet {
     if (!this.#bars.has(answer)) {
       const toggle = () => this.#setFilter({ answer: this.#filter.answer === answer ? null : answer });
       const made = element("button.chart-bar", { type: "button", click: toggle });
-      made.append(element("span", { dir: "auto", text: answer || "(empty)" }), element("b"), element("span.track", {}, element("span.fill")));
+      made.append(
+        element("span", { dir: "auto", text: answer || "(empty)" }),
+        element("b"),
+        element("span.track", {}, element("span.fill")),
+      );
       this.#bars.set(answer, made);
       this.chart.append(made);
     }
@@ -146,18 +157,35 @@ class Card {
     this.waiting = element("p.hint", { text: "Waiting" });
     this.bar = element("div.sure", {}, element("span.track", {}, element("span.fill")), element("span.bar-value"));
     this.note = element("p.meta");
-    this.error = element("div.failed", {}, element("p"), button("Retry", () => run.retry([row]), { "aria-label": `Retry ${row.path}` }));
+    this.error = element(
+      "div.failed",
+      {},
+      element("p"),
+      button("Retry", () => this.#retry(), { "aria-label": `Retry ${row.path}` }),
+    );
     this.undo = button("Undo", () => this.#restore(), { "aria-label": `Undo the change of ${row.path}` });
     this.edited = element("div.edited", {}, element("span", { text: "edited" }), this.undo);
     const path = element("p.row-path", { text: row.path, title: row.path });
-    const body = element("div.row-body", {}, path, this.field, this.waiting, this.bar, this.note, this.edited, this.error);
-    this.root = element("li", {}, element("div.row-picture", {}, this.image), body);
+    const body = element(
+      "div.row-body",
+      {},
+      path,
+      this.field,
+      this.waiting,
+      this.bar,
+      this.note,
+      this.edited,
+      this.error,
+    );
+    this.root = element("li", { tabindex: -1 }, element("div.row-picture", {}, this.image), body);
   }
 
   #field() {
     const isRanking = this.run.record.task === "classify";
     const attributes = { "aria-label": `Answer for ${this.row.path}`, dir: "auto", spellcheck: "false" };
-    const field = isRanking ? element("input.row-answer", { list: LABELS_ID, ...attributes }) : element("textarea.row-answer", { rows: 1, ...attributes });
+    const field = isRanking
+      ? element("input.row-answer", { list: LABELS_ID, ...attributes })
+      : element("textarea.row-answer", { rows: 1, ...attributes });
     field.addEventListener("change", () => this.run.edit(this.row, field.value));
     field.addEventListener("keydown", (event) => event.key === "Escape" && this.#restore());
     return field;
@@ -169,6 +197,11 @@ class Card {
     this.field.focus();
   }
 
+  #retry() {
+    this.root.focus();
+    void this.run.retry([this.row]);
+  }
+
   show() {
     const { row } = this;
     const answer = answerOf(row);
@@ -178,14 +211,20 @@ class Card {
     }
     this.field.hidden = answer === null;
     if (answer !== null && document.activeElement !== this.field) this.field.value = answer;
-    if (row.labels && !this.labels.children.length) this.labels.append(...row.labels.map(({ label }) => element("option", { value: label })));
+    if (row.labels && !this.labels.children.length)
+      this.labels.append(...row.labels.map(({ label }) => element("option", { value: label })));
     this.waiting.hidden = !isOpen(row);
     this.waiting.textContent = row.batch ? "Waiting for its answer" : "Not sent yet";
     const probability = probabilityOf(row);
     this.bar.hidden = probability === null;
     this.bar.querySelector(".fill").style.inlineSize = `${100 * (probability ?? 0)}%`;
     this.bar.querySelector(".bar-value").textContent = `${(100 * (probability ?? 0)).toFixed(0)} %`;
-    this.note.textContent = [row.finish === "length" ? "cut off: allow a longer answer in the settings" : "", ...row.notes].filter(Boolean).join(" · ");
+    this.note.textContent = [
+      row.finish === "length" ? "cut off: allow a longer answer in the settings" : "",
+      ...row.notes,
+    ]
+      .filter(Boolean)
+      .join(" · ");
     this.note.hidden = !this.note.textContent;
     this.edited.hidden = row.edited === null;
     this.error.hidden = !row.error;

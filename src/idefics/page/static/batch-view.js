@@ -3,6 +3,7 @@
 import { fetchReport } from "./batch-api.js";
 import { download, toCsv, toJsonLines, toSidecars } from "./batch-export.js";
 import { Sheet } from "./batch-sheet.js";
+import { readSources } from "./batch-sources.js";
 import { button, count, element } from "./dom.js";
 import { taskByName } from "./state.js";
 
@@ -11,9 +12,9 @@ import { taskByName } from "./state.js";
  * @param {HTMLElement} page
  * @param {Object} app see app.js.
  * @param {BatchRun} run
- * @param {{signal: AbortSignal, readSources: function(File[]), deleteRun: function()}} view
+ * @param {{signal: AbortSignal, deleteRun: function()}} view
  */
-export function showRun(page, app, run, { signal, readSources, deleteRun }) {
+export function showRun(page, app, run, { signal, deleteRun }) {
   const { task, words } = run.record;
   const add = async (files) => {
     const { sources, problems } = await readSources(files);
@@ -31,10 +32,23 @@ export function showRun(page, app, run, { signal, readSources, deleteRun }) {
   };
   const sheet = new Sheet(run, app);
   const title = element("h1", { dir: "auto", text: [taskByName(task).label, words].filter(Boolean).join(": ") });
-  const tools = element("div.run-tools", {}, parts.cancel, parts.retry, addButton(add), button("Delete", deleteRun), saveButtons(app, run, parts.report));
+  const tools = element(
+    "div.run-tools",
+    {},
+    parts.cancel,
+    parts.retry,
+    addButton(add),
+    button("Delete", deleteRun),
+    saveButtons(app, run, parts.report),
+  );
   page.append(
     element("a.back", { href: "#/batch", text: "All runs" }),
-    title, parts.text, parts.meter, parts.problem, tools, sheet.root,
+    title,
+    parts.text,
+    parts.meter,
+    parts.problem,
+    tools,
+    sheet.root,
   );
   const show = (rows) => {
     sheet.update(rows);
@@ -47,26 +61,43 @@ export function showRun(page, app, run, { signal, readSources, deleteRun }) {
     wasRunning = run.isRunning;
   });
   signal.addEventListener("abort", unsubscribe);
-  page.parentElement.addEventListener("idefics-files", (event) => {
-    event.preventDefault();
-    void add(event.detail);
-  }, { signal });
+  page.parentElement.addEventListener(
+    "idefics-files",
+    (event) => {
+      event.preventDefault();
+      void add(event.detail);
+    },
+    { signal },
+  );
   addEventListener("beforeunload", (event) => run.isSending && event.preventDefault(), { signal });
   show([]);
 }
 
 function addButton(add) {
-  const input = element("input", { type: "file", multiple: true, hidden: true, accept: "image/*,.zip", id: "batch-more" });
+  const input = element("input", {
+    type: "file",
+    multiple: true,
+    hidden: true,
+    accept: "image/*,.zip",
+    id: "batch-more",
+  });
   input.addEventListener("change", async () => {
     await add([...input.files]);
     input.value = "";
   });
-  return element("span", {}, input, button("Add pictures", () => input.click()));
+  return element(
+    "span",
+    {},
+    input,
+    button("Add pictures", () => input.click()),
+  );
 }
 
 function saveButtons(app, run, report) {
-  const name = (suffix) => `${taskByName(run.record.task).label.toLowerCase()}-${new Date(run.record.createdAt).toISOString().slice(0, 10)}${suffix}`;
-  const save = (label, toBlob, suffix, title) => button(label, () => download(toBlob(run), name(suffix)), { class: "tool outlined", title });
+  const name = (suffix) =>
+    `${taskByName(run.record.task).label.toLowerCase()}-${new Date(run.record.createdAt).toISOString().slice(0, 10)}${suffix}`;
+  const save = (label, toBlob, suffix, title) =>
+    button(label, () => download(toBlob(run), name(suffix)), { class: "tool outlined", title });
   return element(
     "div.save-tools",
     { role: "group", "aria-label": "Save the answers" },
@@ -104,12 +135,19 @@ function showProgress(run, { text, meter, problem, cancel, retry, report }) {
   retry.hidden = isRunning || !again;
   retry.textContent = `Retry ${count(again, "picture")}`;
   report.disabled = isRunning || done === failed;
-  report.title = report.disabled ? "Once the run has ended with answers" : "One page with thumbnails and charts of the model's answers";
+  report.title = report.disabled
+    ? "Once the run has ended with answers"
+    : "One page with thumbnails and charts of the model's answers";
 }
 
 function describeProgress(done, total, rate) {
   const parts = [`${done.toLocaleString("en")} of ${total.toLocaleString("en")}`];
-  if (rate) parts.push(rate >= 0.95 ? `${rate.toFixed(1)} pictures a second` : `${(60 * rate).toFixed(rate * 60 < 10 ? 1 : 0)} pictures a minute`);
+  if (rate)
+    parts.push(
+      rate >= 0.95
+        ? `${rate.toFixed(1)} pictures a second`
+        : `${(60 * rate).toFixed(rate * 60 < 10 ? 1 : 0)} pictures a minute`,
+    );
   if (rate) parts.push(`${timeLeft((total - done) / rate)} left`);
   return parts.join(" · ");
 }
@@ -121,5 +159,7 @@ function timeLeft(seconds) {
 
 function describeEnd(run) {
   const { done, failed } = run.progress;
-  return [count(done - failed, "answer"), failed ? `${failed.toLocaleString("en")} failed` : ""].filter(Boolean).join(" · ");
+  return [count(done - failed, "answer"), failed ? `${failed.toLocaleString("en")} failed` : ""]
+    .filter(Boolean)
+    .join(" · ");
 }

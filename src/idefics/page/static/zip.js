@@ -23,15 +23,20 @@ export async function listZip(file) {
   let end = tail.byteLength - END_BYTES;
   while (end >= 0 && tail.getUint32(end, true) !== END_MARK) end--;
   if (end < 0) throw new Error(`${file.name} is not a zip that can be read: unpack it, and add the folder.`);
-  const [count, size, start] = [tail.getUint16(end + 10, true), tail.getUint32(end + 12, true), tail.getUint32(end + 16, true)];
+  const [count, size, start] = [
+    tail.getUint16(end + 10, true),
+    tail.getUint32(end + 12, true),
+    tail.getUint32(end + 16, true),
+  ];
   if (count === 0xffff || start === 0xffffffff) {
     throw new Error(`${file.name} is a zip of more than 4 GB or 65,534 files: unpack it, and add the folder.`);
   }
   const directory = await viewOf(file.slice(start, start + size));
   const entries = [];
-  for (let at = 0; at + 46 <= directory.byteLength && directory.getUint32(at, true) === CENTRAL_MARK; ) {
+  for (let at = 0; at + 46 <= directory.byteLength && directory.getUint32(at, true) === CENTRAL_MARK;) {
     const entry = readEntry(directory, at);
-    if (!entry.path.endsWith("/")) entries.push({ path: entry.path, bytes: entry.bytes, read: () => readContent(file, entry) });
+    if (!entry.path.endsWith("/"))
+      entries.push({ path: entry.path, bytes: entry.bytes, read: () => readContent(file, entry) });
     at += entry.length;
   }
   return entries;
@@ -62,7 +67,7 @@ async function readContent(file, { path, isEncrypted, method, packedBytes, bytes
   if (method === STORED) return packed;
   const reader = packed.stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
   const parts = [];
-  for (let total = 0; ; ) {
+  for (let total = 0; ;) {
     const { value, done } = await reader.read().catch(() => ({ done: true }));
     total += value?.length ?? 0;
     if (total > bytes || (done && total < bytes)) throw new Error(`${path} is damaged in the zip.`);
@@ -103,7 +108,10 @@ export function writeZip(texts) {
     ];
     const head = [...longs(LOCAL_MARK), ...common];
     local.push(new Uint8Array(head), name, content);
-    central.push(new Uint8Array([...longs(CENTRAL_MARK), ...shorts(VERSION), ...common, ...shorts(0, 0, 0), ...longs(0, start)]), name);
+    central.push(
+      new Uint8Array([...longs(CENTRAL_MARK), ...shorts(VERSION), ...common, ...shorts(0, 0, 0), ...longs(0, start)]),
+      name,
+    );
     start += head.length + name.length + content.length;
   }
   const size = central.reduce((sum, part) => sum + part.length, 0);
