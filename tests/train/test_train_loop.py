@@ -16,6 +16,7 @@ from idefics.train.packing import pack_rows
 from idefics.train.pictures import PictureStore
 from idefics.train.records import TrainingListener
 from idefics.train.settings import TrainSettings
+from idefics.train.trainable import part_of
 from idefics.train.trainee import load_trainee
 from idefics.train.trainer import Trainer
 from idefics.train.training import train_rows
@@ -302,8 +303,25 @@ def test_in_bfloat16_what_learns_is_float32_and_the_rest_is_not(folder, tmp_path
     for name, weight in trainee.learned.by_name.items():
         assert (weight.dtype, weight.grad.dtype) == (torch.float32, torch.float32), name
     learned = {id(weight) for weight in trainee.learned.by_name.values()}
-    rest = {weight.dtype for weight in trainee.model.parameters() if id(weight) not in learned}
-    assert rest == {torch.bfloat16}
+    rest = {
+        name: weight.dtype for name, weight in trainee.model.named_parameters() if id(weight) not in learned
+    }
+    assert {dtype for name, dtype in rest.items() if part_of(name) == "text"} == {torch.bfloat16}
+    # As `load` has them on a CPU: norms, biases and convolutions in float32.
+    assert {dtype for name, dtype in rest.items() if part_of(name) == "vision"} == {
+        torch.bfloat16,
+        torch.float32,
+    }
+
+
+def test_features_of_a_frozen_tower_are_those_of_use(folder, tmp_path):
+    trainee = make_trainee(folder, make_settings(folder, tmp_path, dtype="bfloat16"))
+    store = PictureStore(trainee.model, tmp_path)
+    row = make_row(trainee.model, "1ttt")
+    (features,) = store.frame_tensors(pack_rows([row]).pictures[0], {})
+    vlm_like = tiny.load_checkpoint(folder, storage=torch.bfloat16)
+    expected = vlm_like.encode(torch.from_numpy(row.read_pictures()[0].frames[0])[None])[0]
+    assert torch.equal(features, expected.detach().bfloat16())
 
 
 def test_a_token_that_the_model_does_not_have_is_refused(folder, tmp_path):

@@ -101,8 +101,8 @@ class VisionLanguageModel(HasAttentionBackend):
         return dtype
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D') image features."""
-        return self.model.encode(frames)
+        """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D') image features, in the decoder's dtype."""
+        return self.model.encode(frames).to(self.dtype)
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV | None:
         """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each.

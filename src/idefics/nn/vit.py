@@ -120,7 +120,7 @@ class ClipEmbeddings(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Embeds the patches of P frames, the class embedding first: (P, 3, h, w) pixels -> (P, 1 + S, D)."""
-        patches = self.patch_embedding(frames)
+        patches = self.patch_embedding(frames.to(self.patch_embedding.weight.dtype))
         # A lookup of all rows: an offloaded weight is only on the device while its module is called.
         positions = self.position_embedding(torch.arange(self.patches_per_side**2 + 1, device=patches.device))
         if patches.shape[2:] != (self.patches_per_side, self.patches_per_side):
@@ -163,7 +163,7 @@ class SiglipEmbeddings(nn.Module):
 
         Pixels beyond the last whole patch are ignored.
         """
-        patches = self.patch_embedding(frames)
+        patches = self.patch_embedding(frames.to(self.patch_embedding.weight.dtype))
         rows, columns = patches.shape[2:]
         ids = position_ids(rows, columns, self.patches_per_side, frames.device)
         out: Tensor = patches.flatten(2).transpose(1, 2) + self.position_embedding(ids)

@@ -125,8 +125,8 @@ class PictureStore:
                 end < min(len(frames), start + MAX_FROZEN_FRAMES) and frames[end].shape == frames[start].shape
             ):
                 end += 1
-            pixels = torch.stack(list(frames[start:end])).to(device, self.model.dtype)
-            tensors += compute(pixels).cpu().unbind()
+            pixels = torch.stack(list(frames[start:end])).to(device)  # the tower casts them to its dtype
+            tensors += compute(pixels).to("cpu", self.model.dtype).unbind()
             start = end
         return tensors
 

@@ -62,7 +62,9 @@ def part_of(name: str) -> Part:
     return "text"
 
 
-def make_trainable(model: nn.Module, settings: TrainSettings) -> LearnedParameters:
+def make_trainable(
+    model: nn.Module, settings: TrainSettings, dtype: torch.dtype = torch.float32
+) -> LearnedParameters:
     """Freezes all of a model but what the settings say, and adds factors to the layers that have them.
 
     Args:
@@ -75,7 +77,7 @@ def make_trainable(model: nn.Module, settings: TrainSettings) -> LearnedParamete
     model.requires_grad_(False)
     if settings.method == "full":
         return _unfreeze(model, settings.targets or "all")
-    return _add_factors(model, settings)
+    return _add_factors(model, settings, dtype)
 
 
 def _unfreeze(model: nn.Module, targets: str) -> LearnedParameters:
@@ -97,7 +99,7 @@ def _unfreeze(model: nn.Module, targets: str) -> LearnedParameters:
     return LearnedParameters(by_name, None)
 
 
-def _add_factors(model: nn.Module, settings: TrainSettings) -> LearnedParameters:
+def _add_factors(model: nn.Module, settings: TrainSettings, dtype: torch.dtype) -> LearnedParameters:
     """Puts a `LoraLinear` around each linear layer that the settings name, and unfreezes gates with "text"."""
     targets = settings.targets or "text"
     linear_names = [
@@ -114,7 +116,7 @@ def _add_factors(model: nn.Module, settings: TrainSettings) -> LearnedParameters
     else:
         names = [name for name in linear_names if _compile(targets).fullmatch(name)]
         target_modules = targets
-    by_name = _unfreeze_saved(model, saved)
+    by_name = _unfreeze_saved(model, saved, dtype)
     names = [name for name in names if f"{name}.weight" not in by_name]
     if not names:
         raise _no_match(targets, linear_names)
@@ -135,14 +137,13 @@ def _add_factors(model: nn.Module, settings: TrainSettings) -> LearnedParameters
     return LearnedParameters(by_name, config)
 
 
-def _unfreeze_saved(model: nn.Module, saved: list[str]) -> dict[str, nn.Parameter]:
+def _unfreeze_saved(model: nn.Module, saved: list[str], dtype: torch.dtype) -> dict[str, nn.Parameter]:
     """Unfreezes the weights of the modules that an adapter stores wholly, in float32, and returns them by name.
 
     Raises:
         BadSetting: a name matches nothing, or a weight that is the embedding and the head at once.
     """
     by_name: dict[str, nn.Parameter] = {}
-    compute_dtype = next(one.dtype for name, one in model.named_parameters() if name.endswith("norm.weight"))
     num_names = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for one in saved:
         found = {
@@ -159,11 +160,10 @@ def _unfreeze_saved(model: nn.Module, saved: list[str]) -> dict[str, nn.Paramete
             )
         by_name |= found
     for name, weight in by_name.items():
-        dtype = weight.dtype
         weight.requires_grad_(True)
         weight.data = weight.detach().float().clone()  # not in the file
         owner, _, attribute = name.rpartition(".")
-        if dtype == compute_dtype != torch.float32 and attribute not in GATES:
+        if dtype != torch.float32 and attribute not in GATES:
             parametrize.register_parametrization(
                 model.get_submodule(owner), attribute, _CastTo(dtype), unsafe=True
             )

@@ -15,14 +15,14 @@ from idefics.generation.load_settings import ComputePlan, LoadSettings, plan_com
 from idefics.generation.loading import create_processor
 from idefics.models import Checkpoint
 from idefics.models.vision_language_model import VisionLanguageModel
-from idefics.nn.attention_backends import sdpa_attention, set_attention_backend
+from idefics.nn.attention_backends import set_attention_backend
 from idefics.nn.checkpointing import checkpointable_blocks, enable_checkpointing
 from idefics.placement.devices import allocation_errors_as_out_of_memory, get_available_device
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.quant.autotune import KernelChoice, kernel_choice_by_processor
 from idefics.train.settings import TrainSettings
-from idefics.train.trainable import LearnedParameters, make_trainable
+from idefics.train.trainable import LearnedParameters, Part, make_trainable, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +78,17 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
     device = get_available_device(settings.device)
     module = models.build_on_meta_device(checkpoint)
     plan = plan_training_computation(module, checkpoint, settings, device)
-    quantization = (
-        None if settings.quantize is None else QuantizationConfig(kind=settings.quantize, double=True)
+    quantization = settings.quantize and QuantizationConfig(
+        kind=settings.quantize, double=True, compute_dtype=str(plan.dtype).removeprefix("torch.")
     )
+    load_dtype = torch.float32 if device.type == "cpu" else plan.dtype
     num_bytes = sum(path.stat().st_size for path in weights.safetensors_files(checkpoint.folder))
     with allocation_errors_as_out_of_memory("the model", num_bytes, device):
         models.load_weights(
             module,
             checkpoint.folder,
             checkpoint.family.key_rules,
-            dtype=plan.dtype,
+            dtype=load_dtype,
             device=device,
             storage=plan.storage,
             quantization=quantization,
@@ -96,7 +97,9 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
         )
         set_attention_backend(module, plan.attention_backend)
         model = cast(VisionLanguageModel, module)
-        learned = make_trainable(model, settings)
+        learned = make_trainable(model, settings, plan.dtype)
+        if plan.dtype != load_dtype:
+            _cast_around_frozen_tower(model, plan.dtype)
     if settings.gradient_checkpointing:
         for block in checkpointable_blocks(model):
             enable_checkpointing(block)
@@ -118,10 +121,21 @@ def plan_training_computation(
     dtype = _training_dtype(checkpoint, settings, device)
     is_stored = device.type == "cpu" and settings.dtype == "auto" and settings.method == "lora"
     load_settings = LoadSettings(dtype="auto" if is_stored else dtype, device=device)
-    plan = plan_computation(module, device, None, load_settings)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        return ComputePlan(dtype, None, None, sdpa_attention)
-    return plan
+    return replace(plan_computation(module, device, None, load_settings), dtype=dtype)
+
+
+def _cast_around_frozen_tower(model: VisionLanguageModel, dtype: torch.dtype) -> None:
+    """Casts what does not learn to a dtype, apart from a vision tower and a connector that only encode pictures.
+
+    These stay as `idefics.load` has them, in float32 with weights in 16 bits: its kernels are the fastest.
+    """
+    learns = {part_of(name) for name, weight in model.named_parameters() if weight.requires_grad}
+    frozen: set[Part] = (
+        set() if "vision" in learns else {"vision"} if "connector" in learns else {"vision", "connector"}
+    )
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad and weight.dtype == torch.float32 and part_of(name) not in frozen:
+            weight.data = weight.data.to(dtype)
 
 
 def _training_dtype(checkpoint: Checkpoint, settings: TrainSettings, device: torch.device) -> torch.dtype:
