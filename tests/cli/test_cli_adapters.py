@@ -66,6 +66,17 @@ def test_a_merged_folder_answers_as_the_model_with_its_adapter(folder, call):
     )
 
 
+def test_a_model_is_quantized_with_its_adapter(folder, call):
+    assert call("quantize", "demo", "--adapter", "first", "--to", "int8", "--out", "small")[0] == 0
+    call("merge", "demo", "first", "--out", "merged")
+    call("quantize", "./merged", "--to", "int8", "--out", "expected")
+    assert captions(call, "--model", "./small") == captions(call, "--model", "./expected")
+    code, out, _ = call("quantize", "demo", "--adapter", "first", "--to", "int8", "--out", "small")
+    assert (code, out[0]) == (0, "small exists already and is up to date")
+    code, _, err = call("quantize", "demo", "--adapter", "second", "--to", "int8", "--out", "small")
+    assert (code, "small already holds other files" in err[0]) == (2, True)
+
+
 def test_the_key_of_a_batch_run_is_the_adapters_content(folder, call):
     command = ["run", "photos", "--out", "out.jsonl"]
     assert call(*command)[2] == ["2 written"]

@@ -304,7 +304,10 @@ def test_a_browser_that_keeps_nothing(web_browser, web_url, bundled_pictures):
         page.add_init_script(FORBID)
         page.reload()
         add_pictures(page, bundled_pictures["tower.png"])
-        said = "The browser does not let this page keep conversations, as in some private windows: they end with the page."
+        said = (
+            "The browser does not let this page keep conversations, as in some private windows: they end with the "
+            "page."
+        )
         expect(page.locator(".toast p")).to_have_text(said)
         send(page, "Is it day or night?")
         expect(last_turn(page).locator(".answer-text")).to_have_text("Night.")

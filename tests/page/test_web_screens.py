@@ -1,4 +1,4 @@
-"""The views of the page in three sizes and two themes: nothing is cut off. Pictures of them are left in build/screens."""
+"""The page's views in three sizes and two themes: nothing is cut off. Pictures of them are left in build/screens."""
 
 from pathlib import Path
 

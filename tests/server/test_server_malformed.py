@@ -124,7 +124,8 @@ def test_the_message_has_the_unknown_type_of_a_part(client, kind):
     assert status == 400
     assert (
         message
-        == f'messages[0].content[0]: a part has a "type", which is "text", "image_url", "video" or "refusal", not "{kind}"'
+        == 'messages[0].content[0]: a part has a "type", which is "text", "image_url", "video" or "refusal", '
+        f'not "{kind}"'
     )
 
 

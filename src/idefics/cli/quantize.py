@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -26,6 +27,7 @@ class QuantizeFlags:
     model: Annotated[str, typer.Argument(metavar="MODEL")]
     to: Literal["int8", "int4"] = output_flag("int8 or int4.", default=MISSING, metavar="BITS")
     out: Path = output_flag("A new folder, or an empty one.", default=MISSING, metavar="DIR")
+    adapter: str | None = output_flag("An adapter, merged first: a folder or hub id.", metavar="ADAPTER")
     check: bool = output_flag("Show the error of each layer, the largest first.", default=False)
     revision: str | None = output_flag("Branch, tag or commit on the hub.", metavar="NAME")
     offline: bool = output_flag("Never download a model.", default=False)
@@ -45,19 +47,24 @@ def quantize(writer: OutputWriter, flags: QuantizeFlags) -> None:
     quantized.
     """
     from idefics.config import QuantizationConfig
+    from idefics.generation.merge import merge_adapter
     from idefics.generation.quantize import measure_layer_errors, quantize_checkpoint
 
     # None leaves it to the environment.
     source: dict[str, Any] = {"revision": flags.revision, "offline": flags.offline or None}
+    progress = download_progress_callback(flags.model, writer)
     writer.progress.start(f"Quantizing {flags.model}")
-    checkpoint = quantize_checkpoint(
-        flags.model,
-        QuantizationConfig(kind=flags.to),
-        flags.out,
-        progress=download_progress_callback(flags.model, writer),
-        **source,
-    )
-    layer_errors = measure_layer_errors(flags.model, flags.out, **source) if flags.check else []
+    with TemporaryDirectory() as temporary:
+        model: str | Path = flags.model
+        if flags.adapter is not None:
+            merged = merge_adapter(
+                model, flags.adapter, Path(temporary) / "merged", progress=progress, **source
+            )
+            model, source = merged.folder, {}
+        checkpoint = quantize_checkpoint(
+            model, QuantizationConfig(kind=flags.to), flags.out, progress=progress, **source
+        )
+        layer_errors = measure_layer_errors(model, flags.out, **source) if flags.check else []
     writer.progress.stop()
     if writer.as_json:
         writer.write_json_line(_json_report(checkpoint, layer_errors))

@@ -142,8 +142,8 @@ class UIModelFlags(ModelFlags):
 def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIModelFlags) -> None:
     """Serve a page for the browser with all tasks, chat, examples and batches.
 
-    Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys. The page is
-    a client of the API, which is served with it.
+    Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys. The page
+    is a client of the API, which is served with it.
 
     Pictures are fetched from public internet addresses only, unless --remote-images says otherwise. Files of batches
     are deleted when the command ends.

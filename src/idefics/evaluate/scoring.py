@@ -94,8 +94,8 @@ def _cider(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
             _mean("CIDEr-D, captions not cut", uncut, seed, "the authors cut captions at stop words")
         )
     few = (
-        f"CIDEr-D of {format_count(len(rows), 'picture')} says little: its weights come from the pictures that are scored, and one "
-        "alone scores 0"
+        f"CIDEr-D of {format_count(len(rows), 'picture')} says little: its weights come from the pictures that are "
+        "scored, and one alone scores 0"
     )
     return Scores(tuple(scores), tuple(figures), notes=(few,) if len(rows) < MIN_CIDER_ROWS else ())
 
@@ -208,7 +208,7 @@ def _winoground(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
 
 
 def score_rows(metric: str, rows: Sequence[EvaluatedRow], seed: int) -> Scores:
-    """The scores of rows by a key of `METRICS`, with a note if all are the same, of which a bootstrap knows no interval.
+    """The scores of rows by a key of `METRICS`, with a note if all are equal, of which a bootstrap knows no interval.
 
     Source of its bound: Hanley and Lippman-Hand, "If Nothing Goes Wrong, Is Everything All Right?" (JAMA 249, 1983).
     """

@@ -196,8 +196,8 @@ class EmbeddingFile:
             raise BadSetting(f"{path} is no array of numbers: write it with numpy.save")
         if matrix.ndim != 2 or len(ids) != len(matrix):
             raise BadSetting(
-                f"{path} has the shape {matrix.shape}, and {ids_path} {format_count(len(ids), 'line')}: give one vector "
-                "for each line"
+                f"{path} has the shape {matrix.shape}, and {ids_path} {format_count(len(ids), 'line')}: give one "
+                "vector for each line"
             )
         if not np.isfinite(matrix).all():
             raise BadSetting(f"{path} has numbers that are infinite or NaN")

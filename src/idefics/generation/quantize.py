@@ -105,11 +105,9 @@ def quantize_checkpoint(
         raise BadSetting(
             f"{folder} is already quantized ({checkpoint.quantization.kind}): give the original checkpoint"
         )
-    config = read_json_object(folder / "config.json")
-    config["quantization_config"] = {
-        **models.quantization_config_dict(quantization),
-        "source_sha256": _digest_weights(folder),
-    }
+    quantization_dict = models.quantization_config_dict(quantization)
+    quantization_dict["source_sha256"] = _digest_weights(folder)
+    config = {**read_json_object(folder / "config.json"), "quantization_config": quantization_dict}
     is_new = not _is_already_written(out, config)
     module = models.build_on_meta_device(checkpoint)
     if is_new:

@@ -141,7 +141,8 @@ def build_prompt(
     if num_extra:
         raise BadPrompt(
             f"the text holds {num_extra} {IMAGE_TOKEN} of its own, and the prompt "
-            f"{len(num_tokens_by_image)} pictures: put each picture itself in its place instead of writing {IMAGE_TOKEN}"
+            f"{len(num_tokens_by_image)} pictures: put each picture itself in its place instead of "
+            f"writing {IMAGE_TOKEN}"
         )
     picture_of_next_image_token = chain.from_iterable(
         map(repeat, range(len(num_tokens_by_image)), num_tokens_by_image)

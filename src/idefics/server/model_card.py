@@ -74,9 +74,9 @@ class ModelCard(ResponseFields):
     """The description of a served model.
 
     `kind` is "base" for a model that continues documents. `is_demo`: it knows nothing but its picture book.
-    `max_model_len` is the largest number of tokens of a prompt and its answer together. `video` is null where the model takes
-    none. `explain` has the methods of explanations. `batches`: whether the server has files and batches. `parent` is the model whose weights an adapter
-    shares, `root` where it is from.
+    `max_model_len` is the largest number of tokens of a prompt and its answer together. `video` is null where the
+    model takes none. `explain` has the methods of explanations. `batches`: whether the server has files and batches.
+    `parent` is the model whose weights an adapter shares, `root` where it is from.
     """
 
     id: str

@@ -158,7 +158,7 @@ class Trainer:
         )
 
     def compute_gradients(self, batches: Sequence[PreparedBatch], num_targets: int) -> float:
-        """Adds the gradients of the sum of the losses of learned tokens, divided by `num_targets`; returns that, in nats.
+        """Adds the gradients of the sum of the losses of learned tokens, over `num_targets`; returns that, in nats.
 
         Raises:
             BadSetting: a loss is not a number.

@@ -1,7 +1,7 @@
 """`PlaceholderExpander`: rows are tokenized with one image token a picture, which become as many as the picture needs.
 
-A picture's placeholder begins and ends with a special token, so that it has the same ids in any text. Nothing is kept of
-the thousand image tokens that a split picture has, and they are tokenized once for each grid of tiles.
+A picture's placeholder begins and ends with a special token, so that it has the same ids in any text. Nothing is kept
+of the thousand image tokens that a split picture has, and they are tokenized once for each grid of tiles.
 """
 
 from __future__ import annotations
