@@ -13,6 +13,8 @@ from idefics.page.static_files import mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from page.browser import BROWSER_MARKS, SlowModel, drop_files, open_page, serve_app
+from page.test_web_access import find_violations
+from page.test_web_screens import OVERFLOWS, SCREENS, SIZES
 
 pytestmark = BROWSER_MARKS
 NAMES = {"a/1.png": "vegetables.png", "b/1.png": "tower.png", "b/2.png": "puppy.png", "b/10.png": "puppy.png"}
@@ -254,3 +256,68 @@ def test_without_batches_the_page_says_what_to_do(web_browser, demo_model):
     with serve_app(app) as address, open_page(web_browser, address, path="/#/batch") as page:
         expect(page.locator(".batch")).to_contain_text("idefics serve --ui --batches FOLDER")
         assert page.get_by_role("button", name="Start").count() == 0
+
+
+@pytest.mark.parametrize(("size", "theme"), [("laptop", "light"), ("phone", "dark"), ("wide", "light")])
+def test_every_view_fits_and_is_accessible(web_browser, web_url, folder, size, theme):
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    with open_page(
+        web_browser, web_url, path="/#/batch", viewport=SIZES[size], color_scheme=theme, bypass_csp=True
+    ) as page:
+
+        def take(name):
+            page.screenshot(path=SCREENS / f"{name}-{size}-{theme}.png")
+            assert not page.evaluate(OVERFLOWS), name
+            view = page.locator("#view")
+            assert view.evaluate("view => view.scrollWidth <= view.clientWidth"), name
+            assert find_violations(page) == [], name
+
+        page.locator("#batch-folder").set_input_files(folder)
+        expect(page.locator(".previews img")).to_have_count(5)
+        start(page, words="tower")
+        take("batch-start")
+        start(page)
+        expect(page.locator(".run-progress")).to_have_text("4 answers · 1 failed")
+        answer(page, "trip/a/1.png").fill("a market, seen from above, with everything that is on it")
+        page.keyboard.press("Enter")
+        page.locator(".chart-bar", has_text="animals").focus()
+        take("batch-run")
+        page.get_by_role("link", name="All runs").click()
+        expect(page.locator(".runs a")).to_contain_text("5 pictures · 1 failed")
+        take("batch-runs")
+
+
+def test_a_run_by_keyboard_alone(batch_page, folder):
+    batch_page.locator("#batch-folder").set_input_files(folder / "b")
+    batch_page.get_by_role("button", name="Choose files or a zip").focus()
+    for key in ("Tab", "Tab", "Tab", "ArrowRight", "ArrowRight", "Tab"):  # folder, remove all, chips, labels
+        batch_page.keyboard.press(key)
+    expect(batch_page.locator("#batch-words")).to_be_focused()
+    batch_page.keyboard.type(LABELS)
+    batch_page.keyboard.press("Tab")
+    batch_page.keyboard.press("Enter")
+    expect(batch_page.get_by_role("heading", name=f"Classify: {LABELS}")).to_be_focused()
+    expect(batch_page.locator("#announcer")).to_have_text("3 answers")
+    answer(batch_page, "b/1.png").focus()
+    batch_page.keyboard.press("Control+a")
+    batch_page.keyboard.type("tower")
+    batch_page.keyboard.press("Enter")
+    expect(answer(batch_page, "b/2.png")).to_be_focused()
+    expect(card(batch_page, "b/1.png")).to_contain_text("edited")
+    batch_page.keyboard.press("Shift+Tab")
+    expect(batch_page.get_by_role("button", name="Undo the change of b/1.png")).to_be_focused()
+    batch_page.keyboard.press("Enter")
+    expect(answer(batch_page, "b/1.png")).to_have_value("city landscape")
+    expect(answer(batch_page, "b/1.png")).to_be_focused()
+
+
+def test_a_server_that_goes_away_is_named_and_asked_again(web_browser, web_url, folder):
+    with open_page(web_browser, web_url, path="/#/batch", expected=["net::ERR_FAILED"]) as page:
+        page.route("**/results?*", lambda route: route.abort())
+        page.locator("#batch-folder").set_input_files(folder / "a")
+        start(page, "Caption", "")
+        expect(page.locator(".batch .error")).to_contain_text("The server does not answer.")
+        expect(page.locator(".run-progress")).to_have_text("0 of 1")
+        page.unroute("**/results?*")
+        expect(page.locator(".run-progress")).to_have_text("1 answer")
+        expect(page.locator(".batch .error")).to_be_hidden()
