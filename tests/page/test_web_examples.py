@@ -93,7 +93,7 @@ def test_examples_are_edited_moved_deleted_and_brought_back(web_page, bundled_pi
     drawer.get_by_role("button", name="Undo").click()
     assert answers_of(drawer) == ["A door.", "A tower."]
     web_page.keyboard.press("Escape")
-    expect(web_page.locator("#main #toasts, #main #announcer")).to_have_count(2)
+    expect(web_page.locator(":not(dialog) > #toasts, :not(dialog) > #announcer")).to_have_count(2)
 
 
 def test_an_answer_becomes_an_example(web_page, bundled_pictures):

@@ -8,8 +8,16 @@ import { isBusy, retry } from "./run.js";
  */
 export const ACTIONS = [
   { label: "Copy", isFor: hasAnswer, run: copy },
-  { label: "Show where", isFor: (turn, app) => hasAnswer(turn) && isAboutOnePicture(turn, app), run: showWhere },
-  { label: "Compare", isFor: (turn) => hasAnswer(turn) && turn.task !== "chat", run: (app, turn) => app.openPanel("compare", turn) },
+  {
+    label: "Show where",
+    isFor: (turn, app) => hasAnswer(turn) && isAboutOnePicture(turn, app),
+    run: showWhere,
+  },
+  {
+    label: "Compare",
+    isFor: (turn) => hasAnswer(turn) && turn.task !== "chat",
+    run: (app, turn) => app.openPanel("compare", turn),
+  },
   { label: "Try again", isFor: (turn) => !isBusy(turn), run: ({ state }, turn) => retry(state, turn) },
   { label: "Code", isFor: () => true, run: (app, turn) => app.openDrawer("code", turn) },
   { label: "Delete", isFor: (turn) => !isBusy(turn), run: remove },
@@ -32,7 +40,9 @@ async function showWhere(app, turn, item, pressed) {
 /** An answer as text, as it is copied and exported. @param {Turn} turn @returns {string} */
 export function answerText(turn) {
   if (!turn.labels) return turn.text;
-  return turn.labels.map(({ label, probability }) => `${(100 * probability).toFixed(1)} % ${label}`).join("\n");
+  return turn.labels
+    .map(({ label, probability }) => `${(100 * probability).toFixed(1)} % ${label}`)
+    .join("\n");
 }
 
 async function copy(app, turn, item, pressed) {

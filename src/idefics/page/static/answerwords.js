@@ -72,7 +72,8 @@ export class AnswerWords {
     return {
       pointerover: (event) => event.pointerType === "mouse" && change(() => (this.#hovered = indexOf(event))),
       pointerleave: () => change(() => (this.#hovered = null)),
-      focusin: (event) => change(() => (this.#focused = event.target.matches(":focus-visible") ? indexOf(event) : null)),
+      focusin: (event) =>
+        change(() => (this.#focused = event.target.matches(":focus-visible") ? indexOf(event) : null)),
       focusout: () => change(() => (this.#focused = null)),
       click: (event) => {
         const index = indexOf(event);
@@ -120,7 +121,8 @@ export class AnswerWords {
     }
     for (const target of this.targets) {
       target?.classList.remove("where-word");
-      for (const name of ["role", "tabindex", "aria-label", "aria-pressed", "data-shown"]) target?.removeAttribute(name);
+      for (const name of ["role", "tabindex", "aria-label", "aria-pressed", "data-shown"])
+        target?.removeAttribute(name);
     }
   }
 }

@@ -11,7 +11,12 @@ export const TITLE = "Compare";
 const TYPING_MILLISECONDS = 500; // without a change of the examples before they are used
 const DETAILS = { high: "as closely as it can", auto: "by the picture's size", low: "at a glance" };
 const STRATEGIES = { greedy: "always the likeliest word", beams: "compare several texts", sampling: "vary" };
-const ASPECTS = { examples: "Examples", detail: "How closely it looks", strategy: "How it chooses words", model: "Model" };
+const ASPECTS = {
+  examples: "Examples",
+  detail: "How closely it looks",
+  strategy: "How it chooses words",
+  model: "Model",
+};
 
 /**
  * Shows a turn next to the answer that one change gives.
@@ -32,13 +37,17 @@ class Comparison {
   constructor(root, app, turn) {
     Object.assign(this, { app, state: app.state, turn });
     this.pinned = { ...turn, logprob: undefined };
-    this.other = null;
     this.select = element("select.select", { id: "compare-change" });
     this.select.addEventListener("change", () => this.change());
     this.stop = button("Stop", () => this.#abort.abort(), { hidden: true });
     this.keep = button("Keep the new answer", () => this.keepOther(), { hidden: true });
-    this.hint = element("p.hint", {}, element("span", { text: "There are no examples yet. " }), button("Choose examples", () => app.openDrawer("examples")));
-    this.columns = [new Column("The answer"), new Column("")];
+    this.hint = element(
+      "p.hint",
+      {},
+      element("span", { text: "There are no examples yet. " }),
+      button("Choose examples", () => app.openDrawer("examples")),
+    );
+    this.columns = [new Column(), new Column()];
     root.replaceChildren(this.view());
     this.stopWatching = this.state.subscribe("shots", () => this.useNewShots());
     this.showChanges();
@@ -53,9 +62,21 @@ class Comparison {
     return element(
       "div.compare",
       {},
-      element("header", {}, element("h2", { text: TITLE }), button("Close", () => this.leave())),
+      element(
+        "header",
+        {},
+        element("h2", { text: TITLE }),
+        button("Close", () => this.leave()),
+      ),
       element("p", { dir: "auto", text: this.turn.words || taskByName(this.turn.task).label }),
-      element("div.compare-change", {}, element("label", { for: "compare-change", text: "Change one thing:" }), this.select, this.stop, this.keep),
+      element(
+        "div.compare-change",
+        {},
+        element("label", { for: "compare-change", text: "Change one thing:" }),
+        this.select,
+        this.stop,
+        this.keep,
+      ),
       this.hint,
       element("div.columns", {}, ...this.columns.map(({ root }) => root)),
     );
@@ -80,11 +101,17 @@ class Comparison {
     const others = (names, field) =>
       Object.keys(names)
         .filter((name) => name !== settings[field])
-        .map((name) => change(field, names[settings[field]], names[name], { settings: withSeed({ ...settings, seed: null, [field]: name }) }));
+        .map((name) =>
+          change(field, names[settings[field]], names[name], {
+            settings: withSeed({ ...settings, seed: null, [field]: name }),
+          }),
+        );
     return [
       shots.length
         ? change("examples", examples(shots), examples([]), { shots: [] })
-        : change("examples", examples([]), ready.length ? examples(ready) : "with examples", { shots: ready }),
+        : change("examples", examples([]), ready.length ? examples(ready) : "with examples", {
+            shots: ready,
+          }),
       ...others(DETAILS, "detail"),
       ...(task === "classify" ? [] : others(STRATEGIES, "strategy")),
       ...this.#models.slice(1).map(({ id }) => change("model", this.state.model.id, id, { model: id })),
@@ -96,7 +123,9 @@ class Comparison {
     const before = this.select.selectedIndex;
     const list = this.changes();
     const groups = Object.entries(ASPECTS).map(([aspect, label]) => {
-      const options = list.flatMap((one, index) => (one.aspect === aspect ? [element("option", { value: index, text: one.to })] : []));
+      const options = list.flatMap((one, index) =>
+        one.aspect === aspect ? [element("option", { value: index, text: one.to })] : [],
+      );
       return options.length ? element("optgroup", { label }, ...options) : null;
     });
     this.select.replaceChildren(...groups.filter(Boolean));
@@ -139,7 +168,8 @@ class Comparison {
     this.stop.hidden = false;
     await this.answer(other, abort.signal);
     if (this.#abort !== abort) return;
-    this.keep.hidden = other.status === "failed" || Boolean(other.model); // a turn of the conversation is of the first model
+    // A turn of the conversation is of the first model.
+    this.keep.hidden = other.status === "failed" || Boolean(other.model);
     if (other.status === "done") {
       this.app.announce(`${sentence(this.chosen.to)}: ${other.text || other.labels[0].label}`);
       await this.measurePinned(abort.signal);
@@ -159,7 +189,11 @@ class Comparison {
       const fields = { ...(await taskFields(this.state, turn)), model: turn.model };
       if (turn.task === "classify") show(await this.app.api.classify(fields, signal));
       else
-        for await (const { text, progress, end } of this.app.api.streamTask(turn.task, { ...fields, logprobs: true }, signal)) {
+        for await (const { text, progress, end } of this.app.api.streamTask(
+          turn.task,
+          { ...fields, logprobs: true },
+          signal,
+        )) {
           if (progress) show({ progress });
           if (text) show({ status: "writing", text: turn.text + text });
           if (end) show(end);
@@ -204,34 +238,54 @@ class Comparison {
 
 /** One of the two answers. */
 class Column {
-  constructor(title) {
-    this.title = element("h3", { text: title });
+  constructor() {
+    this.title = element("h3");
     this.progress = element("p.hint");
     this.text = element("p.answer-text", { dir: "auto" });
     this.bars = element("ol.bars");
     this.error = element("p.error", { role: "alert", hidden: true });
     this.facts = element("dl.facts");
-    this.root = element("article.column", {}, this.title, this.progress, this.text, this.bars, this.error, this.facts);
+    this.root = element(
+      "article.column",
+      {},
+      this.title,
+      this.progress,
+      this.text,
+      this.bars,
+      this.error,
+      this.facts,
+    );
   }
 
   /** @param {Turn|null} turn @param {{word: string, differs: boolean}[]|null} [words] the text with its differences. */
   show(turn, words = null) {
     const isWaiting = turn?.status === "waiting";
     this.progress.textContent = isWaiting ? describeProgress(turn) : "";
-    if (words) this.text.replaceChildren(...words.map(({ word, differs }) => (differs ? element("mark", { text: word }) : word)));
+    if (words)
+      this.text.replaceChildren(
+        ...words.map(({ word, differs }) => (differs ? element("mark", { text: word }) : word)),
+      );
     else this.text.textContent = turn?.text ?? "";
     this.text.hidden = !turn?.text;
     this.bars.replaceChildren(...(turn?.labels ?? []).map(bar));
     this.error.textContent = turn?.error ?? "";
     this.error.hidden = !turn?.error;
     const facts = turn && !isBusy(turn) ? factsOf(turn) : [];
-    this.facts.replaceChildren(...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })]));
+    this.facts.replaceChildren(
+      ...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })]),
+    );
   }
 }
 
 /** What an answer cost, and how sure the model was. */
 function factsOf({ totalSeconds, usage, labels, logprob, text }) {
-  const probability = logprob === undefined ? [] : [["Probability", percent(Math.exp(logprob))], ["A token, on average", percent(Math.exp(logprob / usage.completion_tokens))]];
+  const probability =
+    logprob === undefined
+      ? []
+      : [
+          ["Probability", percent(Math.exp(logprob))],
+          ["A token, on average", percent(Math.exp(logprob / usage.completion_tokens))],
+        ];
   return [
     ...(totalSeconds ? [["Time", duration(totalSeconds)]] : []),
     ...(usage ? [["Tokens read", usage.prompt_tokens.toLocaleString("en")]] : []),

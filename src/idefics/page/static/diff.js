@@ -19,7 +19,7 @@ export function diffWords(first, second) {
       lengths[i * width + j] = isSame ? lengths[(i + 1) * width + j + 1] + 1 : Math.max(below, after);
     }
   }
-  for (let i = 0, j = 0; i < left.length && j < right.length; ) {
+  for (let i = 0, j = 0; i < left.length && j < right.length;) {
     if (left[i].word === right[j].word) left[i++].differs = right[j++].differs = false;
     else if (lengths[(i + 1) * width + j] >= lengths[i * width + j + 1]) i++;
     else j++;

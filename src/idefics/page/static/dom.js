@@ -50,6 +50,22 @@ export function icon(path) {
 }
 
 /**
+ * Creates a round button with an icon.
+ * @param {string} label what it does.
+ * @param {string} path data of the icon's strokes.
+ * @param {function(Event): *} click called when it is pressed.
+ * @param {Object<string, *>} [attributes] further attributes.
+ * @returns {HTMLButtonElement}
+ */
+export function iconButton(label, path, click, attributes = {}) {
+  return element(
+    "button.icon",
+    { type: "button", "aria-label": label, title: label, click, ...attributes },
+    icon(path),
+  );
+}
+
+/**
  * A count with its noun: "1 token", "2,000 tokens".
  * @param {number} count
  * @param {string} noun in the singular.

@@ -1,6 +1,7 @@
 /** The drawer of examples: pictures with the answers that they should have, as recipes, by hand and as a file. */
 
-import { button, count, element, icon, saveFile } from "./dom.js";
+import { button, count, element, iconButton, saveFile } from "./dom.js";
+import { exampleCard } from "./examplecard.js";
 import { toPicture } from "./pictures.js";
 import { RECIPES, deleteRecipe, listSavedRecipes, saveRecipe, shotsOfRecipe } from "./recipes.js";
 import { readShots, toJsonLines } from "./shotsfile.js";
@@ -9,8 +10,6 @@ import { completeShots, newId } from "./state.js";
 export const TITLE = "Examples";
 
 const MAX_SHOTS = 15; // where the model does not say how many pictures a request may have
-const UP = "M12 19V5M6 11l6-6 6 6";
-const DOWN = "M12 5v14M6 13l6 6 6-6";
 const DELETE = "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13";
 
 /**
@@ -34,9 +33,19 @@ class ExamplesDrawer {
     this.note = element("p.hint");
     this.file = element("div.example-buttons");
     root.append(
-      element("p.hint", { text: "Show the model what an answer should be like. Examples come before every question; not in a chat." }),
+      element("p.hint", {
+        text: "Show the model what an answer should be like. Examples come before every question; not in a chat.",
+      }),
       element("section.group", {}, element("h3", { text: "Recipes" }), this.recipes),
-      element("section.group", {}, element("h3", { text: "Your examples" }), this.note, this.list, this.addButtons(), this.error),
+      element(
+        "section.group",
+        {},
+        element("h3", { text: "Your examples" }),
+        this.note,
+        this.list,
+        this.addButtons(),
+        this.error,
+      ),
       element("section.group", {}, element("h3", { text: "Keep them" }), this.keepForm(), this.file),
     );
     this.showFileButtons();
@@ -99,7 +108,8 @@ class ExamplesDrawer {
     const before = this.shots;
     this.setShots(shots);
     const said = `${name}: ${count(shots.length, "example")}.`;
-    if (before.length) this.app.confirmUndo(`${said} Those before are replaced.`, () => this.setShots(before));
+    if (before.length)
+      this.app.confirmUndo(`${said} Those before are replaced.`, () => this.setShots(before));
     else this.app.announce(said);
   }
 
@@ -107,14 +117,21 @@ class ExamplesDrawer {
   setShots(shots) {
     this.error.hidden = true;
     if (shots.length > this.maxShots) {
-      this.error.textContent = `A question takes at most ${this.maxShots} examples: ${shots.length - this.maxShots} left out.`;
+      const numLeftOut = shots.length - this.maxShots;
+      this.error.textContent = `A question takes at most ${this.maxShots} examples: ${numLeftOut} left out.`;
       this.error.hidden = false;
     }
     this.state.setShots(shots.slice(0, this.maxShots));
   }
 
   addButtons() {
-    const files = element("input", { type: "file", accept: "image/*", multiple: true, hidden: true, class: "example-files" });
+    const files = element("input", {
+      type: "file",
+      accept: "image/*",
+      multiple: true,
+      hidden: true,
+      class: "example-files",
+    });
     files.addEventListener("change", () =>
       this.attempt(async () => {
         const pictures = await Promise.all([...files.files].map(this.toPicture));
@@ -123,13 +140,21 @@ class ExamplesDrawer {
       }),
     );
     this.useShown = button("Use the picture and its answer", () => this.addShots([this.shotOfStage()]));
-    return element("div.example-buttons", {}, files, button("Add pictures", () => files.click()), this.useShown);
+    return element(
+      "div.example-buttons",
+      {},
+      files,
+      button("Add pictures", () => files.click()),
+      this.useShown,
+    );
   }
 
   /** The picture on the stage, with the last answer about it to start from. */
   shotOfStage() {
     const picture = this.state.activePicture;
-    const turn = this.state.conversation.turns.findLast((one) => one.pictureIds[0] === picture.id && one.text);
+    const turn = this.state.conversation.turns.findLast(
+      (one) => one.pictureIds[0] === picture.id && one.text,
+    );
     const asked = turn && ["ask", "write", "chat"].includes(turn.task) ? turn.words : "";
     return { id: newId(), picture, question: asked, answer: turn?.text ?? "" };
   }
@@ -140,8 +165,19 @@ class ExamplesDrawer {
   }
 
   keepForm() {
-    const name = element("input.text-field", { type: "text", required: true, maxlength: 60, "aria-label": "Name of the recipe", placeholder: "Name" });
-    const form = element("form.keep-form", {}, name, element("button.tool", { type: "submit", text: "Save as a recipe" }));
+    const name = element("input.text-field", {
+      type: "text",
+      required: true,
+      maxlength: 60,
+      "aria-label": "Name of the recipe",
+      placeholder: "Name",
+    });
+    const form = element(
+      "form.keep-form",
+      {},
+      name,
+      element("button.tool", { type: "submit", text: "Save as a recipe" }),
+    );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       void this.attempt(async () => {
@@ -156,7 +192,13 @@ class ExamplesDrawer {
   }
 
   showFileButtons() {
-    const files = element("input", { type: "file", accept: ".jsonl,.ndjson,image/*", multiple: true, hidden: true, class: "shots-file" });
+    const files = element("input", {
+      type: "file",
+      accept: ".jsonl,.ndjson,image/*",
+      multiple: true,
+      hidden: true,
+      class: "shots-file",
+    });
     files.addEventListener("change", () =>
       this.attempt(async () => {
         const chosen = [...files.files];
@@ -170,41 +212,37 @@ class ExamplesDrawer {
         saveFile(new Blob([lines], { type: "application/jsonl" }), "shots.jsonl");
       }),
     );
-    this.file.append(files, button("Open shots.jsonl", () => files.click()), this.export);
+    this.file.append(
+      files,
+      button("Open shots.jsonl", () => files.click()),
+      this.export,
+    );
   }
 
   /** Shows the examples; nothing is rebuilt while somebody types in one of them. */
   show() {
     const { shots } = this;
-    this.note.textContent = shots.length ? "" : "None yet. Take a recipe, or add a picture and write its answer.";
+    this.note.textContent = shots.length
+      ? ""
+      : "None yet. Take a recipe, or add a picture and write its answer.";
     this.useShown.hidden = !this.state.activePicture;
     this.export.disabled = !completeShots(shots).length;
     const shown = [...this.list.children].map((item) => item.dataset.shot).join();
-    if (shown !== shots.map(({ id }) => id).join()) this.list.replaceChildren(...shots.map((shot, index) => this.card(shot, index)));
-    shots.forEach((shot, index) => (this.list.children[index].querySelector(".hint").hidden = Boolean(shot.answer.trim())));
+    if (shown !== shots.map(({ id }) => id).join())
+      this.list.replaceChildren(...shots.map((shot, index) => this.card(shot, index)));
+    shots.forEach(
+      (shot, index) =>
+        (this.list.children[index].querySelector(".hint").hidden = Boolean(shot.answer.trim())),
+    );
   }
 
   card(shot, index) {
-    const number = index + 1;
-    const name = shot.picture.path || shot.picture.name;
-    const answer = element("textarea.text-field", { rows: 3, dir: "auto", "aria-label": `Answer ${number}`, placeholder: "The answer that it should have" });
-    const question = element("input.text-field", { type: "text", dir: "auto", "aria-label": `Question ${number}`, placeholder: "Question: the same as yours", value: shot.question });
-    answer.value = shot.answer;
-    answer.addEventListener("input", () => this.change(shot.id, { answer: answer.value }));
-    question.addEventListener("input", () => this.change(shot.id, { question: question.value }));
-    return element(
-      "li.example",
-      { "data-shot": shot.id },
-      element("img", { src: this.state.pictureUrl(shot.picture), alt: name, title: name }),
-      element("div.example-fields", {}, question, answer, element("p.hint", { text: "Without an answer it is not used." })),
-      element(
-        "div.example-tools",
-        {},
-        iconButton(`Move example ${number} up`, UP, () => this.move(index, -1), index === 0),
-        iconButton(`Move example ${number} down`, DOWN, () => this.move(index, 1), number === this.shots.length),
-        iconButton(`Delete example ${number}`, DELETE, () => this.remove(index)),
-      ),
-    );
+    return exampleCard(shot, index + 1, this.shots.length, {
+      url: this.state.pictureUrl(shot.picture),
+      change: (fields) => this.change(shot.id, fields),
+      move: (step) => this.move(index, step),
+      remove: () => this.remove(index),
+    });
   }
 
   /** Changes fields of an example; turns that were asked keep what they had. */
@@ -227,12 +265,11 @@ class ExamplesDrawer {
     const before = this.shots;
     this.setShots(before.filter((_, at) => at !== index));
     this.app.confirmUndo(`Example ${index + 1} is deleted.`, () => this.setShots(before));
-    (this.list.children[Math.min(index, this.list.children.length - 1)]?.querySelector("textarea") ?? this.recipes.querySelector("button")).focus();
+    (
+      this.list.children[Math.min(index, this.list.children.length - 1)]?.querySelector("textarea") ??
+      this.recipes.querySelector("button")
+    ).focus();
   }
 }
 
 const copyShot = (shot) => ({ ...shot, id: newId(), picture: { ...shot.picture, id: newId() } });
-
-function iconButton(label, path, click, isDisabled = false) {
-  return element("button.icon", { type: "button", "aria-label": label, title: label, click, disabled: isDisabled }, icon(path));
-}

@@ -44,7 +44,8 @@ export function describeMap(map) {
 }
 
 /** Strengths of a map, -1 to 1, row by row. @param {number[][]} map @param {number} scale heat of strength 1. */
-export const strengthsOf = (map, scale) => Float32Array.from(map.flat(), (value) => Math.max(-1, Math.min(1, value / scale)));
+export const strengthsOf = (map, scale) =>
+  Float32Array.from(map.flat(), (value) => Math.max(-1, Math.min(1, value / scale)));
 
 /**
  * Draws strengths over a whole canvas.

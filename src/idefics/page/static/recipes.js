@@ -18,7 +18,13 @@ export const RECIPES = [
     name: "Fun fact",
     task: "caption",
     words: "",
-    shots: [{ picture: "tower.png", question: "", answer: "An image of a tower. Fun fact: towers sway a little in the wind." }],
+    shots: [
+      {
+        picture: "tower.png",
+        question: "",
+        answer: "An image of a tower. Fun fact: towers sway a little in the wind.",
+      },
+    ],
   },
   {
     name: "JSON receipt",
@@ -26,12 +32,28 @@ export const RECIPES = [
     words: "Write this receipt as JSON.",
     shots: [
       {
-        picture: ["CORNER BAKERY", "14 May 2024", "", "Rye bread      4.20", "2 Croissants   3.60", "", "TOTAL EUR      7.80"],
+        picture: [
+          "CORNER BAKERY",
+          "14 May 2024",
+          "",
+          "Rye bread      4.20",
+          "2 Croissants   3.60",
+          "",
+          "TOTAL EUR      7.80",
+        ],
         question: "",
         answer: '{"shop": "Corner Bakery", "date": "2024-05-14", "currency": "EUR", "total": 7.80}',
       },
       {
-        picture: ["CITY BOOKS", "2 Dec 2024", "", "Atlas         31.00", "Pencil         1.50", "", "TOTAL USD     32.50"],
+        picture: [
+          "CITY BOOKS",
+          "2 Dec 2024",
+          "",
+          "Atlas         31.00",
+          "Pencil         1.50",
+          "",
+          "TOTAL USD     32.50",
+        ],
         question: "",
         answer: '{"shop": "City Books", "date": "2024-12-02", "currency": "USD", "total": 32.50}',
       },
@@ -70,7 +92,12 @@ export async function shotsOfRecipe(recipe, fetchBundledPicture, toPicture) {
       const [name, blob] = Array.isArray(picture)
         ? ["receipt.png", await drawReceipt(picture)]
         : [picture, await fetchBundledPicture(picture)];
-      return { id: newId(), picture: await toPicture(new File([blob], name, { type: blob.type })), question, answer };
+      return {
+        id: newId(),
+        picture: await toPicture(new File([blob], name, { type: blob.type })),
+        question,
+        answer,
+      };
     }),
   );
 }
@@ -90,7 +117,7 @@ function drawReceipt(lines) {
   return canvas.convertToBlob({ type: "image/png" });
 }
 
-/** Runs one request on the stored recipes. @param {"readonly"|"readwrite"} mode @param {function(IDBObjectStore): IDBRequest} body */
+/** What one request on the stored recipes gives. */
 async function store(mode, body) {
   const database = await settled(
     Object.assign(indexedDB.open(DATABASE, 1), {
@@ -107,7 +134,8 @@ async function store(mode, body) {
 function settled(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(new Error("The browser does not keep recipes: its storage is full or switched off."));
+    request.onerror = () =>
+      reject(new Error("The browser does not keep recipes: its storage is full or switched off."));
   });
 }
 

@@ -23,7 +23,10 @@ export async function toJsonLines(shots) {
  */
 export async function readShots(files, toPicture, fetchPicture) {
   const file = files.find(({ name }) => /\.(jsonl|ndjson|json|txt)$/i.test(name));
-  if (!file) throw new Error("There is no .jsonl file among those: choose shots.jsonl, and the pictures that it names.");
+  if (!file)
+    throw new Error(
+      "There is no .jsonl file among those: choose shots.jsonl, and the pictures that it names.",
+    );
   const lines = (await file.text()).replace(/^\ufeff/, "").split("\n");
   const shots = [];
   for (const [index, line] of lines.entries()) {

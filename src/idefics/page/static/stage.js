@@ -1,6 +1,6 @@
 /** The stage: one picture large, and all pictures of the conversation as a strip. */
 
-import { count, element, icon } from "./dom.js";
+import { count, element, iconButton } from "./dom.js";
 
 /**
  * @typedef {Object} Stage
@@ -50,10 +50,6 @@ export function openStage(root, app) {
   state.subscribe("settings", () => shown && showCaption(caption, shown, app));
   show();
   return { overlay, dim: (isDim) => light.classList.toggle("dimmed", isDim) };
-}
-
-function iconButton(label, path, click) {
-  return element("button.icon", { type: "button", "aria-label": label, title: label, click }, icon(path));
 }
 
 /** Names the picture at once, and adds what it costs the model when the server has said it. */

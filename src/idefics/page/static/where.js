@@ -138,7 +138,9 @@ class AnswerMap {
 
   showProgress({ stage, done, total }) {
     const isCovering = stage === "passes";
-    this.progressText.textContent = isCovering ? `Covering one part after the other: ${done} of ${total}` : "Looking at the picture…";
+    this.progressText.textContent = isCovering
+      ? `Covering one part after the other: ${done} of ${total}`
+      : "Looking at the picture…";
     this.meter.hidden = !isCovering;
     if (isCovering) [this.meter.max, this.meter.value] = [total, done];
   }
@@ -165,7 +167,10 @@ class AnswerMap {
   wordsShareOf(index) {
     const { words } = this.#explanation;
     if (index !== null) return words[index].words_share;
-    const lost = words.reduce((sum, word) => sum + word.log_probability_without_picture - word.log_probability, 0);
+    const lost = words.reduce(
+      (sum, word) => sum + word.log_probability_without_picture - word.log_probability,
+      0,
+    );
     return Math.exp(Math.min(0, lost));
   }
 
@@ -210,13 +215,17 @@ class AnswerMap {
     const fill = element("span.fill");
     fill.style.inlineSize = `${100 - percent}%`;
     const text = `From the picture ${100 - percent} % · from the words alone ${percent} %`;
-    this.share.replaceChildren(element("span", { text }), element("span.track", { "aria-hidden": "true" }, fill));
+    this.share.replaceChildren(
+      element("span", { text }),
+      element("span.track", { "aria-hidden": "true" }, fill),
+    );
     this.share.hidden = false;
   }
 
   /** Moves from the map that is drawn to another one, at once where motion is not wanted. */
   blendTo(target, columns) {
-    const start = this.#strengths.length === target.length ? this.#strengths : new Float32Array(target.length);
+    const start =
+      this.#strengths.length === target.length ? this.#strengths : new Float32Array(target.length);
     const began = performance.now();
     const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
     cancelAnimationFrame(this.#frame);
