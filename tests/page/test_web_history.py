@@ -74,6 +74,20 @@ def test_a_reload_loses_nothing(web_page, bundled_pictures):
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("A tower.")
 
 
+def test_what_is_added_while_it_is_saved_is_saved_too(web_page):
+    """A card adds the picture and its question at once: the saving of the picture is still under way."""
+    for words, answer in (
+        ("Is it day or night?", "Night."),
+        ("What does this picture show?", "A large couple"),
+    ):
+        web_page.locator(".card", has_text=words).click()
+        expect(last_turn(web_page).locator(".answer-text")).to_contain_text(answer)
+        expect(web_page).to_have_url(ADDRESS)
+        web_page.reload()
+        expect(last_turn(web_page).locator(".answer-text")).to_contain_text(answer)
+        web_page.locator("#new-conversation").click()
+
+
 def test_a_reload_in_the_middle_of_an_answer_keeps_what_is_there(
     web_page, bundled_pictures, demo_model, monkeypatch
 ):

@@ -97,7 +97,7 @@ async function saveNow(entry) {
   const { conversation } = entry;
   if (!entry.changed.size || entries.get(conversation.id) !== entry) return;
   const changed = entry.changed;
-  let isForeign = false;
+  let [isForeign, base] = [false, null];
   entry.changed = new Set();
   entry.isSaving = true;
   try {
@@ -105,6 +105,7 @@ async function saveNow(entry) {
       isForeign = Boolean(stored) && stored.revision !== entry.revision;
       const record = { ...mergeRecord(entry, stored, changed), revision: newId() };
       entry.revision = record.revision;
+      base = baseOf(record); // what is added while it is written is no part of it
       return record;
     });
   } catch (error) {
@@ -115,7 +116,7 @@ async function saveNow(entry) {
   }
   hasFailed = false;
   if (isForeign) await adopt(entry);
-  else entry.base = baseOf(conversation);
+  else entry.base = base;
   channel.postMessage({ saved: conversation.id });
   showAddress();
 }
