@@ -166,9 +166,16 @@ def test_rows_without_pictures_train(folder, tmp_path):
     assert recorder.steps[-1]["loss"] < 0.8 * recorder.steps[0]["loss"]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "8 bits"])
 def test_a_resumed_training_equals_an_unbroken_one_to_the_bit(folder, tmp_path, method):
-    options = {"method": method, "save_every": 2, **({"dropout": 0.3} if method == "lora" else {})}
+    options = {
+        "lora": {"dropout": 0.3},
+        "full": {"method": "full"},
+        "8 bits": {"method": "full", "optimizer": "adamw8bit"},
+    }[method]
+    if method == "8 bits":
+        pytest.importorskip("bitsandbytes")
+    options["save_every"] = 2
     unbroken, broken = Recorder(), Recorder()
     optimizers = []
 

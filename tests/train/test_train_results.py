@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from idefics.errors import BadSetting
 from idefics.models import read_checkpoint
@@ -69,6 +70,11 @@ def test_a_full_checkpoint_opens_here_and_in_transformers(family, tmp_path):
     prompts = [tiny.make_random_prompt(base, scene) for scene in SCENES]
     expected = tiny.compute_logits(trainee.model, prompts)
     assert_same_logits(tiny.compute_logits(tiny.load_checkpoint(tmp_path / "out"), prompts), expected)
+    names = [
+        set().union(*(load_file(file) for file in (tmp_path / which).glob("*.safetensors")))
+        for which in ("base", "out")
+    ]
+    assert names[0] == names[1]
     opened, report = type(reference).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same_logits(tiny.compute_reference_logits(opened.eval(), prompts), expected)
