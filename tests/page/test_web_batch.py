@@ -168,6 +168,19 @@ def test_a_zip_that_is_dropped_is_unpacked(batch_page, bundled_pictures):
     expect(batch_page.locator(".chart-bar")).to_have_count(2)
 
 
+def test_a_picture_that_is_pasted_belongs_to_the_run(batch_page):
+    batch_page.evaluate(
+        """async path => {
+            const data = await (await fetch(path)).blob();
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([data], "image.png", {type: "image/png"}));
+            document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true}));
+        }""",
+        "/ui/pictures/tower.png",
+    )
+    expect(batch_page.locator(".chosen")).to_contain_text("1 picture")
+
+
 def test_files_of_one_name_are_told_apart(batch_page, bundled_pictures):
     for name in ("tower.png", "puppy.png"):
         drop_files(batch_page, "#view", {"1.png": (bundled_pictures[name].read_bytes(), "image/png")})

@@ -209,14 +209,19 @@ function watchFiles() {
     hint.hidden = true;
     const { filesOfDrop } = await import("./pictures.js");
     const files = await filesOfDrop(event.dataTransfer);
-    const taken = new CustomEvent("idefics-files", { detail: files, cancelable: true });
-    if (byId("view").dispatchEvent(taken)) await app.addFiles(files);
+    await giveFiles(files);
   });
   addEventListener("paste", async (event) => {
     if (!event.clipboardData.files.length) return;
     event.preventDefault();
-    await app.addFiles([...event.clipboardData.files]);
+    await giveFiles([...event.clipboardData.files]);
   });
+}
+
+/** Gives files to the view that is open, or adds them to the conversation. @param {File[]} files */
+async function giveFiles(files) {
+  const taken = new CustomEvent("idefics-files", { detail: files, cancelable: true });
+  if (byId("view").dispatchEvent(taken)) await app.addFiles(files);
 }
 
 /** Loads what keys do with the first sign that somebody is there: the first view needs it not. */

@@ -43,7 +43,7 @@ export function showStart(root, app, signal) {
   );
   showChosen(chosen);
   const title = element("h1", { text: "One question, many pictures" });
-  return [title, zone, chosen, questionForm(app, say, browse), problem];
+  return [title, zone, chosen, questionForm(app, problem, say, browse)];
 }
 
 function dropZone(take) {
@@ -98,7 +98,7 @@ const megabytes = (bytes) =>
       : `${(bytes / 1e9).toFixed(1)} GB`;
 
 /** What to ask about each picture. */
-function questionForm(app, say, browse) {
+function questionForm(app, problem, say, browse) {
   const words = element("textarea", { id: "batch-words", rows: 2, dir: "auto" });
   const label = element("label", { for: "batch-words" });
   const chips = element(
@@ -135,6 +135,7 @@ function questionForm(app, say, browse) {
     chips,
     label,
     words,
+    problem,
     element(
       "div.drop-buttons",
       {},
@@ -144,9 +145,9 @@ function questionForm(app, say, browse) {
   );
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const [problem, field] = missing(words, browse);
-    say(problem);
-    if (problem) field();
+    const [message, field] = missing(words, browse);
+    say(message);
+    if (message) field();
     else startRun(app, words.value.trim());
   });
   show();
