@@ -47,6 +47,14 @@ def open_conversation(page, pictures):
     expect(last_turn(page).locator(".bar")).to_have_count(3)
 
 
+def show_map(page):
+    """The map of the last answer, with a word chosen."""
+    turn = last_turn(page)
+    turn.get_by_role("button", name="Show where").click()
+    turn.locator(".where-word").first.click()
+    expect(turn.locator(".where-progress")).to_be_hidden()
+
+
 def open_menu(page):
     """The menu of the first conversation in the drawer."""
     page.locator("[data-drawer=history]").click()
@@ -57,6 +65,13 @@ def sample(page):
     """The settings with the fields of sampling."""
     page.locator("[data-drawer=settings]").click()
     page.get_by_role("radio", name="Vary").check()
+
+
+def use_recipe(page):
+    """The drawer of examples with two of them."""
+    page.locator("[data-drawer=examples]").click()
+    page.get_by_role("button", name="JSON receipt").click()
+    expect(page.locator(".example")).to_have_count(2)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -73,6 +88,14 @@ def test_axe_finds_nothing_serious(web_browser, web_url, bundled_pictures, theme
         check("start")
         open_conversation(page, bundled_pictures)
         check("conversation")
+        show_map(page)
+        check("map")
+        page.locator(".turn").first.get_by_role("button", name="Compare").click()
+        expect(page.locator(".column").last).to_contain_text("With examples")
+        page.get_by_label("Change one thing:").select_option(label="at a glance")
+        expect(page.locator(".column").first.locator("dt")).to_have_count(5)
+        check("comparison")
+        page.locator(".compare").get_by_role("button", name="Close").click()
         send(page, "tower")
         check("what is missing")
         last_turn(page).get_by_role("button", name="Delete").click()
@@ -82,7 +105,7 @@ def test_axe_finds_nothing_serious(web_browser, web_url, bundled_pictures, theme
         page.keyboard.press("Escape")
         drawers = page.locator(".composer-tools [data-drawer]:visible, .tools [data-drawer]:visible")
         for name in [one.get_attribute("data-drawer") for one in drawers.all()]:
-            {"history": open_menu, "settings": sample}.get(
+            {"history": open_menu, "settings": sample, "examples": use_recipe}.get(
                 name, lambda page, name=name: page.locator(f"[data-drawer={name}]").click()
             )(page)
             expect(page.locator(f"#drawer-{name}")).to_be_visible()

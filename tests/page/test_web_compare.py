@@ -68,7 +68,10 @@ def test_without_and_with_examples(web_page, demo_model, bundled_pictures):
 def test_another_detail_and_the_new_answer_is_kept(web_page, demo_model, bundled_pictures):
     add_pictures(web_page, bundled_pictures["picnic.png"])
     send(web_page, QUESTION)
+    last_turn(web_page).get_by_role("button", name="Show where").click()
+    expect(web_page.locator(".light.dimmed canvas")).to_be_visible()
     panel = compare_last(web_page)
+    expect(web_page.locator(".light.dimmed, .light canvas")).to_have_count(0)
     expect(panel.get_by_label("Change one thing:")).to_be_focused()
     panel.get_by_label("Change one thing:").select_option(label="at a glance")
     right = panel.locator(".column").last

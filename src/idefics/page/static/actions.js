@@ -16,7 +16,7 @@ export const ACTIONS = [
   {
     label: "Compare",
     isFor: (turn) => hasAnswer(turn) && turn.task !== "chat",
-    run: (app, turn) => app.openPanel("compare", turn),
+    run: compare,
   },
   { label: "Try again", isFor: (turn) => !isBusy(turn), run: ({ state }, turn) => retry(state, turn) },
   { label: "Code", isFor: () => true, run: (app, turn) => app.openDrawer("code", turn) },
@@ -35,6 +35,11 @@ function isAboutOnePicture(turn, { state }) {
 
 async function showWhere(app, turn, item, pressed) {
   (await import("./where.js")).open(item.extra, app, { turn, item, pressed });
+}
+
+async function compare(app, turn) {
+  (await import("./where.js")).closeMap(); // both answers are about the picture as it is
+  await app.openPanel("compare", turn);
 }
 
 /** An answer as text, as it is copied and exported. @param {Turn} turn @returns {string} */

@@ -31,6 +31,9 @@ export function open(root, app, answer) {
   if (shown?.turn !== answer.turn) current = new AnswerMap(root, app, answer);
 }
 
+/** Hides the map that is shown, if one is. */
+export const closeMap = () => current?.close();
+
 /** The map of one answer. */
 class AnswerMap {
   /** The explanation so far, as the API gives it. */
