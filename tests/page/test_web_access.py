@@ -116,3 +116,80 @@ def test_axe_finds_nothing_serious(web_browser, web_url, bundled_pictures, theme
             expect(page.locator("#view h1, #view h2").first).to_be_visible()
             check(f"view {link.inner_text()}")
         assert {name: list_ for name, list_ in found.items() if list_} == {}
+
+
+def test_every_key_does_what_the_list_says(web_page, bundled_pictures):
+    keyboard = web_page.keyboard
+    expect(web_page.locator("#model")).to_contain_text("demo")
+    keyboard.press("?")
+    drawer = web_page.locator("#drawer-shortcuts")
+    expect(drawer.locator("dt")).to_have_count(17)
+    keyboard.press("Escape")
+    expect(drawer).to_have_count(0)
+    keyboard.press("/")
+    expect(web_page.locator("#words")).to_be_focused()
+    keyboard.type("? / s n")  # in a text field a character is a character
+    expect(web_page.locator("#words")).to_have_value("? / s n")
+    keyboard.press("Alt+ArrowDown")
+    expect(web_page.locator("input[value=caption]")).to_be_checked()
+    keyboard.press("Alt+ArrowUp")
+    keyboard.press("Alt+ArrowUp")
+    expect(web_page.locator("input[value=chat]")).to_be_checked()  # the one before the first is the last
+    expect(web_page.locator("#words")).to_be_focused()
+    add_pictures(web_page, bundled_pictures["tower.png"], bundled_pictures["statue.png"])
+    for key in ("Alt+PageDown", "Alt+PageUp"):
+        before = web_page.locator(".picture-name").inner_text()
+        keyboard.press(key)
+        expect(web_page.locator(".picture-name")).not_to_have_text(before)
+    keyboard.press("Control+k")
+    expect(web_page.locator("#drawer-history")).to_be_visible()
+    keyboard.press("Escape")
+    keyboard.press("Control+/")
+    expect(drawer).to_be_visible()
+    keyboard.press("Escape")
+    web_page.locator("#conversation").focus()
+    for key, shown in (("s", "#drawer-settings"), ("c", "#drawer-code"), ("+", "#add-menu")):
+        keyboard.press(key)
+        expect(web_page.locator(shown)).to_be_visible()
+        keyboard.press("Escape")
+        expect(web_page.locator(shown)).to_be_hidden()
+        web_page.locator("#conversation").focus()
+    keyboard.press("n")
+    expect(web_page.locator("#welcome")).to_be_visible()
+    expect(web_page.locator("#words")).to_be_focused()
+
+
+def test_single_keys_can_be_turned_off(web_page):
+    web_page.locator("[data-drawer=shortcuts]").click()
+    web_page.get_by_role("checkbox", name="Single keys").uncheck()
+    web_page.keyboard.press("Escape")
+    web_page.keyboard.press("s")
+    web_page.keyboard.press("Control+k")
+    expect(web_page.locator("#drawer-history")).to_be_visible()
+    assert web_page.locator("#drawer-settings").count() == 0
+
+
+def test_a_conversation_by_keyboard_alone(web_page, bundled_pictures):
+    """From a picture to an answer, to a name for the conversation, and back to it."""
+    keyboard = web_page.keyboard
+    add_pictures(web_page, bundled_pictures["tower.png"])
+    expect(web_page.locator("#words")).to_be_focused()
+    keyboard.type("Is it day or night?")
+    keyboard.press("Enter")
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text("Night.")
+    expect(web_page.locator("#words")).to_be_focused()
+    keyboard.press("Control+k")
+    more = web_page.locator(".saved [aria-expanded]")
+    expect(more).to_be_visible()
+    while not more.evaluate("node => node === document.activeElement"):
+        keyboard.press("Tab")
+    keyboard.press("Enter")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    keyboard.type("My tower")
+    keyboard.press("Enter")
+    expect(web_page.locator(".saved-title")).to_have_text("My tower")
+    expect(web_page.locator(".saved-open")).to_be_focused()
+    keyboard.press("Enter")
+    expect(web_page.locator("#drawer-history")).to_have_count(0)
+    expect(web_page.locator("#words")).to_be_focused()

@@ -235,6 +235,15 @@ function watchKeys() {
   addEventListener("keydown", (event) => handleKey(event, app));
 }
 
+/** Says so when a part of the page, which is loaded when it is used, cannot be loaded. */
+function watchParts() {
+  addEventListener("unhandledrejection", (event) => {
+    if (!(event.reason instanceof TypeError && event.reason.message.includes("module"))) return;
+    event.preventDefault();
+    notify("The server does not answer, so this part of the page cannot be loaded. Try again when it is there.");
+  });
+}
+
 function start() {
   startComposer(byId("composer"), app);
   for (const topic of ["pictures", "turns", "conversation"]) state.subscribe(topic, showWorkspace);
@@ -246,6 +255,7 @@ function start() {
   addEventListener("hashchange", route);
   watchFiles();
   watchKeys();
+  watchParts();
   void loadModel();
   void route();
 }
