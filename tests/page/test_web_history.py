@@ -86,6 +86,8 @@ def test_what_is_added_while_it_is_saved_is_saved_too(web_page):
         web_page.reload()
         expect(last_turn(web_page).locator(".answer-text")).to_contain_text(answer)
         web_page.locator("#new-conversation").click()
+    titles = open_drawer(web_page).locator(".saved-title")
+    expect(titles).to_have_text(["Caption: picnic.png", "Is it day or night?"])
 
 
 def test_a_reload_in_the_middle_of_an_answer_keeps_what_is_there(

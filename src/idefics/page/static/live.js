@@ -39,7 +39,8 @@ class Live {
       playsinline: true,
       "aria-label": "What the camera sees",
     });
-    this.video.muted = true;
+    this.video.muted = this.video.hidden = true;
+    this.hint = element("p.stage-empty", { text: "The camera is off: press Start." });
     this.answer = element("p.live-answer", { dir: "auto", "aria-live": "polite" });
     this.problem = element("p.error", { role: "alert", hidden: true });
     this.speed = element("p.meta");
@@ -76,7 +77,7 @@ class Live {
     return element(
       "div.live",
       {},
-      element("div.live-picture", {}, this.video),
+      element("div.live-picture", {}, this.hint, this.video),
       element(
         "div.live-side",
         {},
@@ -119,6 +120,7 @@ class Live {
     this.#abort = null;
     this.start.textContent = "Start";
     this.keep.hidden = true;
+    this.video.pause(); // its last picture stays
     for (const track of this.#stream?.getTracks() ?? []) track.stop();
     this.#stream = null;
   }
@@ -140,6 +142,8 @@ class Live {
       throw new Error(describeRefusal(error));
     }
     this.video.srcObject = this.#stream;
+    this.video.hidden = false;
+    this.hint.hidden = true;
     await this.video.play();
     if (!this.#abort) this.stop(); // it was stopped while the browser asked for leave
     this.keep.hidden = false;

@@ -208,7 +208,7 @@ export class State {
   /** Adds a turn at the end. @param {Turn} turn */
   addTurn(turn) {
     this.conversation.turns.push(turn);
-    if (!this.conversation.title) this.conversation.title = turn.words || taskByName(turn.task).label;
+    this.conversation.title ||= turn.words || `${taskByName(turn.task).label}: ${this.activePicture?.name}`;
     this.#touch("turns", "conversation");
   }
 
