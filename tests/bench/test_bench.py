@@ -143,7 +143,7 @@ def test_unsplit_pictures_are_one_frame(tiny_release):
         "serve",
         "serve --case long-prompts",
         "start",
-        "train",
+        "training",
     ],
 )
 def test_a_quick_run_works(command_line):

@@ -53,6 +53,17 @@ def make_answerer(vlm, rows):
     )
 
 
+@pytest.mark.parametrize("targets", ["text", "text+connector", "all"])
+def test_a_model_that_trains_in_bfloat16_answers_whatever_learns(vlm, model_name, targets, tmp_path):
+    settings = TrainSettings(data="x", model=model_name, out=tmp_path, targets=targets, dtype="bfloat16")
+    model = load_trainee(find_trainable_checkpoint(settings), settings).model
+    loaded = vlm.loaded_model
+    rows = [make_row(vlm, [user(DOOR, QUESTION)], "Purple.")]
+    answerer = SampleAnswerer(model, rows, loaded.processor.tokenizer, loaded.stop_ids, loaded.banned_ids)
+    (record,) = answerer.answer(0)
+    assert record.answer == vlm.chat([user(DOOR, QUESTION)], max_new_tokens=MAX_NEW_TOKENS).text.strip()
+
+
 def test_answers_are_those_that_the_model_gives_anyone(vlm):
     two_turns = [user(DOOR, QUESTION), assistant("Gray."), user(TOWER, "And here?")]
     rows = [

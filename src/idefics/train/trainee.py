@@ -127,12 +127,12 @@ def plan_training_computation(
 def _cast_around_frozen_tower(model: VisionLanguageModel, dtype: torch.dtype) -> None:
     """Casts what does not learn to a dtype, apart from a vision tower and a connector that only encode pictures.
 
-    These stay as `idefics.load` has them, in float32 with weights in 16 bits: its kernels are the fastest.
+    These stay as `idefics.load` has them, in float32 with weights in 16 bits: its kernels are the fastest. If one
+    of them learns, both are cast, since one reads what the other computes.
     """
     learns = {part_of(name) for name, weight in model.named_parameters() if weight.requires_grad}
-    frozen: set[Part] = (
-        set() if "vision" in learns else {"vision"} if "connector" in learns else {"vision", "connector"}
-    )
+    encoder: set[Part] = {"vision", "connector"}
+    frozen = encoder if encoder.isdisjoint(learns) else set()
     for name, weight in model.named_parameters():
         if not weight.requires_grad and weight.dtype == torch.float32 and part_of(name) not in frozen:
             weight.data = weight.data.to(dtype)

@@ -1,6 +1,6 @@
 """`idefics train` compared with transformers and peft, as published notebooks train: tokens a second and peak memory.
 
-`python bench/train.py [--model smolvlm-256m] [--rows 16] [--batch-size 4] [--epochs 2]`
+`python bench/training.py [--model smolvlm-256m] [--rows 16] [--batch-size 4] [--epochs 2]`
 
 Both train factors of rank 16 for the decoder's linear layers, on the same rows in the same order; the vision tower is
 frozen. Each system runs in a process of its own, whose peak memory is measured. transformers gets padded batches with
@@ -220,7 +220,7 @@ def main() -> None:
         )
     else:
         arguments.model = copy_without_image_splitting(get_checkpoint(arguments.model))
-    report = BenchmarkReport("train", is_quick=arguments.quick)
+    report = BenchmarkReport("training", is_quick=arguments.quick)
     with TemporaryDirectory() as folder:
         arguments.data = write_rows(Path(folder), arguments.rows)
         compare(report, arguments)
