@@ -130,6 +130,10 @@ def test_answers_are_edited_and_stay_after_a_reload(batch_page, folder):
         "trip/b/2.txt": b"animals\n",
         "trip/b/10.txt": b"animals\n",
     }
+    answer(batch_page, "trip/a/1.png").fill('=1+1, "two"')
+    answer(batch_page, "trip/a/1.png").press("Enter")
+    row = next(csv.DictReader(io.StringIO(saved(batch_page, "CSV").decode(), newline="")))
+    assert (row["text"], row["model_text"]) == ('\'=1+1, "two"', "vegetables")
     batch_page.get_by_role("button", name="Undo the change of trip/a/1.png").click()
     expect(answer(batch_page, "trip/a/1.png")).to_have_value("vegetables")
 
