@@ -152,8 +152,6 @@ class Item {
     this.actions.replaceChildren(...actions);
     if (turn.status === "queued" || turn.status === "waiting") this.extra.replaceChildren();
     if (hadFocus) document.getElementById("words").focus();
-    const said = announcement(turn);
-    if (said && this.root.isConnected) app.announce(said);
   }
 
   showProgress() {
@@ -240,7 +238,8 @@ export function describeCost(turn) {
   return [...parts, ...turn.notes].join(" · ");
 }
 
-function announcement(turn) {
+/** What screen readers say when a turn's status changes; "" for nothing. @param {Turn} turn @returns {string} */
+export function announcement(turn) {
   if (turn.status === "waiting") return "Looking at the picture.";
   if (turn.status === "stopped") return `Stopped. ${turn.text}`;
   if (turn.status !== "done") return "";

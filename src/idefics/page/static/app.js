@@ -146,6 +146,18 @@ async function showWorkspace() {
   saving.startSaving(app);
 }
 
+/** Says each change of a turn's status, also of a turn that is complete before the conversation is shown. */
+function announceTurns() {
+  const statuses = new WeakMap();
+  state.subscribe("turn", async (turn) => {
+    if (statuses.get(turn) === turn.status) return;
+    statuses.set(turn, turn.status);
+    const { announcement } = await import("./answers.js");
+    const said = announcement(turn);
+    if (said) announce(said);
+  });
+}
+
 async function loadModel() {
   try {
     state.setModel(await api.fetchModel());
@@ -256,6 +268,7 @@ function start() {
   watchFiles();
   watchKeys();
   watchParts();
+  announceTurns();
   void loadModel();
   void route();
 }
