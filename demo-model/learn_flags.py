@@ -22,8 +22,8 @@ from picturebook.turns import ConversationTurn
 from recipe.evaluation import evaluate
 
 MODEL = "demo-idefics1"
-FLAG_REPEATS = 8
-NUM_REHEARSED = 480
+FLAG_REPEATS = 16
+NUM_REHEARSED = 960
 REHEARSED_KINDS = {
     "caption": 3.0,
     "question": 4.0,
@@ -111,7 +111,7 @@ def main() -> None:
         out=adapter,
         targets="text+connector",
         modules_to_save=("lm_head",),
-        epochs=9,
+        epochs=8,
         learning_rate=6e-4,
     )
     result = train.run(settings)
