@@ -120,6 +120,12 @@ def reject_lone_surrogates(name: str, text: str) -> None:
         ) from None
 
 
+def validate_callback(name: str, value: object) -> None:
+    """Raises BadSetting unless a value is None or can be called."""
+    if value is not None and not callable(value):
+        raise BadSetting(f"{name} is {short_repr(value)}; give a function, or leave it out")
+
+
 def validate_bool(name: str, value: object) -> bool:
     """Returns an argument that must be True or False.
 

@@ -192,7 +192,7 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize(
-    "where", ["prompt", "submit", "check_model", "deltas", "step", "count", "answered", "end"]
+    "where", ["prompt", "submit", "find_adapter", "deltas", "step", "count", "answered", "end"]
 )
 def test_a_slot_is_given_back_after_every_kind_of_error(client, vlm, monkeypatch, where, stream, error):
     if where == "step" and isinstance(error, asyncio.CancelledError):
@@ -201,7 +201,7 @@ def test_a_slot_is_given_back_after_every_kind_of_error(client, vlm, monkeypatch
     target, name = {
         "prompt": (service.vlm, "prompt"),
         "submit": (service.vlm, "submit"),
-        "check_model": (service, "check_model"),
+        "find_adapter": (service, "find_adapter"),
         "deltas": (RequestContext, "deltas"),
         "step": (vlm.engine.model_runner, "run"),
         "count": (RequestContext, "record_prompt_metrics"),

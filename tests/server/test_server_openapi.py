@@ -118,7 +118,7 @@ def test_invalid_requests_have_status_400_only(openapi_document):
         if "422" in route["responses"]
     ]
     posts = [methods["post"] for methods in openapi_document["paths"].values() if "post" in methods]
-    assert len(posts) == 11
+    assert len(posts) == 12
     for route in posts:
         errors = {"400", "401", "403", "404", "408", "413", "415", "421", "429", "431", "500", "503"}
         assert set(route["responses"]) == {"200"} | errors

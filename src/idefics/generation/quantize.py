@@ -105,9 +105,7 @@ def quantize_checkpoint(
         raise BadSetting(
             f"{folder} is already quantized ({checkpoint.quantization.kind}): give the original checkpoint"
         )
-    quantization_dict = models.quantization_config_dict(quantization)
-    quantization_dict["source_sha256"] = _digest_weights(folder)
-    config = {**read_json_object(folder / "config.json"), "quantization_config": quantization_dict}
+    config = _quantized_config(folder, quantization)
     is_new = not _is_already_written(out, config)
     module = models.build_on_meta_device(checkpoint)
     if is_new:
@@ -206,6 +204,15 @@ def _relative_error(squared_sums: Tensor) -> float | None:
     """RMS of the differences divided by that of the original values; None if all original values are zero."""
     difference, original = squared_sums.tolist()
     return (difference / original) ** 0.5 if original else None
+
+
+def _quantized_config(folder: Path, quantization: QuantizationConfig) -> dict[str, Any]:
+    """config.json of the quantized copy of the checkpoint in a folder, with a digest of its weights."""
+    digest = {"source_sha256": _digest_weights(folder)}
+    return {
+        **read_json_object(folder / "config.json"),
+        "quantization_config": models.quantization_config_dict(quantization) | digest,
+    }
 
 
 def _digest_weights(folder: Path) -> str:

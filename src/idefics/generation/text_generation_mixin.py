@@ -24,7 +24,7 @@ from idefics.options import (
     pop_image_detail,
 )
 from idefics.prompt import Prompt
-from idefics.validation import validate_bool, validate_text
+from idefics.validation import validate_bool, validate_callback, validate_text
 
 if TYPE_CHECKING:
     from idefics.generation.prompts import Conversation, PromptItems
@@ -266,6 +266,7 @@ class TextGenerationMixin:
         """
         validate_bool("continues", continues)
         validate_text("start", start, EXAMPLE_START, allow_blank=True)
+        validate_callback("on_progress", on_progress)
         call = GenerationCall(
             self.loaded_model,
             options,

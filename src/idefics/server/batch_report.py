@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from idefics.batch.records import OutputRecord, RunSummary
 from idefics.batch.report import write_page
 from idefics.batch.thumbnails import make_thumbnail
 from idefics.errors import BadPicture
+from idefics.lazy import cached_property
 from idefics.processing.fetch import Fetcher
 from idefics.server.batch_folder import BatchFolder, StoredBatch
 from idefics.server.batch_lines import batch_file_limits

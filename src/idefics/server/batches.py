@@ -196,7 +196,10 @@ async def get_batch(batch_id: str, folder: BatchFolderDep, owner: OwnerDep) -> B
     return _batch_object(find_batch(folder, batch_id, owner))
 
 
-@router.get("/v1/batches/{batch_id}/results", responses=document_responses(BatchResults) | NOT_FOUND_DOCS)
+@router.get(
+    "/v1/batches/{batch_id}/results",
+    responses=document_responses(BatchResults) | NOT_FOUND_DOCS | INVALID_DOCS,
+)
 async def list_results(
     batch_id: str,
     folder: BatchFolderDep,
