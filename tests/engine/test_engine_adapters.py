@@ -203,3 +203,24 @@ def test_scores_at_once_are_those_of_each_adapter(shared, merged):
     for handle, scores in zip(handles, expected, strict=True):
         found = handle.result().continuation_logprobs
         assert found == [pytest.approx(row, abs=1e-3) for row in scores]
+
+
+def test_an_adapter_of_pictures_alone_leaves_the_decoder_as_it_is(tmp_path):
+    """The C step has no terms and no gates of adapters then."""
+    base = tiny.write_complete_checkpoint(tmp_path / "base", tiny.IDEFICS1)
+    write_random_adapter(tmp_path / "pictures", tiny.load_checkpoint(base), ("fc1",), rank=5, seed=4)
+    adapters = {"pictures": tmp_path / "pictures"}
+    answers = [
+        idefics.load(base, feature_cache=False, kernels=kernels, adapters=adapters)
+        .with_adapter("pictures")
+        .generate([RED, "What is it?"], max_new_tokens=12)
+        .tokens
+        for kernels in ("auto", "reference")
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_prompt_for_an_adapter_of_another_model_is_refused(folders, shared):
+    prompt = shared.with_adapter("text").prompt(["What is it?"])
+    with pytest.raises(BadPrompt, match="another model"):
+        load(folders).logits(prompt)

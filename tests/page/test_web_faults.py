@@ -75,6 +75,23 @@ def test_a_question_that_is_sent_while_busy_is_answered_next(
     expect(web_page.locator(".answer-text")).to_have_text(["Night.", "A tower."])
 
 
+def test_a_chat_whose_first_turn_was_stopped_still_has_its_picture(
+    web_page, bundled_pictures, demo_model, monkeypatch
+):
+    slow = SlowModel(monkeypatch, demo_model)
+    add_pictures(web_page, bundled_pictures["tower.png"])
+    choose_task(web_page, "Chat")
+    slow.resume_event.clear()
+    send(web_page, "Is it day or night?")
+    web_page.locator("#words").press("Escape")
+    expect(last_turn(web_page)).to_contain_text("stopped")
+    slow.resume_event.set()
+    with web_page.expect_request("**/v1/chat/completions") as request:
+        send(web_page, "Is it day or night?")
+    assert "image_url" in request.value.post_data
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text("Night.")
+
+
 def choose_setting(page, name, value):
     """Chooses one of the drawer's options."""
     page.locator("[data-drawer=settings]").click()

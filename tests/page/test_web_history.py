@@ -216,6 +216,22 @@ def test_a_conversation_is_exported_and_imported(web_page, bundled_pictures, tmp
     expect(web_page.locator(".frame img")).to_have_js_property("naturalWidth", 384)
 
 
+def test_settings_of_an_imported_conversation_are_words_of_a_shell(web_page, bundled_pictures, tmp_path):
+    ask(web_page, bundled_pictures["tower.png"])
+    drawer = open_drawer(web_page)
+    drawer.locator("[aria-expanded]").click()
+    _, text = export(web_page, drawer, "JSON with pictures")
+    exported = json.loads(text)
+    exported["conversation"]["turns"][0]["settings"]["detail"] = "low; echo $HOME"
+    (tmp_path / "sent.json").write_text(json.dumps(exported))
+    with web_page.expect_file_chooser() as chooser:
+        drawer.get_by_role("button", name="Import").click()
+    chooser.value.set_files([tmp_path / "sent.json"])
+    drawer.locator(".saved-open:not([aria-current])").click()
+    last_turn(web_page).get_by_role("button", name="Code").click()
+    expect(web_page.get_by_label("Command line", exact=True)).to_contain_text("--detail 'low; echo $HOME'")
+
+
 def test_a_conversation_that_is_left_is_answered_to_the_end(
     web_page, bundled_pictures, demo_model, monkeypatch
 ):

@@ -2,14 +2,14 @@
 
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from idefics.errors import BadSetting
+from idefics.errors import BadPicture, BadSetting
 from idefics.models import read_checkpoint
 from idefics.train.checkpoints import find_checkpoint
 from idefics.train.packing import pack_rows
@@ -18,8 +18,8 @@ from idefics.train.records import TrainingListener
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import part_of
 from idefics.train.trainee import load_trainee
-from idefics.train.trainer import Trainer
-from idefics.train.training import train_rows
+from idefics.train.trainer import FEATURES, Trainer, dropout_seed
+from idefics.train.training import check_folders, train_rows
 from models import tiny
 from train.row_makers import make_row
 
@@ -340,3 +340,40 @@ def test_a_token_that_the_model_does_not_have_is_refused(folder, tmp_path):
         BadSetting, match=r"^row 2 has the token 1000, and the model's embedding has (52|64) tokens: "
     ):
         train(folder, tmp_path / "out", edit=put_unknown_token)
+
+
+def test_dropout_drops_others_in_each_step(folder, tmp_path):
+    """torch's generator on a CPU reads the low 32 bits of a seed."""
+    drawn = set()
+    for seed, step, rank in ((0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0)):
+        torch.manual_seed(dropout_seed(seed, step, rank))
+        drawn.add(tuple(torch.rand(4).tolist()))
+    assert len(drawn) == 4
+
+
+def test_features_that_an_unfinished_training_left_are_not_read(folder, tmp_path):
+    settings = make_settings(folder, tmp_path / "out")
+    features = settings.training_folder / FEATURES
+    features.mkdir(parents=True)
+    (features / "old.safetensors").write_bytes(b"of another model")
+    check_folders(settings, resume=False)
+    assert not features.exists()
+
+
+def test_a_picture_that_cannot_be_read_keeps_what_was_learned(folder, tmp_path):
+    settings = make_settings(folder, tmp_path / "out")
+    trainee = make_trainee(folder, settings)
+    rows = make_rows(trainee.model)
+
+    def fail():
+        raise BadPicture("1.jpg is cut off")
+
+    def break_pictures(step):
+        for number, row in enumerate(rows):
+            rows[number] = replace(
+                row, read_pictures=fail, picture_keys=tuple(f"{key}!" for key in row.picture_keys)
+            )
+
+    with pytest.raises(BadPicture):
+        train_rows(trainee, rows, None, settings, [Recorder(break_pictures)])
+    assert find_checkpoint(settings.training_folder) is not None

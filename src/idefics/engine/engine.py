@@ -167,6 +167,7 @@ class Engine:
     def logits(self, prompt: Prompt) -> Tensor:
         """(N, V) float32 next-token logits after each of the N prompt tokens, in one pass without the cache."""
         validate_prompt(prompt, self.model.layout, num_new_tokens=0)
+        self.adapters.check(prompt)
         with self._compute_lock:
             self.adapters.select(prompt.adapter)
             return self.model.logits(ReferenceModel(self.model, prompt).hidden_states()).float()
@@ -175,6 +176,7 @@ class Engine:
     def attention(self, prompt: Prompt, continuation: Continuation, keys: Sequence[int]) -> Tensor:
         """How much tokens attend to those at `keys`: see `ReferenceModel.attention`; in one pass without the cache."""
         validate_prompt(prompt, self.model.layout, len(continuation), continuation)
+        self.adapters.check(prompt)
         with self._compute_lock:
             self.adapters.select(prompt.adapter)
             return ReferenceModel(self.model, prompt).attention(tuple(continuation), keys)

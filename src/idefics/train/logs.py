@@ -96,14 +96,13 @@ class JSONLinesLog(TrainingListener):
     def _read(self, last_step: int) -> list[str]:
         """The lines of the older file up to a step; adds them to the history. A last line that was cut is left out."""
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break
+        lines = self.path.read_text(encoding="utf-8").split("\n")  # texts may have other line separators
+        for line in lines[:-1]:
             try:
                 value = json.loads(line)
                 if value.get("step", 0) <= last_step:
                     self.history.add(value.pop("kind"), value)
-                    kept.append(line.rstrip("\n"))
+                    kept.append(line)
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise BadSetting(
                     f"{self.path} is no log of a training: move it elsewhere, or give another --out"

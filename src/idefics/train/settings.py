@@ -96,6 +96,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
+        if not self.out.name:
+            raise BadSetting(f"out is {str(self.out)!r}; give the name of a new folder")
         validate_text("data", self.data, "photos/")
         validate_text("model", self.model, "smolvlm-500m")
         validate_choice("method", self.method, get_args(Method))

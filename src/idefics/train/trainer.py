@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -171,15 +172,15 @@ class Trainer:
             loss = losses.sum() / num_targets
             if not math.isfinite(value := loss.item()):
                 raise self._not_finite("loss", _rows_with_bad_losses(batch, losses), value)
-            loss.backward()
+            if loss.requires_grad:  # not where the rows reach nothing that learns, such as the connector
+                loss.backward()
             total += value
         return total
 
     def run_step(self, number: int, prepared: PreparedStep) -> StepRecord:
         """Runs one optimizer step, whose number counts from 1."""
         start = time.perf_counter()
-        # Of dropout: another seed for each step and process.
-        torch.manual_seed(self.settings.seed + ((number * self.processes.count + self.processes.rank) << 32))
+        torch.manual_seed(dropout_seed(self.settings.seed, number, self.processes.rank))
         loss = self._compute_all_gradients(prepared)
         norm = float(clip_grad_norm_(self.learned.by_name.values(), self.settings.max_gradient_norm))
         if not math.isfinite(norm):
@@ -286,6 +287,11 @@ class Trainer:
             f"the {what} of {shown} is {value} in step {self.step + 1}: look at these rows, or give a smaller "
             f"learning rate than {self.schedule.peak:g}; {kept}"
         )
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for each step and process. It has 32 bits: torch's generator on a CPU reads no others."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def _rows_with_bad_losses(batch: PackedBatch, losses: Tensor) -> list[str]:

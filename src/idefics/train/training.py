@@ -14,7 +14,7 @@ from types import FrameType
 
 import torch
 
-from idefics.errors import BadSetting, OutOfMemory
+from idefics.errors import BadSetting, IdeficsError, OutOfMemory
 from idefics.generation.load_settings import set_num_threads
 from idefics.generation.loading import read_generation_config
 from idefics.placement.devices import allocation_errors_as_out_of_memory
@@ -160,6 +160,8 @@ def check_folders(settings: TrainSettings, resume: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
     checkpoint = find_checkpoint(folder)
+    if checkpoint is None:  # what an unfinished training has left may be of another model
+        shutil.rmtree(folder / FEATURES, ignore_errors=True)
     if resume and checkpoint is None:
         raise BadSetting(f"{folder} has no checkpoint: begin without resume=True")
     if checkpoint is not None and not resume:
@@ -211,10 +213,16 @@ def _train(
     with _stop_on_interrupt(trainer), torch.random.fork_rng():
         if trainer.step == 0:
             after_step()
-        trainer.train(after_step)
+        try:
+            trainer.train(after_step)
+        except IdeficsError as error:
+            if trainer.step > 0 and not isinstance(error, BadSetting):  # which a loss that is no number is
+                trainer.save()
+            raise
     if trainer.step < trainer.num_steps:
         return _result(trainee, trainer, None, trainer.save(), validation)
     if trainer.processes.is_first:
+        trainer.save()  # so that a result which cannot be written is not lost
         write_result(trainee, settings.out)
         remove_checkpoints(trainer.folder)
         shutil.rmtree(trainer.folder / FEATURES, ignore_errors=True)

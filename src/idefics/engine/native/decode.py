@@ -116,6 +116,7 @@ class NativeDecode:
         """Computes a step in C, at most `MAX_ROWS` rows at a time: returns logits (R, V) float32."""
         logits = torch.empty(len(inputs.ids), self.vocab_size)
         page_tables = inputs.page_tables.contiguous()
+        adapters = inputs.adapters if self.native_model.num_adapters else None
         for start in range(0, len(inputs.ids), c.MAX_ROWS):
             step = c.StepStruct(
                 rows=min(c.MAX_ROWS, len(inputs.ids) - start),
@@ -125,7 +126,7 @@ class NativeDecode:
                 tables=page_tables.data_ptr() + 4 * start * page_tables.shape[1],
                 cross_kvs=self._cross_kv_pointers.pointers_address(start),
                 num_features=self._cross_kv_pointers.num_features_address(start),
-                adapters=None if inputs.adapters is None else inputs.adapters.data_ptr() + 4 * start,
+                adapters=None if adapters is None else adapters.data_ptr() + 4 * start,
                 logits=logits.data_ptr() + 4 * start * self.vocab_size,
             )
             status = self._decode_step(self._engine, ctypes.byref(step))

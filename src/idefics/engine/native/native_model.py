@@ -70,6 +70,7 @@ class NativeModelStruct:
 
     Attributes:
         struct: valid while this object lives; this object keeps alive every tensor that it points to.
+        num_adapters: the number of adapters; 0 if none of them changes what a step computes.
     """
 
     def __init__(self, parts: DecoderParts, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -77,7 +78,7 @@ class NativeModelStruct:
         self._referenced: list[object] = [parts, *keys, *values]
         cross_blocks = [cross for cross in parts.cross_blocks if cross is not None]
         low_rank = LowRankStructs(parts)
-        self._num_adapters = max(
+        self.num_adapters = max(
             low_rank.num_adapters,
             *(max(len(cross.adapter_gates), len(cross.adapter_mlp_gates)) for cross in cross_blocks),
             0,
@@ -139,7 +140,7 @@ class NativeModelStruct:
             gate: for rows without an adapter, and with one that has no gate of its own.
             replaced: the gates of adapters.
         """
-        by_adapter = [*replaced, *[None] * (self._num_adapters - len(replaced))]
+        by_adapter = [*replaced, *[None] * (self.num_adapters - len(replaced))]
         gates = [gate if one is None else one for one in (None, *by_adapter)]
         rows = [one.detach().flatten().float().tanh().expand(width) for one in gates]
         return self._float32_copy_address(torch.stack(rows))

@@ -80,7 +80,7 @@ const keywords = (options) => Object.entries(options).map(([name, value]) => `${
 const flags = (options) =>
   Object.entries(options).map(([name, value]) => {
     const flag = `--${name.replaceAll("_", "-")}`;
-    return value === true ? flag : `${flag} ${value}`;
+    return value === true ? flag : `${flag} ${shell(String(value))}`;
   });
 
 function taskPython({ task, words, pictures, options, shots, model }) {

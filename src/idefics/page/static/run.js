@@ -63,11 +63,17 @@ export function emptyAnswer() {
   };
 }
 
+/** Whether later turns of a chat have a turn before them. */
+const isSent = (turn) => turn.task === "chat" && ["done", "stopped"].includes(turn.status) && turn.text !== "";
+
+/** Whether a turn of a chat is being answered, or will be. */
+const isPending = (turn) => turn.task === "chat" && !["done", "stopped", "failed"].includes(turn.status);
+
 /** In a chat the pictures that no earlier turn showed; else the one on the stage. */
 function picturesOf(state, task) {
   const { pictures, turns, activePictureId } = state.conversation;
   if (task !== "chat") return activePictureId ? [activePictureId] : [];
-  const shown = new Set(turns.filter((turn) => turn.task === "chat").flatMap((turn) => turn.pictureIds));
+  const shown = new Set(turns.filter((turn) => isSent(turn) || isPending(turn)).flatMap((turn) => turn.pictureIds));
   return pictures.map((picture) => picture.id).filter((id) => !shown.has(id));
 }
 
@@ -187,9 +193,7 @@ export async function taskFields(state, turn) {
 /** The body of a chat completion for a turn: it has all earlier turns of the chat. */
 export async function chatBody(state, turn) {
   const { turns } = state.conversation;
-  const earlier = turns
-    .slice(0, turns.indexOf(turn))
-    .filter((one) => one.task === "chat" && ["done", "stopped"].includes(one.status) && one.text);
+  const earlier = turns.slice(0, turns.indexOf(turn)).filter(isSent);
   const messages = [];
   for (const one of earlier) {
     messages.push(await userMessage(state, one, turn), { role: "assistant", content: one.text });
