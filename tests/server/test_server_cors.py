@@ -1,5 +1,7 @@
 """CORS: allowed origins, preflights, headers of responses; other origins are refused."""
 
+import base64
+
 import pytest
 
 from idefics.errors import BadSetting
@@ -109,6 +111,21 @@ def test_origins_and_hosts_are_checked_without_a_key(client_of_server_without_ke
     own = client_of_server_without_key.post(PATH, chat_request(), headers={"Origin": "http://localhost"})
     assert own.status_code == 200
     assert ALLOW_ORIGIN_HEADER not in own.headers
+
+
+def test_a_form_of_another_website_cannot_use_the_password_of_a_browser(client_of_server_with_key):
+    password = {"Authorization": "Basic " + base64.b64encode(b"me:key").decode()}
+    for origin, status in (
+        (OTHER_ORIGIN, 403),
+        ("null", 403),
+        (APP_ORIGIN, 200),
+        ("http://pictures.example:8000", 200),
+        (None, 200),
+    ):
+        headers = {"Host": "pictures.example:8000", **password, **({"Origin": origin} if origin else {})}
+        assert client_of_server_with_key.post(PATH, chat_request(), headers=headers).status_code == status
+    headers = {"Origin": OTHER_ORIGIN, **AUTHORIZATION_HEADER}  # which no browser sends by itself
+    assert client_of_server_with_key.post(PATH, chat_request(), headers=headers).status_code == 200
 
 
 def test_all_origins_need_a_key(vlm):

@@ -34,14 +34,20 @@ class OriginPolicy:
         self.allows_any_host = not allowed_names and (settings.has_key or not is_loopback_host(settings.host))
 
     def check_host_and_origin(self, headers: Headers) -> None:
-        """Checks the headers `Host` and `Origin` of a request, unless the settings allow any host.
+        """Checks the headers `Host` and `Origin` of a request; any host is right if the settings allow it.
+
+        Then pages of other origins are refused without a bearer token: a browser sends a password by itself, also with
+        the form of another website.
 
         Raises:
             APIError: 421, the host is not allowed; 403, the request comes from a page of another origin.
         """
-        if self.allows_any_host:
-            return
         host, origin = headers.get("host", ""), headers.get("origin", "")
+        if self.allows_any_host:
+            has_bearer_token = headers.get("authorization", "").lower().startswith("bearer ")
+            if origin and not has_bearer_token and origin.partition("://")[2].lower() != host.lower():
+                self._check_origin(origin)
+            return
         if not self._is_host_allowed(host):
             raise APIError(
                 421,
