@@ -1,6 +1,6 @@
 """`idefics eval` with 8 shots and 20 labels a row, compared with a plain loop in transformers over rows and labels.
 
-`python bench/evaluate.py [--rows 1000] [--model smolvlm-256m]`
+`python bench/evaluate.py [--rows 1000] [--compared-rows 3] [--model smolvlm-256m]`
 
 transformers' loop scores some labels of a few rows, and their time is multiplied: the loop has 20,000 equal rounds. All
 labels of the first rows are scored by it, to see that both decide alike. One tile a picture.
@@ -160,17 +160,25 @@ def measure_loop(
     return total
 
 
+def size_of(arguments: argparse.Namespace) -> EvaluationSize:
+    """The sizes that the flags name."""
+    return EvaluationSize(num_rows=arguments.rows, num_compared_rows=arguments.compared_rows)
+
+
 def main() -> None:
     """Reads the command line, measures and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smolvlm-256m", help="a short name or a folder")
     parser.add_argument("--rows", type=int, default=EvaluationSize.num_rows)
+    parser.add_argument(
+        "--compared-rows", type=int, default=EvaluationSize.num_compared_rows, help="that both decide"
+    )
     parser.add_argument("--quick", action="store_true", help="the demo checkpoint, few rows")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     demo_folder = Path(idefics.__file__).parent / "demo" / "idefics3"
     report = BenchmarkReport("evaluate", is_quick=arguments.quick)
-    size = QUICK_EVALUATION if arguments.quick else EvaluationSize(num_rows=arguments.rows)
+    size = QUICK_EVALUATION if arguments.quick else size_of(arguments)
     compare(report, str(demo_folder) if arguments.quick else arguments.model, size)
     report.print_report()
 
