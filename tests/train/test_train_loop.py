@@ -15,10 +15,11 @@ from idefics.train.checkpoints import find_checkpoint
 from idefics.train.packing import pack_rows
 from idefics.train.pictures import PictureStore
 from idefics.train.records import TrainingListener
+from idefics.train.schedule import dropout_seed
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import part_of
 from idefics.train.trainee import load_trainee
-from idefics.train.trainer import FEATURES, Trainer, dropout_seed
+from idefics.train.trainer import FEATURES, Trainer
 from idefics.train.training import check_folders, train_rows
 from models import tiny
 from train.row_makers import make_row

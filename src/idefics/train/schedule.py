@@ -88,3 +88,8 @@ def make_schedule(settings: TrainSettings, num_rows: int) -> Schedule:
         peak=default if settings.learning_rate is None else settings.learning_rate,
         seed=settings.seed,
     )
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for each step and process. It has 32 bits: torch's generator on a CPU reads no others."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

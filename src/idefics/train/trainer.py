@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -31,7 +30,7 @@ from idefics.train.pictures import Frames, PictureStore
 from idefics.train.processes import ALONE, Processes
 from idefics.train.records import StepRecord, TrainingListener, ValidationRecord
 from idefics.train.rows import TrainingRow, TrainingRows
-from idefics.train.schedule import make_schedule
+from idefics.train.schedule import dropout_seed, make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters
 
@@ -287,11 +286,6 @@ class Trainer:
             f"the {what} of {shown} is {value} in step {self.step + 1}: look at these rows, or give a smaller "
             f"learning rate than {self.schedule.peak:g}; {kept}"
         )
-
-
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for each step and process. It has 32 bits: torch's generator on a CPU reads no others."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def _rows_with_bad_losses(batch: PackedBatch, losses: Tensor) -> list[str]:
