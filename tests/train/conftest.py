@@ -3,6 +3,7 @@
 from functools import cache
 
 import pytest
+import torch
 
 from train.training_data import tiny_checkpoint, write_pictures
 
@@ -17,3 +18,12 @@ def get_checkpoint(tmp_path_factory):
 def pictures(tmp_path):
     """A folder with pictures."""
     return write_pictures(tmp_path)
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """What a model of float64 numbers computes in float32 is float64 too: norms, logits and losses.
+
+    The order of a sum then changes 1e-15 of it, on any processor; in float32 as much as tests are to find.
+    """
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

@@ -93,11 +93,13 @@ def assert_equal(one, other):
         assert torch.equal(tensor, other[name]), name
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_loss_is_the_mean_over_tokens_whatever_the_micro_batches(folder, tmp_path):
     gradients = []
     for max_tokens in (1, 20, 10**6):
         settings = make_settings(folder, tmp_path, micro_batch_tokens=max_tokens, batch_size=7, targets="all")
         trainee = make_trainee(folder, settings)
+        trainee.model.double()
         rows = [make_row(trainee.model, scene, 1 + number % 3) for number, scene in enumerate(SCENES)]
         trainer = Trainer(trainee.model, trainee.learned, rows, settings, tmp_path)
         prepared = trainer.prepare_step(1)
@@ -108,9 +110,10 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_micro_batches(folder, tmp
     assert [number for number, *_ in gradients] == [7, pytest.approx(4, abs=1), 1]
     largest = max(one.abs().max() for one in gradients[0][2].values())
     for _, loss, found in gradients[1:]:
-        assert loss == pytest.approx(gradients[0][1], rel=1e-6)
+        assert loss == pytest.approx(gradients[0][1], rel=1e-12)
         for name, one in found.items():
-            torch.testing.assert_close(one, gradients[0][2][name], atol=1e-6 * largest.item(), rtol=1e-5)
+            assert one.dtype == torch.float64
+            torch.testing.assert_close(one, gradients[0][2][name], atol=1e-12 * largest.item(), rtol=1e-12)
 
 
 def count_calls(module):
