@@ -29,7 +29,6 @@ import idefics
 from checkpoints import copy_without_image_splitting, get_checkpoint
 from comparison import DTYPES
 from harness import BenchmarkReport
-from idefics.generation.loading import collect_stop_ids
 from idefics.train.data.training_rows import read_training_rows
 from idefics.train.rows import TrainingRow
 from idefics.train.settings import TrainSettings
@@ -71,7 +70,7 @@ def run_ours(settings: TrainSettings) -> list[tuple[int, float, float]]:
     """Trains with this package; returns tokens, seconds and loss of each step."""
     checkpoint = find_trainable_checkpoint(settings)
     processor = make_processor(checkpoint)
-    rows = read_training_rows(settings.data, processor, collect_stop_ids(checkpoint, processor), settings)
+    rows = read_training_rows(settings.data, checkpoint, processor, settings)
     trainee = load_trainee(checkpoint, settings)
     trainer = Trainer(trainee.model, trainee.learned, rows, settings, settings.training_folder)
 
@@ -89,7 +88,7 @@ def run_theirs(settings: TrainSettings, dtype: torch.dtype) -> list[tuple[int, f
 
     checkpoint = find_trainable_checkpoint(settings)
     processor = make_processor(checkpoint)
-    rows = read_training_rows(settings.data, processor, collect_stop_ids(checkpoint, processor), settings)
+    rows = read_training_rows(settings.data, checkpoint, processor, settings)
     base = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=dtype)
     names = [
         name

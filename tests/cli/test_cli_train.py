@@ -79,7 +79,7 @@ def test_an_adapter_is_trained_watched_and_used(train, data_folder, capsys):
         "(right: 'Red.')"
     )
     assert err[6].startswith("before training: photos/metadata.jsonl#3: "), "rows at equal distances"
-    assert "step 6 of 6, loss " in "\n".join(err)
+    assert "step 6 of 6, loss " in "\n".join(err) and "checkpoint" not in "\n".join(err)
     use = "--model demo --adapter adapter"
     assert out.splitlines() == [
         "adapter was written: 248,320 numbers, learned in 6 steps",
@@ -145,11 +145,33 @@ def test_a_training_goes_on_after_ctrl_c(train, data_folder, monkeypatch):
     assert list((data_folder / "adapter.training" / "tensorboard").iterdir())
 
 
+def test_a_training_that_ends_at_once_says_how_it_goes_on(train, data_folder, monkeypatch):
+    def interrupt(progress, record):
+        if record.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainProgress, "on_step", interrupt)
+    monkeypatch.setattr("sys.argv", ["idefics", "train", "--data", "photos", "--out", "adapter"])
+    code, out, err = train("--steps", 5, "--batch-size", 2, "--num-samples", 0, "--save-every", 2)
+    assert (code, out) == (130, "")
+    assert err[-1] == (
+        "stopped; to go on from adapter.training/step-00000002: idefics train --data photos --out adapter --resume"
+    )
+
+
 def test_a_dry_run_writes_nothing(train, data_folder):
     code, out, err = train("--dry-run", out=None)
     assert (code, out) == (0, "")
     assert len(err) == 4 and err[3].startswith("one batch of ")
+    assert "has no checkpoint: begin without --resume" in train("--dry-run", "--resume")[2][0]
     assert [path.name for path in data_folder.iterdir()] == ["photos"]
+    checkpoint = data_folder / "adapter.training" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    features = data_folder / "adapter.training" / "features"
+    features.mkdir()
+    assert train("--dry-run")[0] == 0, "an older training is not read"
+    assert list(checkpoint.iterdir()) == [] and features.is_dir()
 
 
 def test_what_is_wrong_is_said_before_anything_long_begins(train, data_folder, monkeypatch):
@@ -198,6 +220,11 @@ def test_rows_are_shown_as_the_model_sees_them(train):
         ("photos", "val.csv", "eval folder --data val.csv"),
         ("easy-vqa", None, "eval easy-vqa"),
         ("photos", "easy-vqa:test", "eval easy-vqa"),
+        ("photos", "easy-vqa:train", "eval easy-vqa --split train"),
+        ("vqav2:.", None, "eval vqav2 --data ."),
+        ("vqav2:folder:train", None, "eval vqav2 --data folder"),
+        ("vqav2:.", "vqav2:folder:minival", "eval vqav2 --data folder --split minival"),
+        ("easy-vqa", "val.csv", "eval folder --data val.csv"),
     ],
 )
 def test_the_last_line_scores_what_was_learned(data, val, words):

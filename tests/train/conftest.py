@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 
+from models import tiny
 from train.training_data import tiny_checkpoint, write_pictures
 
 
@@ -12,6 +13,13 @@ from train.training_data import tiny_checkpoint, write_pictures
 def get_checkpoint(tmp_path_factory):
     """Tiny checkpoints by the short names of released ones, made once."""
     return cache(lambda name: tiny_checkpoint(tmp_path_factory.mktemp("tiny"), name))
+
+
+@pytest.fixture(scope="session", params=["idefics", "idefics3"])
+def folder(request, tmp_path_factory):
+    """A tiny checkpoint of a cross-attention model, and of an inline-image model."""
+    raw = {"idefics": tiny.IDEFICS1, "idefics3": tiny.IDEFICS3}[request.param]
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / request.param, raw)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from idefics.errors import BadPicture, BadSetting, IdeficsError, UnsupportedMode
 from idefics.messages import assistant, user
 from idefics.train.data.examples import TrainingExample
 from idefics.train.data.passages import PassageLayout
-from idefics.train.forecast import RowSizes
+from idefics.train.rows import RowSizes
 from train.training_data import CHAT, write_rows
 
 CHAT_MODEL, BASE_MODEL = "smolvlm-256m", "9b"
@@ -198,6 +198,21 @@ def test_rows_that_are_too_long_are_left_out_if_told_so(get_checkpoint, pictures
     message = errors_of(checkpoint, path, max_tokens=1, too_long="skip")
     assert message.startswith("4 of the 4 rows")
     assert "leave these rows out" not in message
+
+
+def test_a_token_that_the_embedding_lacks_is_an_error_of_its_row(get_checkpoint, pictures):
+    checkpoint = get_checkpoint(CHAT_MODEL)
+    path = write_rows(pictures / "rows.jsonl", GOOD, GOOD)
+    largest = int(checkpoint.read(path)[0].ids.max())
+    config = checkpoint.checkpoint.config
+    small = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=largest))
+    smaller = dataclasses.replace(
+        checkpoint, checkpoint=dataclasses.replace(checkpoint.checkpoint, config=small)
+    )
+    assert errors_of(smaller, path).startswith(
+        f"2 of the 2 rows of {path} cannot be learned: {path}#1 has the token {largest}, and the model's embedding has "
+        f"{largest:,} tokens: leave this row out"
+    )
 
 
 def test_no_limit_is_above_that_of_the_model(get_checkpoint, pictures):

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from idefics import models, weights
-from idefics.errors import OutOfMemory
-from idefics.train.forecast import RowSizes, check_memory, forecast_training
-from idefics.train.rows import TokenCounts
+from idefics.errors import OutOfMemory, format_bytes
+from idefics.train.forecast import check_memory, forecast_training
+from idefics.train.picture_forecast import KeptPictures
+from idefics.train.pictures import MEMORY_BYTES, DiskSpace
+from idefics.train.rows import RowSizes, TokenCounts
+from idefics.train.schedule import make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import make_trainable
 
@@ -26,18 +29,27 @@ def count_tokens(*rows, distinct=None):
 SIZES = count_tokens((100, 10, 9), (300, 20, 18))
 
 
-def forecast(model="demo", sizes=SIZES, free=FREE, dtype=torch.float32, weight_dtype=torch.float32, **values):
+def forecast(
+    model="demo",
+    sizes=SIZES,
+    free=FREE,
+    dtype=torch.float32,
+    weight_dtype=torch.float32,
+    disk_bytes=1 << 40,
+    **values,
+):
     settings = TrainSettings(data="photos", model=model, out="adapter", **values)
     checkpoint = models.read_checkpoint(weights.find_checkpoint(model))
     module = models.build_on_meta_device(checkpoint)
     learned = make_trainable(module, settings)
     made = forecast_training(
         *(module, checkpoint.config, learned, sizes, settings),
-        num_steps=7,
+        schedule=make_schedule(settings, sizes.num_rows),
         dtype=dtype,
         weight_dtype=weight_dtype,
         device=torch.device("cpu"),
         free=free,
+        disk=DiskSpace(disk_bytes, 5 << 40),
     )
     return made, settings
 
@@ -124,7 +136,7 @@ def test_a_training_that_does_not_fit_is_refused_with_advice():
 
 
 def test_the_lines_say_what_is_learned_and_what_memory_it_takes():
-    found = forecast()[0]
+    found = forecast(steps=7)[0]
     rows, learned, memory = found.lines()
     assert rows == "2 rows of 400 tokens, 30 of them learned"
     fewer = replace(found, sizes=replace(found.sizes, num_left_out=3))
@@ -135,3 +147,28 @@ def test_the_lines_say_what_is_learned_and_what_memory_it_takes():
         and learned.endswith("% of the model's")
     )
     assert memory.startswith("memory: about 1.") and "of 2.1 GB free (weights 14 MB, " in memory
+
+
+def test_the_disk_is_named_where_memory_does_not_keep_all_pictures():
+    rows = 200_000  # of a picture of 9 tokens each, 5.8 kB
+    many = replace(
+        SIZES, num_rows=rows, num_image_tokens=9 * rows * 3, num_distinct_image_tokens=9 * rows * 3
+    )
+    config = models.read_checkpoint(weights.find_checkpoint("demo")).config
+    kept = many.num_distinct_image_tokens * config.text.hidden_size * 4
+    made, _ = forecast(sizes=many, epochs=2)
+    assert made.kept == KeptPictures(
+        memory=MEMORY_BYTES, disk=kept - MEMORY_BYTES, free_disk=5 << 40, encodes_again=False
+    )
+    assert made.lines()[-1] == (
+        f"disk: at most {format_bytes(made.kept.disk)} of 5497.6 GB free, for features of pictures until training ends"
+    )
+    made, _ = forecast(sizes=many, disk_bytes=10**9, epochs=2)
+    assert (made.kept.disk, made.kept.encodes_again) == (10**9, True)
+    assert made.lines()[-1].startswith("disk: at most 1.0 GB of ")
+    assert made.lines()[-1].endswith(" until training ends; others are encoded each time")
+    made, _ = forecast(sizes=many)
+    assert (made.kept.disk, made.kept.encodes_again) == (0, False), "one epoch shows each picture once"
+    shared = replace(many, num_image_tokens=many.num_image_tokens * 2)
+    assert forecast(sizes=shared)[0].kept.disk == kept - MEMORY_BYTES
+    assert forecast(sizes=many, targets="all", epochs=2)[0].kept.disk == 0, "frames are not kept in files"

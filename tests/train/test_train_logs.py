@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,17 @@ def test_a_resumed_training_continues_after_its_checkpoint(tmp_path):
     with JSONLinesLog(path, SETTINGS, "again") as log:
         assert log.history.steps == []
     assert [line["started"] for line in read_lines(path)] == ["again"]
+
+
+def test_settings_that_a_resumed_training_has_are_those_of_the_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    write_log(path)
+    slower = replace(SETTINGS, learning_rate=1e-5)
+    with JSONLinesLog(path, slower, "later", last_step=1) as log:
+        assert log.history.start["settings"]["learning_rate"] == 1e-5
+    start = read_lines(path)[0]
+    assert start["kind"] == "start" and start["settings"] == describe_settings(slower)
+    assert start["started"] == "2026-11-29T10:00:00+00:00"
 
 
 def test_other_files_are_left_as_they_are(tmp_path):

@@ -1,96 +1,25 @@
-"""The training loop: accumulation, what is kept of pictures, stops and resumption, losses that are no numbers."""
+"""The training loop: accumulation, what is kept of pictures, what is computed again, and in which dtype."""
 
-import os
-import signal
-from dataclasses import asdict, replace
-
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from idefics.errors import BadPicture, BadSetting
-from idefics.models import read_checkpoint
-from idefics.train.checkpoints import find_checkpoint
 from idefics.train.packing import pack_rows
 from idefics.train.pictures import PictureStore
-from idefics.train.records import TrainingListener
 from idefics.train.schedule import dropout_seed
-from idefics.train.settings import TrainSettings
 from idefics.train.trainable import part_of
-from idefics.train.trainee import load_trainee
-from idefics.train.trainer import FEATURES, Trainer
-from idefics.train.training import check_folders, train_rows
+from idefics.train.trainer import Trainer
 from models import tiny
-from train.row_makers import make_row
-
-SCENES = (
-    "tt1ttt",
-    "1ttttttttt",
-    "t1t1tttttttttttttttttttttttttttttttt",
-    "ttttt",
-    "1tttt",
-    "tttt1tttttt",
-    "ttttttttt",
+from train.row_makers import Rows, make_row
+from train.tiny_trainings import (
+    SCENES,
+    Recorder,
+    assert_equal,
+    make_rows,
+    make_settings,
+    make_trainee,
+    read_result,
+    train,
 )
-
-LATE_SEED = 3  # row 4 is in the second step
-
-
-@pytest.fixture(scope="module", params=["idefics", "idefics3"])
-def folder(request, tmp_path_factory):
-    raw = {"idefics": tiny.IDEFICS1, "idefics3": tiny.IDEFICS3}[request.param]
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / request.param, raw)
-
-
-class Recorder(TrainingListener):
-    """A listener that keeps records, and calls `after` with the number of each step."""
-
-    def __init__(self, after=lambda step: None):
-        self.steps, self.validations, self.checkpoints, self.after = [], [], [], after
-
-    def on_step(self, record):
-        self.steps.append({name: one for name, one in asdict(record).items() if "seconds" not in name})
-        self.after(record.step)
-
-    def on_validation(self, record):
-        self.validations.append(record)
-
-    def on_checkpoint(self, step, folder):
-        self.checkpoints.append(step)
-
-
-def make_settings(folder, out, **changes):
-    fields = {"batch_size": 3, "steps": 6, "learning_rate": 0.01, "warmup_steps": 2, "rank": 2}
-    return TrainSettings(data="x", model=str(folder), out=out, **{**fields, **changes})
-
-
-def make_trainee(folder, settings):
-    return load_trainee(read_checkpoint(folder), settings)
-
-
-def make_rows(model, scenes=SCENES):
-    return [make_row(model, scene, name=f"row {number}") for number, scene in enumerate(scenes)]
-
-
-def train(folder, out, listener=None, scenes=SCENES, edit=lambda rows: rows, **changes):
-    settings = make_settings(folder, out, **changes)
-    trainee = make_trainee(folder, settings)
-    rows = edit(make_rows(trainee.model, scenes))
-    return train_rows(trainee, rows, None, settings, [listener] if listener else [])
-
-
-def read_result(out):
-    (path,) = [
-        out / name for name in ("adapter_model.safetensors", "model.safetensors") if (out / name).exists()
-    ]
-    return load_file(path)
-
-
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
 
 
 @pytest.mark.usefixtures("float64")
@@ -100,7 +29,7 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_micro_batches(folder, tmp
         settings = make_settings(folder, tmp_path, micro_batch_tokens=max_tokens, batch_size=7, targets="all")
         trainee = make_trainee(folder, settings)
         trainee.model.double()
-        rows = [make_row(trainee.model, scene, 1 + number % 3) for number, scene in enumerate(SCENES)]
+        rows = Rows(make_row(trainee.model, scene, 1 + number % 3) for number, scene in enumerate(SCENES))
         trainer = Trainer(trainee.model, trainee.learned, rows, settings, tmp_path)
         prepared = trainer.prepare_step(1)
         loss = trainer.compute_gradients(prepared.batches, prepared.num_targets)
@@ -170,111 +99,6 @@ def test_rows_without_pictures_train(folder, tmp_path):
     assert recorder.steps[-1]["loss"] < 0.8 * recorder.steps[0]["loss"]
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "8 bits"])
-def test_a_resumed_training_equals_an_unbroken_one_to_the_bit(folder, tmp_path, method):
-    options = {
-        "lora": {"dropout": 0.3},
-        "full": {"method": "full"},
-        "8 bits": {"method": "full", "optimizer": "adamw8bit"},
-    }[method]
-    if method == "8 bits":
-        pytest.importorskip("bitsandbytes")
-    options["save_every"] = 2
-    unbroken, broken = Recorder(), Recorder()
-    optimizers = []
-
-    def stop(step):
-        if step in (3, 4):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    broken.after = stop
-    train(folder, tmp_path / "unbroken", unbroken, **options)
-    for step in (3, 4):
-        result = train(folder, tmp_path / "broken", broken, **options)
-        assert (result.out, result.step, result.checkpoint) == (
-            None,
-            step,
-            find_checkpoint(tmp_path / "broken.training"),
-        )
-        optimizers.append(load_file(result.checkpoint / "optimizer.safetensors"))
-    result = train(folder, tmp_path / "broken", broken, **options)
-    assert (result.out, result.checkpoint) == (tmp_path / "broken", None)
-    assert unbroken.steps == broken.steps and len(broken.steps) == 6
-    assert_equal(read_result(tmp_path / "unbroken"), read_result(tmp_path / "broken"))
-    assert find_checkpoint(tmp_path / "broken.training") is None
-
-
-def test_a_changed_setting_or_other_data_is_refused(folder, tmp_path):
-    train(folder, tmp_path / "out", Recorder(lambda step: os.kill(os.getpid(), signal.SIGINT)))
-    with pytest.raises(
-        BadSetting, match=r"rank was 2 and is 4; steps was 6 and is 9: give the same settings"
-    ):
-        train(folder, tmp_path / "out", rank=4, steps=9)
-    with pytest.raises(BadSetting, match="there were 7 rows and are 2"):
-        train(folder, tmp_path / "out", scenes=SCENES[:2])
-
-
-@pytest.mark.parametrize(
-    "moment", ["learned.safetensors", "optimizer.safetensors", "state.json", "rename", "remove"]
-)
-def test_a_process_that_is_killed_leaves_a_whole_checkpoint(folder, tmp_path, monkeypatch, moment):
-    pid = os.fork()
-    if pid == 0:  # the child ends in the middle of its second checkpoint
-        _die_in_second_save(folder, tmp_path, moment)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    assert not (tmp_path / "out").exists()
-    checkpoint = find_checkpoint(tmp_path / "out.training")
-    assert checkpoint.name == ("step-00000002" if moment == "remove" else "step-00000001")
-    train(folder, tmp_path / "out")
-    train(folder, tmp_path / "unbroken")
-    assert_equal(read_result(tmp_path / "out"), read_result(tmp_path / "unbroken"))
-    assert [path.name for path in (tmp_path / "out.training").iterdir()] == []
-
-
-def _die_in_second_save(folder, tmp_path, moment):
-    import shutil
-    from pathlib import Path
-
-    import safetensors.torch
-
-    def die(original, is_moment):
-        def wrapped(*args, **options):
-            if is_moment(*args):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **options)
-
-        return wrapped
-
-    def arm(step):
-        if step == 2:
-            names = lambda *args: any(str(one).endswith(moment) for one in args)  # noqa: E731
-            safetensors.torch.save_file = die(safetensors.torch.save_file, names)
-            Path.write_text = die(Path.write_text, names)
-            if moment == "rename":
-                Path.replace = die(Path.replace, lambda *_: True)
-            if moment == "remove":
-                shutil.rmtree = die(shutil.rmtree, lambda path, *_: "step-00000001" in str(path))
-
-    train(folder, tmp_path / "out", Recorder(arm), save_every=1)
-
-
-def test_a_loss_that_is_no_number_names_the_row_and_keeps_the_checkpoint(folder, tmp_path):
-    def break_row(rows):
-        picture = rows[4].read_pictures()[0]
-        picture.frames[0][:] = np.nan
-        return rows
-
-    recorder = Recorder()
-    with pytest.raises(
-        BadSetting, match=r"the loss of row 4 is nan in step \d: look at these rows, .* is kept$"
-    ):
-        train(folder, tmp_path / "out", recorder, edit=break_row, seed=LATE_SEED, save_every=1)
-    checkpoint = find_checkpoint(tmp_path / "out.training")
-    assert checkpoint.name == f"step-{recorder.steps[-1]['step']:08d}"
-    assert not (tmp_path / "out").exists()
-
-
 def test_checkpointed_layers_have_equal_gradients(folder, tmp_path):
     steps = []
     for is_checkpointed in (False, True):
@@ -335,17 +159,6 @@ def test_features_of_a_frozen_tower_are_those_of_use(folder, tmp_path):
     assert torch.equal(features, expected.detach().bfloat16())
 
 
-def test_a_token_that_the_model_does_not_have_is_refused(folder, tmp_path):
-    def put_unknown_token(rows):
-        rows[2].ids[1] = 1000
-        return rows
-
-    with pytest.raises(
-        BadSetting, match=r"^row 2 has the token 1000, and the model's embedding has (52|64) tokens: "
-    ):
-        train(folder, tmp_path / "out", edit=put_unknown_token)
-
-
 def test_dropout_drops_others_in_each_step(folder, tmp_path):
     """torch's generator on a CPU reads the low 32 bits of a seed."""
     drawn = set()
@@ -353,31 +166,3 @@ def test_dropout_drops_others_in_each_step(folder, tmp_path):
         torch.manual_seed(dropout_seed(seed, step, rank))
         drawn.add(tuple(torch.rand(4).tolist()))
     assert len(drawn) == 4
-
-
-def test_features_that_an_unfinished_training_left_are_not_read(folder, tmp_path):
-    settings = make_settings(folder, tmp_path / "out")
-    features = settings.training_folder / FEATURES
-    features.mkdir(parents=True)
-    (features / "old.safetensors").write_bytes(b"of another model")
-    check_folders(settings, resume=False)
-    assert not features.exists()
-
-
-def test_a_picture_that_cannot_be_read_keeps_what_was_learned(folder, tmp_path):
-    settings = make_settings(folder, tmp_path / "out")
-    trainee = make_trainee(folder, settings)
-    rows = make_rows(trainee.model)
-
-    def fail():
-        raise BadPicture("1.jpg is cut off")
-
-    def break_pictures(step):
-        for number, row in enumerate(rows):
-            rows[number] = replace(
-                row, read_pictures=fail, picture_keys=tuple(f"{key}!" for key in row.picture_keys)
-            )
-
-    with pytest.raises(BadPicture):
-        train_rows(trainee, rows, None, settings, [Recorder(break_pictures)])
-    assert find_checkpoint(settings.training_folder) is not None

@@ -1,6 +1,8 @@
 """What is planned before weights are loaded: counted tokens, the longest rows, sample rows; and pictures for people."""
 
 import io
+import os
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -50,6 +52,24 @@ def test_rows_that_are_left_out_are_not_counted(get_checkpoint, path):
         ), name
 
 
+def test_rows_are_known_by_their_tokens_and_pictures(get_checkpoint, path):
+    checkpoint = get_checkpoint("smolvlm-256m")
+    digest = checkpoint.read(path).digest()
+    assert digest == checkpoint.read(path).digest() and digest.changes_to(digest) == []
+    lines = path.read_text()
+    path.write_text(lines.replace("six", "ten"))
+    other = checkpoint.read(path).digest()
+    assert digest.changes_to(other) == ["texts of the rows have changed"]
+    path.write_text(lines)
+    assert digest == checkpoint.read(path).digest()
+    changed = ["pictures of the rows have changed, or their files were written again"]
+    assert digest.changes_to(checkpoint.read(path, max_tiles=1).digest()) == changed
+    os.utime(path.parent / "tall.jpg", (1, 1))
+    assert digest.changes_to(checkpoint.read(path).digest()) == changed
+    path.write_text(lines.partition("\n")[2])
+    assert digest.changes_to(checkpoint.read(path).digest()) == ["there were 5 rows and are 4"]
+
+
 def test_the_plan_knows_the_longest_rows_and_samples_at_equal_distances(path):
     settings = TrainSettings(data=str(path), model="demo", out="adapter", batch_size=2, epochs=2)
     plan = plan_training(settings)
@@ -59,6 +79,15 @@ def test_the_plan_knows_the_longest_rows_and_samples_at_equal_distances(path):
     assert [row.name[-1] for row in plan.sample_rows(2)] == ["1", "3"]
     assert [row.name[-1] for row in plan.sample_rows(9)] == ["1", "2", "3", "4", "5"]
     assert plan.sample_rows(0) == []
+
+
+def test_validation_rows_that_are_left_out_are_counted(path):
+    settings = TrainSettings(data=str(path), val=str(path), model="demo", out="adapter", too_long="skip")
+    longest = int(plan_training(settings).rows.lengths.max())
+    forecast = plan_training(replace(settings, max_tokens=longest - 1)).forecast
+    assert forecast.lines()[1] == "4 validation rows; 1 too long ones are left out"
+    facts = forecast.facts()
+    assert (facts["validation_rows"], facts["validation_rows_left_out"]) == (4, 1)
 
 
 def test_thumbnails_show_the_pictures(get_checkpoint, path):

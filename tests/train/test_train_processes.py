@@ -24,13 +24,13 @@ from idefics.train.processes import join_processes
 from idefics.train.settings import TrainSettings
 from idefics.train.trainee import load_trainee
 from idefics.train.trainer import Trainer
-from train.row_makers import make_row
+from train.row_makers import Rows, make_row
 
 folder, out, stop_after, breaks = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "nan"
 settings = TrainSettings(data="x", model=str(folder), out=out, rank=2, steps=5, batch_size=3, learning_rate=0.01)
 trainee = load_trainee(read_checkpoint(folder), settings)
 scenes = ("tt1ttt", "1ttttttttt", "ttttt", "t1t1tttttttttttttttt")
-rows = [make_row(trainee.model, scene, 1 + number) for number, scene in enumerate(scenes)]
+rows = Rows(make_row(trainee.model, scene, 1 + number) for number, scene in enumerate(scenes))
 if breaks:
     rows[1].read_pictures()[0].frames[0][:] = float("nan")
 processes = join_processes()

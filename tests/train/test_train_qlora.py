@@ -9,7 +9,7 @@ from idefics.train.settings import TrainSettings
 from idefics.train.trainee import load_trainee
 from idefics.train.trainer import Trainer
 from models import tiny
-from train.row_makers import row_of_prompt
+from train.row_makers import Rows, row_of_prompt
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -47,7 +47,7 @@ def test_losses_equal_those_of_peft_and_bitsandbytes(family, tmp_path):
     settings = settings_for(folder)
     trainee = load_trainee(read_checkpoint(folder), settings)
     prompts = [tiny.make_random_prompt(plain, scene) for scene in SCENES]
-    rows = [row_of_prompt(one, TOKENS, str(number)) for number, one in enumerate(prompts)]
+    rows = Rows(row_of_prompt(one, TOKENS, str(number)) for number, one in enumerate(prompts))
     trainer = Trainer(trainee.model, trainee.learned, rows, settings, tmp_path / "training")
 
     names = [name.removesuffix(".lora_A.weight") for name in trainee.learned.by_name if "lora_A" in name]

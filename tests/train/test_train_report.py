@@ -8,8 +8,9 @@ from html import unescape
 import pytest
 from playwright.sync_api import sync_playwright
 
+from idefics.errors import BadSetting, OutputError
 from idefics.train.logs import TrainingHistory, describe_settings
-from idefics.train.report import group_samples, write_training_report
+from idefics.train.report import ReportWriter, group_samples, write_training_report
 from idefics.train.report_charts import smooth, thin_out, training_charts
 from idefics.train.settings import TrainSettings
 from page.browser import CHROMIUM_FLAGS, CHROMIUM_PATH, PHONE_SIZE
@@ -47,6 +48,13 @@ def test_figures_say_what_has_changed(tmp_path):
     unfinished = plain_text(write_page(tmp_path, make_history(40, samples=[make_sample(0), make_sample(20)])))
     assert "steps 40 of 100" in unfinished and "So far" in unfinished
     assert "validation" not in unfinished.partition("versions")[2]
+
+
+def test_an_error_of_the_training_is_not_hidden_by_one_of_the_report(tmp_path):
+    with pytest.raises(BadSetting, match="the loss"), ReportWriter(tmp_path, make_history(), {}):
+        raise BadSetting("the loss is nan")
+    with pytest.raises(OutputError), ReportWriter(tmp_path, make_history(), {}):
+        pass
 
 
 def test_a_training_that_has_not_begun_has_a_page(tmp_path):

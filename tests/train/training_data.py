@@ -9,7 +9,7 @@ import PIL.Image
 from idefics.generation.loading import collect_stop_ids, create_processor
 from idefics.generation.prompts import make_prompt
 from idefics.messages import ImageDetail, Picture
-from idefics.models import read_checkpoint
+from idefics.models import Checkpoint, read_checkpoint
 from idefics.processing.fetch import Fetcher
 from idefics.tasks import TASKS
 from idefics.tasks.task import compose_task_prompt
@@ -41,13 +41,14 @@ class TinyCheckpoint:
     """What training reads of a checkpoint before its weights."""
 
     folder: Path
+    checkpoint: Checkpoint
     processor: object
     stop_ids: frozenset
 
     def read(self, path, **settings):
         """The rows of a file or suite."""
         options = {"data": str(path), "model": str(self.folder), "out": Path("out"), **settings}
-        return read_training_rows(str(path), self.processor, self.stop_ids, TrainSettings(**options))
+        return read_training_rows(str(path), self.checkpoint, self.processor, TrainSettings(**options))
 
     def prompt_of(self, items, max_tiles=None, **options):
         """The prompt that tasks make of items: special tokens in their text are plain characters."""
@@ -84,7 +85,7 @@ def tiny_checkpoint(folder, name):
 def open_checkpoint(folder):
     checkpoint = read_checkpoint(Path(folder))
     processor = create_processor(checkpoint, Fetcher(policy="off"))
-    return TinyCheckpoint(Path(folder), processor, collect_stop_ids(checkpoint, processor))
+    return TinyCheckpoint(Path(folder), checkpoint, processor, collect_stop_ids(checkpoint, processor))
 
 
 def write_pictures(folder):

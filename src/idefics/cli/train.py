@@ -63,14 +63,13 @@ def train(
 
 def _show_rows(writer: OutputWriter, settings: TrainSettings, num_rows: int) -> None:
     """Prints the first rows as the model sees them."""
-    from idefics.generation.loading import collect_stop_ids
     from idefics.train.data.training_rows import read_training_rows
     from idefics.train.show import show_rows
     from idefics.train.trainee import find_trainable_checkpoint, make_processor
 
     checkpoint = find_trainable_checkpoint(settings)
     processor = make_processor(checkpoint)
-    rows = read_training_rows(settings.data, processor, collect_stop_ids(checkpoint, processor), settings)
+    rows = read_training_rows(settings.data, checkpoint, processor, settings)
     in_colour = writer.is_interactive and "NO_COLOR" not in os.environ
     for text in show_rows(rows, processor.tokenizer, num_rows, in_colour=in_colour):
         print(text)
@@ -78,6 +77,7 @@ def _show_rows(writer: OutputWriter, settings: TrainSettings, num_rows: int) -> 
 
 def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> None:
     """Trains, and prints what came of it."""
+    from idefics.train.checkpoints import find_checkpoint
     from idefics.train.logs import TensorBoardLog
     from idefics.train.processes import join_processes
     from idefics.train.training import run
@@ -90,7 +90,12 @@ def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> 
         if is_first and watch.tensorboard and not watch.dry_run:
             log = TensorBoardLog(settings.training_folder / "tensorboard")
             listeners.append(stack.enter_context(log))
-        result = run(settings, listeners, resume=watch.resume, dry_run=watch.dry_run)
+        try:
+            result = run(settings, listeners, resume=watch.resume, dry_run=watch.dry_run)
+        except KeyboardInterrupt:
+            if is_first and (path := find_checkpoint(settings.training_folder)) is not None:
+                writer.print_status(f"stopped; to go on from {path}: {command_line('--resume')}")
+            raise
     if is_first and not watch.dry_run:
         _print_end(writer, settings, result)
 
@@ -131,14 +136,15 @@ def _next_commands(settings: TrainSettings, out: Path) -> list[tuple[str, list[s
 
 
 def _suite_words(settings: TrainSettings) -> list[str]:
-    """What `idefics eval` scores: the suite that was validated with or learned, else a table."""
-    from idefics.evaluate.suites import SUITES
+    """What `idefics eval` scores: the validation data; else of a suite that was learned the split to test with."""
+    from idefics.train.data.sources import find_suite
 
-    for data in (settings.val, settings.data):
-        name = (data or "").partition(":")[0]
-        if name in SUITES and not Path(name).exists():
-            return [name]
-    return ["folder", "--data", settings.val or "test.csv"]
+    named = find_suite(settings.val or settings.data)
+    if named is None:
+        return ["folder", "--data", settings.val or "test.csv"]
+    split = named.split if settings.val else ""
+    flags = {"--data": named.location, "--split": "" if split == named.suite.split else split}
+    return [named.suite.name, *(word for flag in flags.items() if flag[1] for word in flag)]
 
 
 def _as_folder(path: Path) -> str:

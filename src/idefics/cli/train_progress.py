@@ -97,6 +97,10 @@ class TrainProgress(TrainingListener):
             "finishing the step in hand; Ctrl-C again stops at once, and loses what follows the last checkpoint"
         )
 
+    def on_stop_while_writing(self) -> None:
+        """Says that what was learned is written first."""
+        self._writer.print_status("writing what was learned, which takes a moment")
+
 
 def _when(step: int) -> str:
     return f"after {step:,} steps" if step else "before training"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -208,20 +207,11 @@ def _relative_error(squared_sums: Tensor) -> float | None:
 
 def _quantized_config(folder: Path, quantization: QuantizationConfig) -> dict[str, Any]:
     """config.json of the quantized copy of the checkpoint in a folder, with a digest of its weights."""
-    digest = {"source_sha256": _digest_weights(folder)}
+    digest = {"source_sha256": weights.digest_files(safetensors_files(folder))}
     return {
         **read_json_object(folder / "config.json"),
         "quantization_config": models.quantization_config_dict(quantization) | digest,
     }
-
-
-def _digest_weights(folder: Path) -> str:
-    """SHA-256 (hex) of the contents of all safetensors files in a folder, one after another."""
-    digest = hashlib.sha256()
-    for path in safetensors_files(folder):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _size_of_weight_files(folder: Path) -> int:

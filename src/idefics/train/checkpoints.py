@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from idefics.errors import BadSetting
+from idefics.train.rows import RowsDigest
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters, assign_learned, learned_tensors
 from idefics.weights.whole_folder import write_whole_folder
@@ -28,6 +29,9 @@ FREE_SETTINGS = frozenset(
     {"out", "val", "device", "threads", "validate_every", "save_every", "sample_every", "num_samples"}
 )
 
+# May differ where it is given, not left to its default: after a loss that is no number, a smaller one goes on.
+CHOSEN_SETTING = "learning_rate"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
@@ -35,12 +39,14 @@ class TrainingState:
 
     Attributes:
         step: optimizer steps that are done.
-        num_rows: of the training data.
+        rows: the training data.
+        weights: SHA-256 (hex) of the files of the model's weights; see `weights.digest_files`.
         settings: of the training, as JSON has them.
     """
 
     step: int
-    num_rows: int
+    rows: RowsDigest
+    weights: str
     settings: Mapping[str, Any]
 
 
@@ -67,7 +73,8 @@ def save_checkpoint(
         return path
     older = _checkpoints(folder)
     tensors, numbers = _optimizer_state(learned, optimizer)
-    with write_whole_folder(path) as temporary:
+    kept = f"{max(older)} is kept" if older else "there is no other checkpoint"
+    with write_whole_folder(path, f"make room, then continue with resume=True; {kept}") as temporary:
         save_file(
             {name: tensor.contiguous() for name, tensor in learned_tensors(learned).items()},
             temporary / LEARNED_FILE,
@@ -98,22 +105,24 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(
     path: Path,
-    settings: TrainSettings,
-    num_rows: int,
+    expected: TrainingState,
     learned: LearnedParameters,
     optimizer: torch.optim.Optimizer,
 ) -> TrainingState:
     """Sets the learned parameters and the optimizer as they were.
 
+    Args:
+        expected: of the training that is to continue; its step is not read.
+
     Raises:
-        BadSetting: the settings or the data are others; all that differs is listed.
+        BadSetting: the settings, the data or the weights are others; all that differs is listed.
     """
     from safetensors.torch import load_file
 
     content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     numbers = content.pop("optimizer")
-    state = TrainingState(**content)
-    _check_unchanged(path, state, settings, num_rows)
+    state = TrainingState(**{**content, "rows": RowsDigest(**content["rows"])})
+    _check_unchanged(path, state, expected)
     assign_learned(learned, load_file(path / LEARNED_FILE))
     for key, value in {**load_file(path / OPTIMIZER_FILE), **numbers}.items():
         name, _, field = key.rpartition("/")
@@ -142,16 +151,17 @@ def _optimizer_state(
     return tensors, numbers
 
 
-def _check_unchanged(path: Path, state: TrainingState, settings: TrainSettings, num_rows: int) -> None:
+def _check_unchanged(path: Path, state: TrainingState, now: TrainingState) -> None:
     """Raises BadSetting if a training cannot continue from a checkpoint, since something else is to be trained."""
-    now = json.loads(json.dumps(settings_to_json(settings)))
+    settings = json.loads(json.dumps(now.settings))
     changes = [
         f"{name} was {state.settings.get(name)!r} and is {value!r}"
-        for name, value in now.items()
-        if state.settings.get(name) != value
+        for name, value in settings.items()
+        if state.settings.get(name) != value and not (name == CHOSEN_SETTING and value is not None)
     ]
-    if state.num_rows != num_rows:
-        changes.append(f"there were {state.num_rows} rows and are {num_rows}")
+    changes += state.rows.changes_to(now.rows)
+    if state.weights != now.weights:
+        changes.append("the model has other weights")
     if changes:
         raise BadSetting(
             f"{path} is of another training: {'; '.join(changes)}: give the same settings and data, or another out"

@@ -11,8 +11,8 @@ import torch
 
 from idefics.batch.report import format_duration
 from idefics.errors import format_bytes
-from idefics.train.forecast import RowSizes
 from idefics.train.packing import pack_rows, split_by_tokens
+from idefics.train.rows import RowSizes
 from idefics.train.trainer import PreparedBatch, Trainer
 
 

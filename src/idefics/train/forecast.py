@@ -1,6 +1,10 @@
 """The forecast of a training: its memory and its size, from the model's shape and the rows' lengths alone.
 
-N tokens computed at once, L layers, D width, F width of the MLP, V vocabulary.
+The terms: weights; 16 bytes for each learned number (10 with 8-bit moments); activations, N (12 D + 4 F) numbers for
+each layer, or N D and those of one layer with gradient checkpointing; 12 bytes for each logit, of learned tokens only.
+A layer's 12 D + 4 F are the inputs of its norms, products and activation function.
+
+N tokens computed at once, D width, F width of the MLP.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from idefics import quant
 from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import OutOfMemory, format_bytes
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES
-from idefics.train.pictures import MAX_FROZEN_FRAMES, MEMORY_BYTES
-from idefics.train.rows import TokenCounts
+from idefics.train.picture_forecast import KeptPictures, forecast_kept_pictures, image_tokens_per_frame
+from idefics.train.pictures import MAX_FROZEN_FRAMES, DiskSpace
+from idefics.train.rows import RowSizes
+from idefics.train.schedule import Schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters, part_of
 
@@ -25,53 +31,6 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 # Of a learned number: its value and gradient in float32, and the optimizer's two moments.
 LEARNED_BYTES = {"adamw": 4 + 4 + 2 * 4, "adamw8bit": 4 + 4 + 2 * 1}
 LOGIT_BYTES = 3 * 4  # logits, their log-probabilities and the gradient, in float32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowSizes:
-    """The sizes of the rows to learn.
-
-    Attributes:
-        num_rows: how many.
-        num_tokens, num_targets: of all rows: tokens, and learned ones.
-        longest: tokens of the longest row.
-        most_targets: learned tokens of the row that has the most.
-        num_image_tokens: of all rows.
-        num_distinct_image_tokens: the same, equal pictures counted once.
-        most_image_tokens: of the row that has the most.
-        num_left_out: rows that are too long and not learned.
-    """
-
-    num_rows: int
-    num_tokens: int
-    num_targets: int
-    longest: int
-    most_targets: int
-    num_image_tokens: int
-    num_distinct_image_tokens: int
-    most_image_tokens: int
-    num_left_out: int = 0
-
-    @classmethod
-    def of(cls, counts: TokenCounts) -> RowSizes:
-        """The sizes of rows, of which there is at least one."""
-        return cls(
-            num_rows=len(counts.lengths),
-            num_tokens=int(counts.lengths.sum()),
-            num_targets=int(counts.targets.sum()),
-            longest=int(counts.lengths.max()),
-            most_targets=int(counts.targets.max()),
-            num_image_tokens=int(counts.image_tokens.sum()),
-            num_distinct_image_tokens=counts.num_distinct_image_tokens,
-            most_image_tokens=int(counts.image_tokens.max()),
-            num_left_out=counts.num_left_out,
-        )
-
-    def micro_batch(self, settings: TrainSettings) -> tuple[int, int]:
-        """The most tokens that are computed at once, and how many of them are learned, about."""
-        num_tokens = max(self.longest, min(settings.micro_batch_tokens, settings.batch_size * self.longest))
-        share = self.num_targets / self.num_tokens
-        return num_tokens, max(self.most_targets, math.ceil(num_tokens * share))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +49,7 @@ class Forecast:
         pictures: bytes of the layer of the vision tower that is being computed, and of what is kept of pictures.
         process: bytes of Python and torch.
         free: bytes that are free on the device.
+        kept: what is kept of pictures, in memory and in files.
     """
 
     sizes: RowSizes
@@ -104,6 +64,7 @@ class Forecast:
     pictures: int
     process: int
     free: int
+    kept: KeptPictures
 
     @property
     def needed(self) -> int:
@@ -127,6 +88,8 @@ class Forecast:
         return {
             "rows": self.sizes.num_rows,
             "rows_left_out": self.sizes.num_left_out,
+            "validation_rows": self.sizes.num_validation_rows,
+            "validation_rows_left_out": self.sizes.num_validation_left_out,
             "tokens": self.sizes.num_tokens,
             "learned_tokens": self.sizes.num_targets,
             "learned_numbers": self.num_learned,
@@ -138,11 +101,17 @@ class Forecast:
         sizes, share = self.sizes, self.num_learned / self.num_parameters
         terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.terms if size >= 1e6)
         left_out = f"; {sizes.num_left_out:,} too long rows are left out" if sizes.num_left_out else ""
-        return [
+        lines = [
             f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned{left_out}",
             f"{self.num_steps:,} steps, {self.num_learned:,} numbers are learned, {share:.1%} of the model's",
             f"memory: about {format_bytes(self.needed)} of {format_bytes(self.free)} free ({terms})",
         ]
+        if sizes.num_validation_left_out:
+            rows = f"{sizes.num_validation_rows:,} validation rows"
+            lines.insert(1, f"{rows}; {sizes.num_validation_left_out:,} too long ones are left out")
+        if line := self.kept.line():
+            lines.append(line)
+        return lines
 
 
 def forecast_training(
@@ -152,17 +121,14 @@ def forecast_training(
     sizes: RowSizes,
     settings: TrainSettings,
     *,
-    num_steps: int,
+    schedule: Schedule,
     dtype: torch.dtype,
     weight_dtype: torch.dtype,
     device: torch.device,
     free: int,
+    disk: DiskSpace,
 ) -> Forecast:
     """Forecasts a training.
-
-    The terms: weights; 16 bytes for each learned number (10 with 8-bit moments); activations, N (12 D + 4 F) numbers
-    for each layer, or N D and those of one layer with gradient checkpointing; 12 bytes for each logit, of learned
-    tokens only. A layer's 12 D + 4 F are the inputs of its norms, products and activation function.
 
     Args:
         model: on the meta device, with what is learned chosen (`make_trainable`).
@@ -170,11 +136,12 @@ def forecast_training(
         learned: what is learned of it.
         sizes: of the rows.
         settings: of the training.
-        num_steps: optimizer steps.
+        schedule: of the training.
         dtype: of activations.
         weight_dtype: in which frozen weights are stored.
         device: where the training runs.
         free: bytes that are free there.
+        disk: of the folder with files of pictures.
     """
     num_tokens, num_targets = sizes.micro_batch(settings)
     text, learns_vision = config.text, any(part_of(name) == "vision" for name in learned.by_name)
@@ -189,9 +156,10 @@ def forecast_training(
         activations, layer_bytes = layer_bytes * num_layers, 0
     if learns_vision:
         activations += vision_bytes * config.vision.num_layers
+    kept = forecast_kept_pictures(config, learned, sizes, schedule.num_seen_rows, disk)
     return Forecast(
         sizes=sizes,
-        num_steps=num_steps,
+        num_steps=schedule.num_steps,
         num_learned=learned.num_parameters,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         weights=_frozen_bytes(model, settings, weight_dtype),
@@ -199,9 +167,10 @@ def forecast_training(
         activations=activations,
         layer=layer_bytes,
         logits=num_targets * (text.vocab_size + text.additional_vocab_size) * LOGIT_BYTES,
-        pictures=vision_bytes + _kept_picture_bytes(config, learned, sizes),
+        pictures=vision_bytes + kept.memory,
         process=PROCESS_OVERHEAD_BYTES if device.type == "cpu" else 0,
         free=free,
+        kept=kept,
     )
 
 
@@ -212,34 +181,10 @@ def _layer_bytes(num_tokens: int, width: int, mlp_width: int, dtype: torch.dtype
 
 def _vision_layer_bytes(config: ModelConfig, sizes: RowSizes, dtype: torch.dtype, learns_vision: bool) -> int:
     """Bytes of the activations of one layer of the vision tower, for the frames that pass through it at once."""
-    vision, num_frames = config.vision, math.ceil(sizes.most_image_tokens / _image_tokens_per_frame(config))
+    vision, num_frames = config.vision, math.ceil(sizes.most_image_tokens / image_tokens_per_frame(config))
     num_frames = num_frames if learns_vision else min(num_frames, MAX_FROZEN_FRAMES)
     num_patches = num_frames * vision.patches_per_side**2
     return _layer_bytes(num_patches, vision.hidden_size, vision.intermediate_size, dtype)
-
-
-def _image_tokens_per_frame(config: ModelConfig) -> int:
-    """How many image tokens stand for one frame in a row."""
-    if config.cross_attention is not None:
-        return 1
-    if config.perceiver is not None:
-        return config.perceiver.num_latents
-    return config.vision.patches_per_side**2 // config.pixel_shuffle_factor**2
-
-
-def _kept_picture_bytes(config: ModelConfig, learned: LearnedParameters, sizes: RowSizes) -> int:
-    """Bytes of what `PictureStore` keeps in memory, in float32: features, patches or pixels."""
-    num_frames = sizes.num_distinct_image_tokens / _image_tokens_per_frame(config)
-    vision, parts = config.vision, {part_of(name) for name in learned.by_name}
-    if "vision" in parts:
-        numbers = 3 * vision.image_size**2
-    elif "connector" in parts:
-        numbers = vision.patches_per_side**2 * vision.hidden_size
-    elif config.resampler is not None:
-        numbers = config.resampler.num_latents * vision.hidden_size
-    else:
-        numbers = _image_tokens_per_frame(config) * config.text.hidden_size
-    return min(MEMORY_BYTES, math.ceil(num_frames * numbers * 4))
 
 
 def _frozen_bytes(model: nn.Module, settings: TrainSettings, weight_dtype: torch.dtype) -> int:

@@ -52,7 +52,7 @@ class TrainingHistory:
 class JSONLinesLog(TrainingListener):
     """Writes each record as a line of JSON: {"kind": "step", "step": 1, ...}.
 
-    The first line, of the kind "start", has the settings and the versions.
+    The first line, of the kind "start", has the settings, of a resumed training the latest ones, and the versions.
 
     Args:
         path: of the file.
@@ -80,7 +80,11 @@ class JSONLinesLog(TrainingListener):
         last_step: int | None = None,
     ) -> None:
         self.path, self.history = path, TrainingHistory()
+        described = describe_settings(settings)
         lines = [] if last_step is None or not path.exists() else self._read(last_step)
+        if lines and self.history.start.get("settings") != described:
+            self.history.start["settings"] = described
+            lines[0] = compact_json({"kind": "start", **self.history.start})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -90,7 +94,7 @@ class JSONLinesLog(TrainingListener):
                 f"the log {path} cannot be written ({error.strerror}): give another --out"
             ) from None
         if not lines:
-            fixed = {"settings": describe_settings(settings), "versions": installed_versions()}
+            fixed = {"settings": described, "versions": installed_versions()}
             self._write("start", {"started": started, **(facts or {}), **fixed})
 
     def _read(self, last_step: int) -> list[str]:

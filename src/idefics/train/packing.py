@@ -59,6 +59,10 @@ class PackedBatch:
     target_ids: Tensor
     target_rows: Tensor
 
+    def names_of(self, is_chosen: Tensor) -> list[str]:
+        """The names of the rows with a learned token for which `is_chosen`, (T,) bool, is True."""
+        return [self.names[row] for row in self.target_rows[is_chosen.cpu()].unique().tolist()]
+
 
 def split_by_tokens(rows: Sequence[TrainingRow], max_tokens: int) -> Iterator[list[TrainingRow]]:
     """Splits rows into lists of at most `max_tokens` tokens, the longest rows first; a longer row is alone."""

@@ -6,11 +6,14 @@ F frames, S patches of a frame, M features of a frame, D' width.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +27,10 @@ Frames = Sequence[np.ndarray]  # of a picture: arrays (3, h, w) of float32
 MAX_FROZEN_FRAMES = 8  # of one picture, that go through a frozen tower together
 MEMORY_BYTES = 2 << 30
 DISK_BYTES = 16 << 30
+FEATURES = "features"  # the folder with the files, in that of the training
+FILES = "*.safetensors"
+
+log = logging.getLogger(__name__)
 
 
 class PictureStore:
@@ -36,7 +43,7 @@ class PictureStore:
     Args:
         model: what learns in it is unfrozen.
         folder: for the files, of this training alone.
-        memory_bytes, disk_bytes: the bounds.
+        memory_bytes, disk_bytes: the bounds; without bytes on the disk, older files are not read either.
 
     Attributes:
         stage: what is kept.
@@ -57,9 +64,10 @@ class PictureStore:
         elif any(weight.requires_grad for weight in backbone.connector_module.parameters()):
             self.stage = "patches"
         self._free_memory = memory_bytes
-        self._free_disk = 0 if self.stage == "frames" else disk_bytes
         self._kept: dict[str, list[Tensor]] = {}
-        self._files = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
+        sizes = _file_sizes(folder) if disk_bytes and self.stage != "frames" else {}
+        self._files = set(sizes)
+        self._free_disk = 0 if self.stage == "frames" else disk_bytes - sum(sizes.values())
 
     def read_missing(self, pictures: Sequence[PictureSource]) -> dict[str, Frames]:
         """The frames of those pictures that are not kept, by key. May be called in another thread."""
@@ -138,8 +146,54 @@ class PictureStore:
             self._kept[key] = tensors
         elif num_bytes <= self._free_disk:
             self._free_disk -= num_bytes
-            _write_tensors(self.folder / _file_name(key), tensors)
-            self._files.add(_file_name(key))
+            self._write(self.folder / _file_name(key), tensors)
+
+    def _write(self, path: Path, tensors: Sequence[Tensor]) -> None:
+        """Writes a file under another name and renames it, so that it is whole; if that fails, no more are written."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({str(index): tensor.contiguous() for index, tensor in enumerate(tensors)}, temporary)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            log.warning(
+                "no more features of pictures are kept in %s, but computed again: %s", path.parent, error
+            )
+            self._free_disk = 0
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return
+        self._files.add(path.name)
+
+
+class DiskSpace(NamedTuple):
+    """Bytes of the disk with the files of a training.
+
+    Attributes:
+        usable: for files of features, those that are there included.
+        free: for all.
+    """
+
+    usable: int
+    free: int
+
+
+def find_disk_space(folder: Path) -> DiskSpace:
+    """The disk space for the features of a training in a folder, which need not exist.
+
+    At most half of what is free is used, so that checkpoints and the result can be written.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return DiskSpace(min(DISK_BYTES, sum(_file_sizes(folder).values()) + free // 2), free)
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """The sizes in bytes of the files of features in a folder, by name."""
+    return {path.name: path.stat().st_size for path in folder.glob(FILES)}
 
 
 def _read_frames(picture: PictureSource) -> dict[str, Frames]:
@@ -153,18 +207,8 @@ def _file_name(key: str) -> str:
     return f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
 
-def _write_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
-    """Writes a file under another name and renames it, so that it is whole."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({str(index): tensor.contiguous() for index, tensor in enumerate(tensors)}, temporary)
-    temporary.replace(path)
-
-
 def _read_tensors(path: Path) -> list[Tensor]:
-    """The tensors of a file that `_write_tensors` wrote."""
+    """The tensors of a file of a `PictureStore`."""
     from safetensors.torch import load_file
 
     tensors = load_file(path)

@@ -15,8 +15,9 @@ from idefics.models import Checkpoint
 from idefics.placement.devices import free_memory, get_available_device
 from idefics.processing.processor import Processor
 from idefics.train.data.training_rows import read_training_rows
-from idefics.train.forecast import Forecast, RowSizes, forecast_training
-from idefics.train.rows import TrainingRow, TrainingRows
+from idefics.train.forecast import Forecast, forecast_training
+from idefics.train.pictures import FEATURES, find_disk_space
+from idefics.train.rows import RowSizes, TrainingRow, TrainingRows
 from idefics.train.schedule import make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import make_trainable
@@ -62,9 +63,9 @@ def plan_training(settings: TrainSettings) -> TrainingPlan:
     checkpoint = find_trainable_checkpoint(settings)
     processor = make_processor(checkpoint)
     stop_ids = collect_stop_ids(checkpoint, processor)
-    rows = read_training_rows(settings.data, processor, stop_ids, settings)
+    rows = read_training_rows(settings.data, checkpoint, processor, settings)
     validation_rows = (
-        None if settings.val is None else read_training_rows(settings.val, processor, stop_ids, settings)
+        None if settings.val is None else read_training_rows(settings.val, checkpoint, processor, settings)
     )
     counts = rows.count_tokens()
     schedule = make_schedule(settings, len(rows))
@@ -74,13 +75,14 @@ def plan_training(settings: TrainSettings) -> TrainingPlan:
     learned = make_trainable(module, settings)
     forecast = forecast_training(
         *(module, checkpoint.config, learned),
-        RowSizes.of(counts),
+        RowSizes.of(counts, None if validation_rows is None else validation_rows.count_tokens()),
         settings,
-        num_steps=schedule.num_steps,
+        schedule=schedule,
         dtype=computation.dtype,
         weight_dtype=_weight_dtype(checkpoint, computation),
         device=device,
         free=free_memory(device),
+        disk=find_disk_space(settings.training_folder / FEATURES),
     )
     longest = np.argsort(-counts.lengths, kind="stable")[: settings.batch_size].tolist()
     return TrainingPlan(checkpoint, processor, stop_ids, rows, validation_rows, longest, forecast)

@@ -103,3 +103,6 @@ class TrainingListener:
 
     def on_stop(self) -> None:
         """Training was interrupted, and ends after the current step."""
+
+    def on_stop_while_writing(self) -> None:
+        """Training was interrupted while what was learned is written, which is finished first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from idefics.batch.output_file import replace_file
 from idefics.batch.records import compact_json, escape_surrogates
 from idefics.batch.report import content_hash, format_duration, read_report_style
+from idefics.errors import OutputError
 from idefics.train.logs import TrainingHistory
 from idefics.train.records import SampleRecord, TrainingListener, ValidationRecord
 from idefics.train.report_charts import training_charts
@@ -110,8 +112,9 @@ class ReportWriter(TrainingListener):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._write()
+    def __exit__(self, error: object, *_: object) -> None:
+        with suppress(OutputError) if error else nullcontext():  # the first error is the one to report
+            self._write()
 
     def on_checkpoint(self, step: int, folder: str) -> None:
         """Writes the report."""

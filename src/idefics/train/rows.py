@@ -1,10 +1,13 @@
-"""`TrainingRow`: one row of training data as the model sees it. Pictures are read when they are encoded.
+"""`TrainingRow`: one row of training data as the model sees it, and what is counted of all rows.
+
+Pictures are read when they are encoded.
 
 N tokens, P pictures.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from idefics.prompt import PreprocessedImage
+    from idefics.train.settings import TrainSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,6 +61,37 @@ class TrainingRows(Protocol):
 
     def __getitem__(self, index: int) -> TrainingRow: ...
 
+    def digest(self) -> RowsDigest:
+        """What identifies them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsDigest:
+    """What identifies training data: a training continues with the same alone.
+
+    Attributes:
+        num_rows: how many rows.
+        tokens: SHA-256 (hex) of the token ids of all rows, and of which are learned.
+        pictures: the same of their pictures, and of how these are preprocessed. Of a picture in a file of its own it
+            covers the path, the size and the time of change, of others the content.
+    """
+
+    num_rows: int
+    tokens: str
+    pictures: str
+
+    def changes_to(self, now: RowsDigest) -> list[str]:
+        """What is different now, for people."""
+        if self.num_rows != now.num_rows:
+            return [f"there were {self.num_rows:,} rows and are {now.num_rows:,}"]
+        changes = []
+        if self.tokens != now.tokens:
+            changes.append("texts of the rows have changed")
+        if self.pictures != now.pictures:
+            changes.append("pictures of the rows have changed, or their files were written again")
+        return changes
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenCounts:
@@ -75,3 +110,58 @@ class TokenCounts:
     image_tokens: np.ndarray
     num_distinct_image_tokens: int
     num_left_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSizes:
+    """The sizes of the rows to learn.
+
+    Attributes:
+        num_rows: how many.
+        num_tokens, num_targets: of all rows: tokens, and learned ones.
+        longest: tokens of the longest row.
+        most_targets: learned tokens of the row that has the most.
+        num_image_tokens: of all rows.
+        num_distinct_image_tokens: the same, equal pictures counted once.
+        most_image_tokens: of the row that has the most.
+        num_left_out: rows that are too long and not learned.
+        num_validation_rows, num_validation_left_out: of the validation data.
+        num_validation_image_tokens: of these, equal pictures counted once.
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_targets: int
+    longest: int
+    most_targets: int
+    num_image_tokens: int
+    num_distinct_image_tokens: int
+    most_image_tokens: int
+    num_left_out: int = 0
+    num_validation_rows: int = 0
+    num_validation_left_out: int = 0
+    num_validation_image_tokens: int = 0
+
+    @classmethod
+    def of(cls, counts: TokenCounts, validation: TokenCounts | None = None) -> RowSizes:
+        """The sizes of rows, of which there is at least one, and of validation rows if there are any."""
+        return cls(
+            num_rows=len(counts.lengths),
+            num_tokens=int(counts.lengths.sum()),
+            num_targets=int(counts.targets.sum()),
+            longest=int(counts.lengths.max()),
+            most_targets=int(counts.targets.max()),
+            num_image_tokens=int(counts.image_tokens.sum()),
+            num_distinct_image_tokens=counts.num_distinct_image_tokens,
+            most_image_tokens=int(counts.image_tokens.max()),
+            num_left_out=counts.num_left_out,
+            num_validation_rows=0 if validation is None else len(validation.lengths),
+            num_validation_left_out=0 if validation is None else validation.num_left_out,
+            num_validation_image_tokens=0 if validation is None else validation.num_distinct_image_tokens,
+        )
+
+    def micro_batch(self, settings: TrainSettings) -> tuple[int, int]:
+        """The most tokens that are computed at once, and how many of them are learned, about."""
+        num_tokens = max(self.longest, min(settings.micro_batch_tokens, settings.batch_size * self.longest))
+        share = self.num_targets / self.num_tokens
+        return num_tokens, max(self.most_targets, math.ceil(num_tokens * share))

@@ -33,11 +33,13 @@ class Trainee:
         checkpoint: its configs and its folder.
         model: its weights, frozen but for what learns.
         learned: what learns.
+        weights: SHA-256 (hex) of the files of its weights; see `weights.digest_files`.
     """
 
     checkpoint: Checkpoint
     model: VisionLanguageModel
     learned: LearnedParameters
+    weights: str
 
 
 def find_trainable_checkpoint(settings: TrainSettings) -> Checkpoint:
@@ -82,7 +84,8 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
         kind=settings.quantize, double=True, compute_dtype=str(plan.dtype).removeprefix("torch.")
     )
     load_dtype = torch.float32 if device.type == "cpu" else plan.dtype
-    num_bytes = sum(path.stat().st_size for path in weights.safetensors_files(checkpoint.folder))
+    files = weights.safetensors_files(checkpoint.folder)
+    num_bytes = sum(path.stat().st_size for path in files)
     with allocation_errors_as_out_of_memory("the model", num_bytes, device):
         models.load_weights(
             module,
@@ -103,7 +106,7 @@ def load_trainee(checkpoint: Checkpoint, settings: TrainSettings) -> Trainee:
     if settings.gradient_checkpointing:
         for block in checkpointable_blocks(model):
             enable_checkpointing(block)
-    return Trainee(checkpoint, model, learned)
+    return Trainee(checkpoint, model, learned, weights.digest_files(files))
 
 
 def plan_training_computation(

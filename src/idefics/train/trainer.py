@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from idefics.errors import BadSetting
@@ -26,15 +25,14 @@ from idefics.train.checkpoints import (
 from idefics.train.forward import compute_token_losses
 from idefics.train.optimizers import make_optimizer
 from idefics.train.packing import PackedBatch, pack_rows, split_by_tokens
-from idefics.train.pictures import Frames, PictureStore
+from idefics.train.pictures import DISK_BYTES, FEATURES, Frames, PictureStore
 from idefics.train.processes import ALONE, Processes
 from idefics.train.records import StepRecord, TrainingListener, ValidationRecord
-from idefics.train.rows import TrainingRow, TrainingRows
+from idefics.train.rows import TrainingRows
 from idefics.train.schedule import dropout_seed, make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters
 
-FEATURES = "features"  # the folder with files of pictures, in that of the training
 STEPS_IN_ESTIMATE = 20  # the latest ones, of which the time that is left is estimated
 VALIDATION_ROWS_AT_ONCE = 256  # sorted by length and packed together
 
@@ -70,6 +68,8 @@ class Trainer:
         folder: for checkpoints and features of pictures.
         listeners: receive what happens.
         processes: those that train together, of which the first alone writes checkpoints.
+        weights: identifies the model's weights; see `TrainingState`.
+        disk_bytes: how much of features may be in files, of all processes together; 0: none are read either.
 
     Attributes:
         step: optimizer steps that are done.
@@ -86,43 +86,53 @@ class Trainer:
         folder: Path,
         listeners: Sequence[TrainingListener] = (),
         processes: Processes = ALONE,
+        *,
+        weights: str = "",
+        disk_bytes: int = DISK_BYTES,
     ) -> None:
         self.model, self.learned, self.rows, self.settings = model, learned, rows, settings
         self.folder, self.listeners, self.processes = folder, listeners, processes
         self.schedule = make_schedule(settings, len(rows))
         self.num_steps = self.schedule.num_steps
         self.optimizer = make_optimizer(learned, settings)
-        self.store = PictureStore(model, folder / FEATURES)
+        self.store = PictureStore(model, folder / FEATURES, disk_bytes=disk_bytes // processes.count)
+        self._rows_digest, self._weights = rows.digest(), weights
         self.step, self.stops, self._others_stop = 0, False, False
         device = next(model.parameters()).device
         is_mixed = settings.method == "full" and settings.dtype != "float32" and device.type == "cuda"
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)
         self._step_seconds = deque[float](maxlen=STEPS_IN_ESTIMATE)
 
-    def resume(self) -> bool:
-        """Continues from the latest checkpoint in the folder; returns whether there is one.
+    def resume(self) -> None:
+        """Continues from the latest checkpoint in the folder, if there is one.
 
         Raises:
             BadSetting: it is of another training.
         """
-        path = find_checkpoint(self.folder)
-        if path is not None:
-            self.step = load_checkpoint(
-                path, self.settings, len(self.rows), self.learned, self.optimizer
-            ).step
-        return path is not None
+        if (path := find_checkpoint(self.folder)) is not None:
+            self.step = load_checkpoint(path, self._state(), self.learned, self.optimizer).step
 
     def save(self) -> Path:
+        """Writes a checkpoint, in the first process, tells the listeners, and returns its folder."""
+        path = self.write_checkpoint()
+        if self.processes.is_first:
+            for listener in self.listeners:
+                listener.on_checkpoint(self.step, str(path))
+        return path
+
+    def write_checkpoint(self) -> Path:
         """Writes a checkpoint, in the first process, and returns its folder."""
-        state = TrainingState(
-            step=self.step, num_rows=len(self.rows), settings=settings_to_json(self.settings)
-        )
         if not self.processes.is_first:
             return self.folder
-        path = save_checkpoint(self.folder, state, self.learned, self.optimizer)
-        for listener in self.listeners:
-            listener.on_checkpoint(self.step, str(path))
-        return path
+        return save_checkpoint(self.folder, self._state(), self.learned, self.optimizer)
+
+    def _state(self) -> TrainingState:
+        return TrainingState(
+            step=self.step,
+            rows=self._rows_digest,
+            weights=self._weights,
+            settings=settings_to_json(self.settings),
+        )
 
     def train(self, after_step: Callable[[], None]) -> None:
         """Runs the steps that are left, up to the last one or until `stops` is set; saves as the settings say.
@@ -134,6 +144,7 @@ class Trainer:
             BadSetting: a loss is not a number; the error names the row.
             BadPicture: a picture cannot be read.
         """
+        every = self.settings.save_every
         for number, prepared in self._prepare_ahead():
             if self._others_stop if self.processes.count > 1 else self.stops:
                 break
@@ -141,14 +152,12 @@ class Trainer:
             for listener in self.listeners:
                 listener.on_step(record)
             after_step()
-            if self.settings.save_every and self.step % self.settings.save_every == 0:
+            if every and self.step % every == 0 and self.step < self.num_steps:  # then it writes the result
                 self.save()
 
     def prepare_step(self, step: int) -> PreparedStep:
         """Reads the rows of a step, and packs those of this process."""
         rows = [self.rows[index] for index in self.schedule.rows_of_step(step)]
-        for row in rows:
-            self._check_tokens(row)
         own = sorted(rows, key=len, reverse=True)[self.processes.rank :: self.processes.count]
         batches = [pack_rows(some) for some in split_by_tokens(own, self.settings.micro_batch_tokens)]
         return PreparedStep(
@@ -170,7 +179,7 @@ class Trainer:
                 losses = compute_token_losses(self.model, batch, self.store, frames_by_key).losses
             loss = losses.sum() / num_targets
             if not math.isfinite(value := loss.item()):
-                raise self._not_finite("loss", _rows_with_bad_losses(batch, losses), value)
+                raise self._not_finite("loss", batch.names_of(~losses.isfinite()), value)
             if loss.requires_grad:  # not where the rows reach nothing that learns, such as the connector
                 loss.backward()
             total += value
@@ -238,8 +247,7 @@ class Trainer:
                 loss += losses.double().sum().item()
                 num_right += int(is_right.sum())
                 num_targets += len(losses)
-                wrong_rows = batch.target_rows[~is_right.cpu()].unique()
-                num_right_rows += len(micro) - len(wrong_rows)
+                num_right_rows += len(micro) - len(batch.names_of(~is_right))
         totals = self.processes.sum(loss, num_right, num_right_rows, num_targets)
         all_targets = max(1.0, totals[3])
         record = ValidationRecord(
@@ -269,26 +277,17 @@ class Trainer:
                 for future in pending:
                     future.cancel()
 
-    def _check_tokens(self, row: TrainingRow) -> None:
-        """Raises BadSetting if a row has a token that the embedding lacks."""
-        if (largest := int(row.ids.max())) >= self.model.layout.vocab_size:
-            raise BadSetting(
-                f"{row.name} has the token {largest}, and the model's embedding has "
-                f"{self.model.layout.vocab_size} tokens: leave this row out, or give a model that knows the token"
-            )
-
     def _not_finite(self, what: str, names: Sequence[str], value: float) -> BadSetting:
-        """The error about a loss or a gradient that is not a number."""
+        """The error about a loss or a gradient that is not a number; writes a checkpoint if there is none."""
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         path = find_checkpoint(self.folder)
-        kept = f"the checkpoint {path} is kept" if path else "there is no checkpoint yet"
-        return BadSetting(
-            f"the {what} of {shown} is {value} in step {self.step + 1}: look at these rows, or give a smaller "
-            f"learning rate than {self.schedule.peak:g}; {kept}"
+        if path is None and self.step > 0:
+            path = self.save()
+        smaller = f"learning_rate={self.schedule.peak / 4:g}"
+        advice = (
+            f"begin again with {smaller}" if path is None else f"go on from {path} with resume=True {smaller}"
         )
-
-
-def _rows_with_bad_losses(batch: PackedBatch, losses: Tensor) -> list[str]:
-    """The names of the rows that have a loss which is not a number."""
-    numbers = batch.target_rows[~losses.detach().isfinite().cpu()].unique()
-    return [batch.names[number] for number in numbers.tolist()]
+        return BadSetting(
+            f"the {what} of {shown} is {value} in step {self.step + 1}: {advice}; or mend or leave out these rows, and "
+            "give a new out"
+        )

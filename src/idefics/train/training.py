@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -21,7 +18,9 @@ from idefics.placement.devices import allocation_errors_as_out_of_memory
 from idefics.train.checkpoints import find_checkpoint, remove_checkpoints
 from idefics.train.dry_run import run_dry
 from idefics.train.forecast import check_memory, out_of_memory
+from idefics.train.interrupts import finish_writing, stop_on_signals
 from idefics.train.logs import JSONLinesLog
+from idefics.train.pictures import FEATURES
 from idefics.train.plan import TrainingPlan, plan_training
 from idefics.train.processes import join_processes
 from idefics.train.records import TrainingListener, ValidationRecord
@@ -31,7 +30,7 @@ from idefics.train.rows import TrainingRow, TrainingRows
 from idefics.train.samples import SampleAnswerer
 from idefics.train.settings import TrainSettings
 from idefics.train.trainee import Trainee, load_trainee
-from idefics.train.trainer import FEATURES, Trainer
+from idefics.train.trainer import Trainer
 
 LOG_FILE, REPORT_FILE = "log.jsonl", "report.html"  # in the folder of a training
 
@@ -66,14 +65,14 @@ def run(
     """Trains a model on rows of pictures and texts, and writes an adapter, or with `method` "full" a checkpoint.
 
     All rows are read and checked, the memory is forecast and one batch is computed before the first step. A first
-    Ctrl-C ends training after the current step with a checkpoint. The log and the report are in
+    Ctrl-C, or SIGTERM, ends training after the current step with a checkpoint. The log and the report are in
     `settings.training_folder`.
 
     Args:
         settings: all that determines the training.
         listeners: receive what happens.
         resume: continue from the latest checkpoint; the result equals that of a training without a break.
-        dry_run: end before the first step; nothing is written.
+        dry_run: end before the first step; nothing is written, and of older files `resume` alone reads any.
 
     Raises:
         BadSetting: a setting is wrong, `out` is not empty, there is a checkpoint and `resume` is False or the other
@@ -89,7 +88,7 @@ def run(
     processes = join_processes()
     if not processes.is_first:
         listeners = ()
-    if not dry_run:
+    if resume or not dry_run:
         check_folders(settings, resume)
     plan = plan_training(settings)
     for listener in listeners:
@@ -97,9 +96,13 @@ def run(
     check_memory(plan.forecast, settings)
     trainee = load_trainee(plan.checkpoint, settings)
     trainer = Trainer(
-        trainee.model, trainee.learned, plan.rows, settings, settings.training_folder, listeners, processes
+        *(trainee.model, trainee.learned, plan.rows, settings, settings.training_folder),
+        *(listeners, processes),
+        weights=trainee.weights,
+        disk_bytes=0 if dry_run else plan.forecast.kept.disk,
     )
-    trainer.resume()
+    if resume:
+        trainer.resume()
     _run_dry(plan, trainer)
     if dry_run:
         return _result(trainee, trainer, None, None, None)
@@ -160,14 +163,14 @@ def check_folders(settings: TrainSettings, resume: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
     checkpoint = find_checkpoint(folder)
-    if checkpoint is None:  # what an unfinished training has left may be of another model
-        shutil.rmtree(folder / FEATURES, ignore_errors=True)
     if resume and checkpoint is None:
         raise BadSetting(f"{folder} has no checkpoint: begin without resume=True")
     if checkpoint is not None and not resume:
         raise BadSetting(
             f"{checkpoint} is there: continue with resume=True, or remove {folder} to begin again"
         )
+    if checkpoint is None:  # what an unfinished training has left may be of another model
+        shutil.rmtree(folder / FEATURES, ignore_errors=True)
 
 
 def train_rows(
@@ -182,7 +185,10 @@ def train_rows(
     Raises:
         BadSetting, BadPicture: as for `run`.
     """
-    trainer = Trainer(trainee.model, trainee.learned, rows, settings, settings.training_folder, listeners)
+    trainer = Trainer(
+        *(trainee.model, trainee.learned, rows, settings, settings.training_folder, listeners),
+        weights=trainee.weights,
+    )
     trainer.resume()
     return _train(trainee, trainer, validation_rows, None)
 
@@ -210,23 +216,44 @@ def _train(
                 for listener in trainer.listeners:
                     listener.on_sample(record)
 
-    with _stop_on_interrupt(trainer), torch.random.fork_rng():
-        if trainer.step == 0:
-            after_step()
-        try:
-            trainer.train(after_step)
-        except IdeficsError as error:
-            if trainer.step > 0 and not isinstance(error, BadSetting):  # which a loss that is no number is
-                trainer.save()
-            raise
-    if trainer.step < trainer.num_steps:
-        return _result(trainee, trainer, None, trainer.save(), validation)
-    if trainer.processes.is_first:
-        trainer.save()  # so that a result which cannot be written is not lost
-        write_result(trainee, settings.out)
-        remove_checkpoints(trainer.folder)
-        shutil.rmtree(trainer.folder / FEATURES, ignore_errors=True)
+    with stop_on_signals(trainer):
+        with torch.random.fork_rng():
+            if trainer.step == 0:
+                after_step()
+            try:
+                trainer.train(after_step)
+            except IdeficsError as error:
+                if trainer.step > 0 and not isinstance(
+                    error, BadSetting
+                ):  # which a loss that is no number is
+                    with finish_writing(trainer):
+                        trainer.save()
+                raise
+        with finish_writing(trainer):
+            if trainer.step < trainer.num_steps:
+                return _result(trainee, trainer, None, trainer.save(), validation)
+            if trainer.processes.is_first:
+                _write_result(trainee, trainer)
     return _result(trainee, trainer, settings.out, None, validation)
+
+
+def _write_result(trainee: Trainee, trainer: Trainer) -> None:
+    """Writes what was learned, and removes what a training needs on its way.
+
+    A checkpoint is written before, so that nothing is lost if the result cannot be written.
+
+    Raises:
+        BadSetting: it cannot be written; the message says how to go on.
+    """
+    shutil.rmtree(trainer.folder / FEATURES, ignore_errors=True)
+    with suppress(BadSetting):  # a disk that is too full for a checkpoint may have room for the result
+        trainer.write_checkpoint()
+    try:
+        write_result(trainee, trainer.settings.out)
+    except BadSetting as error:
+        kept = find_checkpoint(trainer.folder)
+        raise BadSetting(f"{error}; {kept} is kept: continue with resume=True") if kept else error from None
+    remove_checkpoints(trainer.folder)
 
 
 def _result(
@@ -244,24 +271,3 @@ def _result(
         num_parameters=trainee.learned.num_parameters,
         validation=validation,
     )
-
-
-@contextmanager
-def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
-    """Context in which the first SIGINT ends training after the current step; a second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        trainer.stops = True
-        for listener in trainer.listeners:
-            listener.on_stop()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -5,7 +5,7 @@ Importing this package does not import torch; `load` does.
 
 from idefics.weights.adapter_config import read_adapter_config
 from idefics.weights.adapter_files import check_base_model, find_adapter, fingerprint_adapter
-from idefics.weights.files import fingerprint_files, safetensors_files
+from idefics.weights.files import digest_files, fingerprint_files, safetensors_files
 from idefics.weights.hub import complete_cached_folder
 from idefics.weights.hub_files import ProgressCallback, cache_folder
 from idefics.weights.key_rules import KeyRules
@@ -22,6 +22,7 @@ __all__ = [
     "find_adapter",
     "find_checkpoint",
     "fingerprint_adapter",
+    "digest_files",
     "fingerprint_files",
     "load",
     "read_adapter_config",

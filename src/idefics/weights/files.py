@@ -25,6 +25,7 @@ COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # 
 MAX_FINGERPRINT_HEADER = 64 << 10  # bytes
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
+HASH_NAME = re.compile("[0-9a-f]{64}")
 SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 
 # A command that a person can paste; `weights_only` keeps the pickle from running code.
@@ -128,6 +129,22 @@ def fingerprint_files(files: Iterable[Path]) -> str:
         digest.update(f"{(str(file.resolve()), status.st_ino, status.st_size, *times)!r}".encode())
         with file.open("rb") as content:
             digest.update(content.read(MAX_FINGERPRINT_HEADER))
+    return digest.hexdigest()
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """A SHA-256 (hex) of the contents of files: that of their own digests, one after another.
+
+    In the hub's cache a file of weights has the hash of its content as its name; others are read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        target = file.resolve()
+        if target.parent.name == "blobs" and HASH_NAME.fullmatch(target.name):
+            digest.update(bytes.fromhex(target.name))
+            continue
+        with target.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -7,16 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, IdeficsError
 
 
 @contextmanager
-def write_whole_folder(folder: Path) -> Iterator[Path]:
+def write_whole_folder(
+    folder: Path, advice: str = "make room there, or give another folder"
+) -> Iterator[Path]:
     """Context with a temporary folder, which becomes `folder` at the end; after an error there is none.
 
+    Args:
+        advice: what to do if it cannot be written.
+
     Raises:
-        BadSetting: `folder` is not empty, or cannot be written.
+        BadSetting: `folder` is not empty, or cannot be written, also where safetensors' library finds the disk full.
     """
+    from safetensors import SafetensorError
+
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadSetting(f"{folder} already holds other files: give a new folder, or empty it")
     try:
@@ -28,7 +35,8 @@ def write_whole_folder(folder: Path) -> Iterator[Path]:
             for file in temporary.iterdir():
                 file.chmod(0o644)
             temporary.replace(folder)
-    except OSError as error:
-        if isinstance(error, ValueError):  # one of this package's
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, IdeficsError):
             raise
-        raise BadSetting(f"{folder} cannot be written ({error.strerror}): give another folder") from None
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
+        raise BadSetting(f"{folder} cannot be written ({reason}): {advice}") from None

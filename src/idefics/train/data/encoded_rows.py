@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from idefics.processing.processor import Processor
 from idefics.train.data.picture_table import PictureTable
 from idefics.train.data.placeholders import Grid, PlaceholderExpander
 from idefics.train.data.row_encoder import EncodedExample
-from idefics.train.rows import TokenCounts, TrainingRow
+from idefics.train.rows import RowsDigest, TokenCounts, TrainingRow
 
 
 class EncodedRows:
@@ -94,6 +95,16 @@ class EncodedRows:
             num_distinct_image_tokens=int(tokens_of_picture.sum()),
             num_left_out=len(self.skipped),
         )
+
+    def digest(self) -> RowsDigest:
+        """What identifies the rows; no picture is read."""
+        tokens, pictures = hashlib.sha256(), hashlib.sha256()
+        for numbers in (self._kept, self._id_starts, self._ids, self._is_target):
+            tokens.update(numbers)
+        for numbers in (self._kept, self._picture_starts, self._picture_indices):
+            pictures.update(numbers)
+        pictures.update(self.pictures.digest())
+        return RowsDigest(num_rows=len(self), tokens=tokens.hexdigest(), pictures=pictures.hexdigest())
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -146,10 +146,26 @@ class PictureTable:
 
     def key(self, index: int) -> str:
         """A text that identifies the content of a picture and how it is preprocessed."""
-        picture, config = self._pictures[index], self._config
-        plan = plan_tiles(*picture.size, config, picture.detail)
-        settings = (plan, config.resample, config.rescale_factor, config.mean, config.std)
-        return hashlib.sha256(f"{picture.location.identity} {settings!r}".encode()).hexdigest()
+        picture = self._pictures[index]
+        plan = plan_tiles(*picture.size, self._config, picture.detail)
+        return hashlib.sha256(
+            f"{picture.location.identity} {(plan, *self._pixel_settings)!r}".encode()
+        ).hexdigest()
+
+    def digest(self) -> bytes:
+        """SHA-256 of what identifies all pictures, and of how they are preprocessed; see `RowsDigest`."""
+        digest = hashlib.sha256(repr(self._pixel_settings).encode())
+        for one in self._pictures:
+            at = one.location
+            content = (at.path, at.stamp) if isinstance(at, PictureFile) else at.identity
+            digest.update(repr((content, one.detail, one.size, one.grid)).encode())
+        return digest.digest()
+
+    @property
+    def _pixel_settings(self) -> tuple[object, ...]:
+        """How a picture's pixels become numbers."""
+        config = self._config
+        return (config.resample, config.rescale_factor, config.mean, config.std)
 
     def make_thumbnails(self, indices: Sequence[int]) -> tuple[bytes, ...]:
         """Small JPEG files of pictures, for people.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from idefics.batch.rows import Media
 from idefics.batch.sidecars import read_sidecar, sidecar_path
@@ -45,10 +46,8 @@ def read_examples(path: str, processor: Processor) -> Iterator[TrainingExample |
     Raises:
         BadPicture, BadSetting, MissingExtra: there is no such data, or it cannot be read at all.
     """
-    name, _, rest = path.partition(SEPARATOR)
-    suite = SUITES.get(name)
-    if suite is not None and suite.layout != "table" and not Path(path).exists():
-        yield from _read_suite(suite, rest, processor)
+    if (named := find_suite(path)) is not None:
+        yield from _read_suite(named, processor)
         return
     if SEPARATOR not in path and not Path(path).exists() and not Path(path).suffix:
         raise BadSetting(f"{path[:100]}: no such file, folder or suite{did_you_mean([path], tuple(SUITES))}")
@@ -63,6 +62,32 @@ def read_examples(path: str, processor: Processor) -> Iterator[TrainingExample |
     else:
         found.check()
         yield from _read_pictures(found, processor)
+
+
+class NamedSuite(NamedTuple):
+    """A suite of `idefics eval` that training data name.
+
+    Attributes:
+        suite: the suite.
+        location: its folder; "": what is installed.
+        split: "" if none is named.
+    """
+
+    suite: Suite
+    location: str
+    split: str
+
+
+def find_suite(path: str) -> NamedSuite | None:
+    """The suite in "NAME", "NAME:SPLIT", "NAME:FOLDER" or "NAME:FOLDER:SPLIT"; None for other data."""
+    name, _, rest = path.partition(SEPARATOR)
+    suite = SUITES.get(name)
+    if suite is None or suite.layout == "table" or Path(path).exists():
+        return None
+    location, _, split = rest.rpartition(SEPARATOR)
+    if not location and Path(split).is_dir():
+        location, split = split, ""
+    return NamedSuite(suite, location, split)
 
 
 def _read_table(table: TableInput, processor: Processor) -> Iterator[TrainingExample | str]:
@@ -120,15 +145,12 @@ def _make_parser(
     )
 
 
-def _read_suite(suite: Suite, rest: str, processor: Processor) -> Iterator[TrainingExample | str]:
-    """Yields the examples of a suite's training split, with the prompts of its evaluation, or why a row has none.
+def _read_suite(named: NamedSuite, processor: Processor) -> Iterator[TrainingExample | str]:
+    """Yields the examples of a split of a suite, else of its training split, or why a row has none.
 
-    Args:
-        rest: "", a split, a folder, or a folder, a colon and a split.
+    Their prompts are those of its evaluation.
     """
-    location, _, split = rest.rpartition(SEPARATOR)
-    if not location and Path(split).is_dir():
-        location, split = split, ""
+    suite, location, split = named
     data = SuiteData(suite, location, split or suite.support_split)
     kind = processor.prompt_format.kind
     family = FAMILY_BY_IMAGE_TOKENS[processor.prompt_format.image_tokens]

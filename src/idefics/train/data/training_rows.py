@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from idefics.errors import BadSetting, IdeficsError
+from idefics.generation.loading import collect_stop_ids
 from idefics.messages import ImageDetail
+from idefics.models import Checkpoint
 from idefics.processing.processor import Processor
 from idefics.train.data.encoded_rows import EncodedRows
 from idefics.train.data.examples import TrainingExample
@@ -22,14 +23,14 @@ MAX_NAMED_ROWS = 10  # that an error message lists
 
 
 def read_training_rows(
-    path: str, processor: Processor, stop_ids: Collection[int], settings: TrainSettings
+    path: str, checkpoint: Checkpoint, processor: Processor, settings: TrainSettings
 ) -> EncodedRows:
     """Reads rows to learn, or to validate with, and checks all of them; no pixels are decoded.
 
     Args:
         path: as `settings.data`.
+        checkpoint: of the model that is to learn them.
         processor: of the checkpoint.
-        stop_ids: the ids that end an answer; see `generation.loading.collect_stop_ids`.
         settings: its `max_tokens`, `too_long` and `max_tiles` hold.
 
     Raises:
@@ -38,7 +39,9 @@ def read_training_rows(
     """
     detail = ImageDetail(max_tiles=settings.max_tiles)
     rows = EncodedRows(processor.with_image_detail(detail))
-    encoder = RowEncoder(processor, stop_ids, rows.expander)
+    encoder = RowEncoder(processor, collect_stop_ids(checkpoint, processor), rows.expander)
+    text = checkpoint.config.text
+    vocab_size = text.vocab_size + text.additional_vocab_size
     errors = RowErrors(path)
     examples = read_examples(path, processor)
     while batch := list(islice(examples, ROWS_AT_A_TIME)):
@@ -56,6 +59,11 @@ def read_training_rows(
         for (example, pictures), result in zip(planned, encoded, strict=True):
             if isinstance(result, IdeficsError):
                 errors.add(str(result))
+            elif (largest := max(result.ids)) >= vocab_size:
+                errors.add(
+                    f"{example.name} has the token {largest}, and the model's embedding has {vocab_size:,} tokens: "
+                    "leave this row out, or give a model that knows the token"
+                )
             else:
                 rows.append(example.name, result, pictures)
     errors.raise_if_any()
