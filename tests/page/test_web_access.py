@@ -124,6 +124,7 @@ def test_every_key_does_what_the_list_says(web_page, bundled_pictures):
     keyboard.press("?")
     drawer = web_page.locator("#drawer-shortcuts")
     expect(drawer.locator("dt")).to_have_count(17)
+    expect(drawer.get_by_role("heading", name="Pictures")).to_be_visible()
     keyboard.press("Escape")
     expect(drawer).to_have_count(0)
     keyboard.press("/")

@@ -47,8 +47,25 @@ def test_texts_are_compressed_for_those_who_accept_it(web_client):
 
 
 def test_comments_are_not_sent():
-    source = "/**\n * What it does.\n */\nlet a = 1; // stays\n  // goes\n  /* goes */\nb = '/* stays */';\n"
-    assert drop_comments(source) == "\n\n\nlet a = 1; // stays\n\n\nb = '/* stays */';\n"
+    source = "/**\n * What it does.\n */\nlet a = 1; // goes\n  // goes\n  /* goes */\nb = '/* stays */; // stays';\n"
+    assert drop_comments(source) == "\n\n\nlet a = 1;\n\n\nb = '/* stays */; // stays';\n"
+
+
+def test_indents_are_not_sent():
+    assert (
+        drop_comments("if (a) {\n  b();\n\t// goes\n    c = '  ';\n}\n") == "if (a) {\nb();\n\nc = '  ';\n}\n"
+    )
+
+
+def test_other_servers_are_allowed_by_name_alone(demo_model):
+    app = create_app(demo_model, Settings(model="demo", compare_with="http://Box:8001/, https://gpu.example"))
+    mount_page(app)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        policy = client.get("/").headers["content-security-policy"].split("; ")
+        assert "connect-src 'self' http://box:8001 https://gpu.example" in policy
+        assert "default-src 'self'" in policy
+        (card,) = client.get("/v1/models").json()["data"]
+    assert card["compare_with"] == ["http://box:8001", "https://gpu.example"]
 
 
 @pytest.mark.parametrize(

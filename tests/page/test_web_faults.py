@@ -224,15 +224,21 @@ def test_a_picture_that_is_too_large_is_made_smaller(web_page, tmp_path):
     assert abs(width / height - 8000 / 5100) < 0.001
 
 
-def test_avif_is_converted_and_tiff_is_explained(web_page, tmp_path):
+def test_avif_and_tiff_are_converted(web_page, tmp_path):
     add_pictures(web_page, save_picture(tmp_path / "sea.avif", 64, 48))
     expect(web_page.locator(".picture-name")).to_contain_text("sea.avif · 64 × 48 · was AVIF")
     choose_task(web_page, "Caption")
     send(web_page)
     expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
-    web_page.locator("#file-input").set_input_files(save_picture(tmp_path / "scan.tif", 64, 48))
+    add_pictures(web_page, save_picture(tmp_path / "scan.tif", 64, 48))
+    expect(web_page.locator(".picture-name")).to_contain_text("scan.tif · 64 × 48 · was TIFF")
+    drop_files(web_page, "#words", {"note.tif": (b"II*\0 Dear Sir", "image/tiff")})
     expect(web_page.locator("#composer-note")).to_have_text(
-        "scan.tif: your browser cannot show TIFF files. Save it as JPEG or PNG and add that."
+        "note.tif is broken: save it as PNG or JPEG and add that."
+    )
+    drop_files(web_page, "#words", {"photo.heic": (b"\0\0\0\x18ftypheic", "image/heic")})
+    expect(web_page.locator("#composer-note")).to_have_text(
+        "photo.heic: your browser cannot show HEIC files. Save it as JPEG or PNG and add that."
     )
 
 

@@ -147,7 +147,7 @@ def test_a_picture_is_fetched_from_an_address(web_browser, web_url, bundled_pict
         expect(page.locator("#model")).to_contain_text("demo")
         assert page.locator("#add-address").is_hidden()  # this server fetches nothing
         page.evaluate(
-            "async () => (await import('/ui/pictures.js')).askForAddress((await import('/ui/app.js')).app)"
+            "async () => (await import('/ui/sources.js')).askForAddress((await import('/ui/app.js')).app)"
         )
         page.get_by_label("Address of the picture").last.fill("https://example.com/a/tower%20one.png")
         page.get_by_role("button", name="Add", exact=True).click()
@@ -155,3 +155,9 @@ def test_a_picture_is_fetched_from_an_address(web_browser, web_url, bundled_pict
         page.route("**/v1/images/fetch", lambda route: route.fulfill(body=data, content_type="image/png"))
         page.get_by_role("button", name="Add", exact=True).click()
         expect(page.locator(".picture-name")).to_contain_text("tower one.png · 384 × 384")
+        page.evaluate(
+            "async () => (await import('/ui/sources.js')).askForAddress((await import('/ui/app.js')).app)"
+        )
+        page.get_by_label("Address of the picture").last.fill("https://example.com/100%.png")
+        page.get_by_role("button", name="Add", exact=True).click()
+        expect(page.locator(".picture-name")).to_contain_text("100%.png · 384 × 384")

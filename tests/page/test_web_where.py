@@ -152,8 +152,15 @@ def test_it_can_be_stopped(web_page, demo_model, bundled_pictures, monkeypatch):
 def test_the_fast_method_says_that_it_is_an_approximation(web_page, bundled_pictures):
     turn = show_where(web_page, bundled_pictures["picnic.png"])
     expect_complete(turn)
+    web_page.route("**/tasks/explain", lambda route: held.append(route))
+    held = []
     turn.get_by_label("Method").select_option(label="Fast: an approximation")
     expect(turn.locator(".where")).to_contain_text("Approximation: what was read for the words")
+    wait_until(web_page, lambda: held)
+    expect(web_page.locator("canvas.where-map")).to_have_count(0)  # that of the other method
+    expect(turn.locator(".where-place")).to_be_empty()
+    expect(turn.get_by_role("button", name="Save as PNG")).to_be_disabled()
+    held[0].continue_()
     expect_complete(turn)
     turn.locator(".where-word", has_text="basket").hover()
     expect(turn.locator(".where-place")).to_have_text("Map of “basket”: most on the left")

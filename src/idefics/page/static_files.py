@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,20 +27,39 @@ MEDIA_TYPES = {
     ".webp": "image/webp",
 }
 COMPRESSED_SUFFIXES = (".css", ".html", ".js")
-_LINES_OF_COMMENTS = re.compile(r"^[ \t]*(?:/\*.*?\*/[ \t]*$|//[^\n]*$)", re.DOTALL | re.MULTILINE)
+# Comments that fill lines; comments after code that have no quotes, so that they are no part of a text; indents.
+_COMMENTS_AND_INDENTS = re.compile(
+    r"""^[ \t]*(?:/\*.*?\*/[ \t]*$|//[^\n]*$)|(?<=[;{},)(\]])[ ]//[ ][^'"`\n]*$|^[ \t]+""",
+    re.DOTALL | re.MULTILINE,
+)
 # Scripts and styles of this server alone, and none inside the HTML: text of a model could not run even as HTML.
-SECURITY_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "cross-origin-opener-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def make_security_headers(servers: Sequence[str]) -> dict[str, str]:
+    """The headers of every file.
+
+    Args:
+        servers: addresses of other servers that the page may send requests to.
+    """
+    connections = f"; connect-src 'self' {' '.join(servers)}" if servers else ""
+    return {
+        "content-security-policy": CONTENT_SECURITY_POLICY + connections,
+        "cross-origin-opener-policy": "same-origin",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
 
 
 def drop_comments(source: str) -> str:
-    """JavaScript or CSS without comments that fill whole lines; all other text keeps the number of its line."""
-    return _LINES_OF_COMMENTS.sub(lambda comment: "\n" * comment[0].count("\n"), source)
+    """JavaScript or CSS without comments and indents; lines keep their numbers.
+
+    Text of a template that goes over several lines would lose its indents: the page has none.
+    """
+    return _COMMENTS_AND_INDENTS.sub(lambda found: "\n" * found[0].count("\n"), source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +91,9 @@ class StaticFile:
         compressed = gzip.compress(content, 9, mtime=0) if is_compressed else b""
         return cls(content, MEDIA_TYPES[path.suffix], compressed)
 
-    def respond(self, request: Request) -> Response:
+    def respond(self, request: Request, security_headers: Mapping[str, str]) -> Response:
         """The response to a request for the file: 304 without content if the browser's copy is the same."""
-        headers = {**SECURITY_HEADERS, "cache-control": "no-cache", "etag": self.etag}
+        headers = {**security_headers, "cache-control": "no-cache", "etag": self.etag}
         if self.compressed:
             headers["vary"] = "Accept-Encoding"
         if self.etag in request.headers.get("if-none-match", ""):
@@ -89,13 +109,14 @@ def mount_page(app: FastAPI) -> None:
     files = {one.name: StaticFile.read(one) for one in STATIC_FOLDER.iterdir()}
     files |= {f"pictures/{one.name}": StaticFile.read(one) for one in bundled_pictures()}
     index = files.pop(INDEX_NAME)
+    headers = make_security_headers(app.state.service.settings.compared_servers)
 
     async def serve_index(request: Request) -> Response:
-        return index.respond(request)
+        return index.respond(request, headers)
 
     async def serve_file(request: Request, name: str) -> Response:
         file = files.get(name)
-        return Response("no such file", 404) if file is None else file.respond(request)
+        return Response("no such file", 404) if file is None else file.respond(request, headers)
 
     for route, handler in (("/", serve_index), ("/ui/{name:path}", serve_file)):
         app.add_api_route(route, handler, methods=["GET", "HEAD"], include_in_schema=False)

@@ -21,6 +21,7 @@ from idefics.server.chat_messages import MAX_PICTURES, MAX_VIDEO_FRAMES
 from idefics.server.response_fields import ResponseFields
 from idefics.server.sampling_fields import DEFAULT_MAX_NEW_TOKENS
 from idefics.server.server_state import ServerState
+from idefics.server.settings import Settings
 from idefics.tasks import TASKS
 
 
@@ -62,6 +63,16 @@ class ModelSampling(ResponseFields):
     max_tokens: int
 
 
+class ModelLoading(ResponseFields):
+    """The arguments of `idefics.load`, and flags of the command line, that give the same model; null: the default."""
+
+    model: str
+    revision: str | None
+    adapter: str | None
+    quantize: str | None
+    dtype: str | None
+
+
 class ModelTask(ResponseFields):
     """A task that the model can do: what its `words` are (null: it takes none), and the defaults of its fields."""
 
@@ -76,7 +87,8 @@ class ModelCard(ResponseFields):
     `kind` is "base" for a model that continues documents. `is_demo`: it knows nothing but its picture book.
     `max_model_len` is the largest number of tokens of a prompt and its answer together. `video` is null where the
     model takes none. `explain` has the methods of explanations. `batches`: whether the server has files and batches.
-    `parent` is the model whose weights an adapter shares, `root` where it is from.
+    `parent` is the model whose weights an adapter shares, `root` where it is from. `needs_key`: whether requests must
+    have an API key. `compare_with`: the addresses of other servers with which the page may compare answers.
     """
 
     id: str
@@ -85,6 +97,7 @@ class ModelCard(ResponseFields):
     owned_by: Literal["idefics"]
     root: str
     parent: str | None
+    load: ModelLoading
     version: str
     family: str
     kind: Literal["base", "chat"]
@@ -97,6 +110,8 @@ class ModelCard(ResponseFields):
     tasks: dict[str, ModelTask]
     explain: list[Method]
     batches: bool
+    needs_key: bool
+    compare_with: list[str]
 
 
 def model_card(service: ServerState, name: str, created: int) -> ModelCard:
@@ -117,6 +132,7 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
         "owned_by": "idefics",
         "root": _public_source(adapter or settings.model),
         "parent": None if adapter is None else settings.served_model_name,
+        "load": _loading(settings, adapter),
         "version": __version__,
         "family": entry.family if entry else model.family,
         "kind": model.processor.prompt_format.kind,
@@ -129,6 +145,20 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
         "tasks": _tasks(service),
         "explain": methods,
         "batches": settings.batches is not None,
+        "needs_key": settings.has_key,
+        "compare_with": settings.compared_servers,
+    }
+
+
+def _loading(settings: Settings, adapter: str | None) -> ModelLoading:
+    """How the model is loaded elsewhere; a path that is the public name of the model is given whole."""
+    merged = adapter or settings.adapter
+    return {
+        "model": settings.model if settings.name == settings.model else _public_source(settings.model),
+        "revision": settings.revision,
+        "adapter": None if merged is None else _public_source(merged),
+        "quantize": settings.quantize,
+        "dtype": None if settings.dtype == "auto" else settings.dtype,
     }
 
 

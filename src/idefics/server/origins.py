@@ -14,7 +14,8 @@ import re
 from starlette.datastructures import Headers
 
 from idefics.server.errors import APIError
-from idefics.server.settings import ORIGIN_PATTERN, Settings, is_loopback_host
+from idefics.server.origin_setting import ORIGIN_PATTERN
+from idefics.server.settings import Settings, is_loopback_host
 
 HOST_PATTERN = re.compile(
     r"\[([0-9a-f:.]+)\](?::\d*)?|([^\s:/\[\]]+)(?::\d*)?", re.IGNORECASE

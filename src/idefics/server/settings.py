@@ -21,12 +21,10 @@ from idefics.host_memory import parse_bytes_or_share
 from idefics.lazy import cached_property
 from idefics.processing import url_policy
 from idefics.server.adapter_setting import parse_adapters
+from idefics.server.origin_setting import parse_origins, parse_servers, split_list
 from idefics.validation import validate_choice
 
 ENVIRONMENT_PREFIX = "IDEFICS_"  # of environment variables
-ORIGIN_PATTERN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s:/?#@*\[\]]+)(:\d{1,5})?/?")
-# An origin with the default port of its scheme, which browsers leave out.
-DEFAULT_PORT_PATTERN = re.compile(r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+$")
 
 
 def _setting(
@@ -111,6 +109,12 @@ class Settings:
         "Origins of web pages that may send cross-origin requests (CORS), such as https://app.example.com, separated "
         "by commas; * for all, only with a key.",
     )
+    compare_with: str | None = _setting(
+        "Access",
+        None,
+        "Addresses of other servers, separated by commas, with which the page may compare answers (http://box:8000).",
+        metavar="URLS",
+    )
     remote_images: str = _setting(
         "Access",
         "off",
@@ -165,6 +169,7 @@ class Settings:
                 "or hosts separated by commas; pictures of this network can be sent as data URIs"
             )
         self.allowed_host_names()
+        self.compared_servers  # noqa: B018  # checks them
         if "*" in self.allowed_origin_set() and not self.has_key:
             raise BadSetting(
                 "allowed_origins is * without a key, which would let every web page use the server: list the origins, "
@@ -207,7 +212,7 @@ class Settings:
         Raises:
             BadSetting: one of them is not a host name.
         """
-        names = _split_list(self.allowed_hosts)
+        names = split_list(self.allowed_hosts)
         for name in names:
             if re.search(r"[\s:/*\[\]]", name):
                 raise BadSetting(
@@ -217,19 +222,13 @@ class Settings:
         return names
 
     def allowed_origin_set(self) -> frozenset[str]:
-        """The origins that `allowed_origins` lists, as browsers send them: in lower case, without default ports.
+        """The origins that `allowed_origins` lists; raises BadSetting if it is wrong."""
+        return parse_origins(self.allowed_origins)
 
-        Raises:
-            BadSetting: one of them is not an origin.
-        """
-        origins = _split_list(self.allowed_origins)
-        for one in origins:
-            if one != "*" and not ORIGIN_PATTERN.fullmatch(one):
-                raise BadSetting(
-                    f"allowed_origins has {one!r}; give origins as browsers send them (scheme, host, port), such as "
-                    "https://app.example.com or http://localhost:3000"
-                )
-        return frozenset(DEFAULT_PORT_PATTERN.sub(r"\1", one.removesuffix("/")) for one in origins)
+    @cached_property
+    def compared_servers(self) -> list[str]:
+        """The addresses that `compare_with` lists; raises BadSetting if it is wrong."""
+        return parse_servers(self.compare_with)
 
     @property
     def served_model_name(self) -> str:
@@ -240,11 +239,6 @@ class Settings:
     def adapter_by_name(self) -> dict[str, str]:
         """The adapters that `adapters` names; raises BadSetting if it is wrong."""
         return parse_adapters(self.adapters, self.served_model_name)
-
-
-def _split_list(text: str | None) -> list[str]:
-    """The parts of a setting between commas, in lower case, without blanks; empty for None."""
-    return [part.strip().lower() for part in (text or "").split(",") if part.strip()]
 
 
 def is_loopback_host(host: str) -> bool:

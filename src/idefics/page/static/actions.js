@@ -30,7 +30,8 @@ function hasAnswer(turn) {
 /** Whether a question to the model is all that the answer is based on: later turns of a chat have more before them. */
 function isAboutOnePicture(turn, { state }) {
   const firstOfChat = state.conversation.turns.find((one) => one.task === "chat");
-  return turn.pictureIds.length === 1 && (turn.task !== "chat" || turn === firstOfChat);
+  if (turn.pictureIds.length !== 1 || turn.task !== "chat") return turn.pictureIds.length === 1;
+  return turn === firstOfChat && !state.picture(turn.pictureIds[0])?.frames;
 }
 
 async function showWhere(app, turn, item, pressed) {
@@ -64,6 +65,6 @@ async function copy(app, turn, item, pressed) {
 
 function remove(app, turn) {
   const undo = app.state.removeTurn(turn);
-  app.confirmUndo("The question and its answer are deleted.", undo);
+  app.confirmUndo("The question and its answer are deleted.", undo, app.state.conversation);
   document.getElementById("words").focus();
 }

@@ -235,6 +235,7 @@ export function describeCost(turn) {
     }
   }
   if (turn.settings.seed !== null) parts.push(`seed ${turn.settings.seed}`);
+  if (turn.model) parts.push(turn.model);
   return [...parts, ...turn.notes].join(" · ");
 }
 

@@ -22,16 +22,20 @@ export class ApiError extends Error {
  * Sends a request; all others of this module go through it.
  * @param {string} path below the server's root, such as "v1/models".
  * @param {RequestInit} [options]
+ * @param {{root: string, key: string}|null} [server] another server, at an address that this server's operator named.
  * @returns {Promise<Response>} with a status of success.
  * @throws {ApiError} also where the server cannot be reached; an `AbortError` where `options.signal` aborted it.
  */
-export async function request(path, options = {}) {
+export async function request(path, options = {}, server = null) {
+  const { root, key } = server ?? { root: ROOT };
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(new URL(path, ROOT), options);
+    response = await fetch(new URL(path, root), { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(UNREACHABLE, 0);
+    const hint = `${root} does not answer this page. If it runs, start it with --allowed-origins ${location.origin}.`;
+    throw new ApiError(server ? hint : UNREACHABLE, 0);
   }
   if (!response.ok) throw await toError(response);
   return response;
@@ -112,7 +116,8 @@ function toForm(fields) {
   return form;
 }
 
-const postForm = (path, fields, signal) => request(path, { method: "POST", body: toForm(fields), signal });
+const postForm = (path, fields, signal, server) =>
+  request(path, { method: "POST", body: toForm(fields), signal }, server);
 
 /** Posts JSON. @returns {Promise<Response>} */
 export const postJson = (path, body, signal) =>
@@ -124,10 +129,7 @@ export const postJson = (path, body, signal) =>
   });
 
 /** The served models: the model itself first, then its adapters. @returns {Promise<Object[]>} */
-export const listModels = async () => (await (await request("v1/models")).json()).data;
-
-/** The served model. */
-export const fetchModel = async () => (await listModels())[0];
+export const listModels = async (server) => (await (await request("v1/models", {}, server)).json()).data;
 
 /**
  * What a picture costs before it is sent.
@@ -162,11 +164,12 @@ export async function fetchBundledPicture(name) {
  * @param {string} task name of the route: "ask", "caption", "complete" or "write".
  * @param {Object} fields those of the route; `image` is a Blob.
  * @param {AbortSignal} signal
+ * @param {Object} [server] see `request`.
  * @returns {AsyncGenerator<AnswerEvent>}
  */
-export async function* streamTask(task, fields, signal) {
+export async function* streamTask(task, fields, signal, server) {
   const options = { stream: true, stream_options: { include_progress: true } };
-  const response = await postForm(`v1/images/tasks/${task}`, { ...fields, ...options }, signal);
+  const response = await postForm(`v1/images/tasks/${task}`, { ...fields, ...options }, signal, server);
   for await (const data of readEvents(response)) {
     const end = data.finish_reason
       ? { finishReason: data.finish_reason, usage: data.usage, notes: data.notes ?? [], logprob: data.logprob }
@@ -179,10 +182,11 @@ export async function* streamTask(task, fields, signal) {
  * Ranks labels for a picture.
  * @param {Object} fields those of the route; `image` is a Blob.
  * @param {AbortSignal} signal
+ * @param {Object} [server] see `request`.
  * @returns {Promise<{labels: Array, usage: Object, notes: string[]|undefined}>}
  */
-export async function classify(fields, signal) {
-  return (await postForm("v1/images/tasks/classify", fields, signal)).json();
+export async function classify(fields, signal, server) {
+  return (await postForm("v1/images/tasks/classify", fields, signal, server)).json();
 }
 
 /**

@@ -19,16 +19,23 @@ export const app = {
   confirmUndo,
   announce,
   showProblem,
-  openDrawer,
-  openPanel,
-  closePanel,
+  openDrawer: async (name, argument) => (await loadDrawers()).openDrawer(app, name, argument),
+  openPanel: async (name, argument) => (await loadDrawers()).openPanel(app, name, argument),
+  closePanel: () => drawers?.closePanel(),
   addFiles: async (files) => (await import("./pictures.js")).addFiles(app, files),
   newConversation: () => {
-    state.openConversation(emptyConversation());
-    location.hash = "#/";
+    showStart();
     byId("words").focus();
   },
 };
+
+let drawers = null;
+const loadDrawers = async () => (drawers ??= await import("./drawers.js"));
+
+function showStart() {
+  state.openConversation(emptyConversation());
+  location.hash = "#/";
+}
 
 /** Shows a message that belongs to no place of the page. @param {string} message */
 function notify(message) {
@@ -38,9 +45,15 @@ function notify(message) {
   return toast;
 }
 
-/** Says what was done, with a button that undoes it. @param {string} message @param {function(): void} undo */
-function confirmUndo(message, undo) {
+/**
+ * Says what was done, with a button that undoes it.
+ * @param {string} message
+ * @param {function(): void} undo
+ * @param {Conversation} [conversation] where it was done: the button goes when another one is opened.
+ */
+function confirmUndo(message, undo, conversation) {
   const toast = notify(message);
+  toast.toggleAttribute("data-of-conversation", Boolean(conversation));
   const undoButton = button("Undo", () => {
     undo();
     toast.remove();
@@ -59,53 +72,14 @@ function showProblem(message) {
   byId("composer-note").textContent = message;
 }
 
-/**
- * Opens a drawer at the side; Escape, a click outside or its button closes it.
- * @param {string} name of a module with `open(root, app, argument)` and `TITLE`.
- * @param {*} [argument] passed on.
- */
-async function openDrawer(name, argument) {
-  const module = await import(`./${name}.js`);
-  const opener = document.activeElement;
-  const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id: `drawer-${name}` });
-  const body = element("div.drawer-body");
-  const close = button("Close", () => drawer.close());
-  const messages = [byId("toasts"), byId("announcer")]; // nothing outside a modal dialog can be used or is read out
-  drawer.append(element("header", {}, element("h2", { text: module.TITLE }), close), body);
-  document.body.append(drawer);
-  const cleanUp = module.open(body, app, argument);
-  drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
-  drawer.addEventListener("close", () => {
-    byId("composer").before(...messages);
-    drawer.remove();
-    cleanUp?.();
-    if (opener?.isConnected) opener.focus();
-  });
-  drawer.append(...messages);
-  drawer.showModal();
-}
+let inHand = state.conversation;
 
-let closeOpenPanel = null;
-
-/** Shows a module in place of the conversation, with the picture on its left, such as a comparison. */
-async function openPanel(name, argument) {
-  closePanel();
-  const module = await import(`./${name}.js`);
-  const panel = byId("panel");
-  panel.setAttribute("aria-label", module.TITLE);
-  panel.hidden = false;
-  byId("conversation").hidden = true;
-  closeOpenPanel = module.open(panel, app, argument) ?? (() => {});
-}
-
-/** Shows the conversation again. */
-function closePanel() {
-  if (!closeOpenPanel) return;
-  closeOpenPanel();
-  closeOpenPanel = null;
-  byId("panel").replaceChildren();
-  byId("panel").hidden = true;
-  byId("conversation").hidden = false;
+/** What is about a conversation goes when another one is opened: a panel, and buttons that undo something. */
+function leaveConversation() {
+  if (state.conversation === inHand) return;
+  inHand = state.conversation;
+  app.closePanel();
+  for (const toast of document.querySelectorAll("[data-of-conversation]")) toast.remove();
 }
 
 let closeView = null;
@@ -132,7 +106,8 @@ async function showWorkspace() {
   const isEmpty = !pictures.length && !turns.length;
   byId("workspace").toggleAttribute("data-empty", isEmpty);
   byId("welcome").hidden = !isEmpty;
-  byId("stage").hidden = byId("conversation").hidden = isEmpty;
+  byId("stage").hidden = isEmpty;
+  byId("conversation").hidden = isEmpty || !byId("panel").hidden;
   byId("new-conversation").hidden = isEmpty;
   if (isEmpty || app.stage) return;
   const [stage, answers, saving] = await Promise.all([
@@ -152,34 +127,48 @@ function announceTurns() {
   state.subscribe("turn", async (turn) => {
     if (statuses.get(turn) === turn.status) return;
     statuses.set(turn, turn.status);
+    if (turn.status === "waiting") void refreshModels(); // the server may have been started again with another model
+    if (!state.conversation.turns.includes(turn)) return;
     const { announcement } = await import("./answers.js");
     const said = announcement(turn);
     if (said) announce(said);
   });
 }
 
-async function loadModel() {
+const withoutStart = (models) => JSON.stringify(models.map((model) => ({ ...model, created: 0 })));
+
+async function refreshModels() {
+  const models = await api.listModels().catch(() => state.models); // the answer will say what is wrong
+  if (withoutStart(models) !== withoutStart(state.models)) state.setModels(models);
+}
+
+async function loadModels() {
   try {
-    state.setModel(await api.fetchModel());
-    showModel(state.model);
+    state.setModels(await api.listModels());
   } catch (error) {
     byId("model").textContent = "no model";
     notify(error.message).append(
       button("Try again", (event) => {
         event.target.closest(".toast").remove();
-        void loadModel();
+        void loadModels();
       }),
     );
   }
 }
 
-/** Which model answers, how large it is, and what to expect of the demo. */
-function showModel({ id, num_parameters: size, is_demo: isDemo }) {
+const choice = element("select.select", { "aria-label": "Model", change: () => state.chooseModel(choice.value) });
+
+/** Which model answers, how large it is, and what to expect of the demo; a choice where there are adapters. */
+function showModel() {
+  const { id, num_parameters: size, is_demo: isDemo } = state.model;
+  const hadFocus = choice === document.activeElement;
+  choice.replaceChildren(...state.models.map((one) => element("option", { text: one.id, selected: one.id === id })));
   byId("model").replaceChildren(
-    element("b", { text: id }),
+    state.models.length > 1 ? choice : element("b", { text: id }),
     element("span", { text: `${parameters(size)} parameters` }),
     isDemo ? element("span.model-note", { text: "knows only its picture book" }) : "",
   );
+  if (hadFocus) choice.focus();
   document.title = `${id}: ask your pictures`;
 }
 
@@ -258,18 +247,26 @@ function watchParts() {
 
 function start() {
   startComposer(byId("composer"), app);
+  state.subscribe("conversation", leaveConversation);
+  state.subscribe("model", showModel);
   for (const topic of ["pictures", "turns", "conversation"]) state.subscribe(topic, showWorkspace);
   for (const one of document.querySelectorAll("[data-drawer]")) {
-    one.addEventListener("click", () => openDrawer(one.dataset.drawer));
+    one.addEventListener("click", () => app.openDrawer(one.dataset.drawer));
   }
   for (const card of document.querySelectorAll(".card")) card.addEventListener("click", () => runCard(card));
   byId("new-conversation").addEventListener("click", app.newConversation);
+  document.querySelector(".brand").addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a window of its own
+    event.preventDefault();
+    showStart();
+  });
   addEventListener("hashchange", route);
+  addEventListener("focus", refreshModels);
   watchFiles();
   watchKeys();
   watchParts();
   announceTurns();
-  void loadModel();
+  void loadModels();
   void route();
 }
 

@@ -1,14 +1,17 @@
 /** A comparison: one answer stays, one thing is changed, and the other answer stands next to it. */
 
-import { bar, describeProgress } from "./answers.js";
+import { Column } from "./comparecolumn.js";
 import { diffWords } from "./diff.js";
-import { button, count, duration, element } from "./dom.js";
+import { button, count, element } from "./dom.js";
 import { emptyAnswer, isBusy, taskFields, withSeed } from "./run.js";
 import { completeShots, newId, taskByName } from "./state.js";
 
 export const TITLE = "Compare";
 
 const TYPING_MILLISECONDS = 500; // without a change of the examples before they are used
+const TICK_MILLISECONDS = 200; // between two updates of the running time
+/** @type {Map<string, {root: string, key: string}>} other servers by address; keys last as long as the page. */
+const servers = new Map();
 const DETAILS = { high: "as closely as it can", auto: "by the picture's size", low: "at a glance" };
 const STRATEGIES = { greedy: "always the likeliest word", beams: "compare several texts", sampling: "vary" };
 const ASPECTS = {
@@ -32,6 +35,7 @@ export function open(root, app, turn) {
 
 class Comparison {
   #abort = null;
+  /** @type {{id: string, server: Object|null, label: string}[]} other models, here and on other servers. */
   #models = [];
 
   constructor(root, app, turn) {
@@ -47,9 +51,15 @@ class Comparison {
       element("span", { text: "There are no examples yet. " }),
       button("Choose examples", () => app.openDrawer("examples")),
     );
+    this.problems = element("div.compare-problems");
     this.columns = [new Column(), new Column()];
     root.replaceChildren(this.view());
-    this.stopWatching = this.state.subscribe("shots", () => this.useNewShots());
+    this.endings = [
+      this.state.subscribe("shots", () => this.useNewShots()),
+      this.state.subscribe("model", () => this.loadModels()),
+      this.state.subscribe("turns", () => this.state.conversation.turns.includes(turn) || this.leave()),
+    ];
+    this.ticker = setInterval(() => this.columns[1].showProgress(this.other), TICK_MILLISECONDS);
     this.showChanges();
     this.columns[0].show(this.pinned);
     this.select.focus();
@@ -78,6 +88,7 @@ class Comparison {
         this.keep,
       ),
       this.hint,
+      this.problems,
       element("div.columns", {}, ...this.columns.map(({ root }) => root)),
     );
   }
@@ -87,9 +98,45 @@ class Comparison {
     document.getElementById("words").focus();
   }
 
+  /** Lists the other models of this server, and those of the servers that the operator named. */
   async loadModels() {
-    this.#models = await this.app.api.listModels().catch(() => []);
+    const { models, model } = this.state;
+    const own = this.turn.model ?? models[0]?.id;
+    const here = models.map(({ id }) => ({ id, server: null, label: id })).filter(({ id }) => id !== own);
+    const found = await Promise.all((model?.compare_with ?? []).map((root) => this.loadModelsOf(root)));
+    this.#models = [...here, ...found.flatMap((one) => one.models)];
+    this.problems.replaceChildren(...found.map((one) => one.problem).filter(Boolean));
     this.showChanges();
+  }
+
+  async loadModelsOf(root) {
+    if (!servers.has(root)) servers.set(root, { root, key: "" });
+    const server = servers.get(root);
+    try {
+      const models = await this.app.api.listModels(server);
+      return { models: models.map(({ id }) => ({ id, server, label: `${id} at ${new URL(root).host}` })) };
+    } catch ({ status, message }) {
+      return { models: [], problem: status === 401 ? this.keyForm(server) : element("p.error", { text: message }) };
+    }
+  }
+
+  /** Asks for the key of another server. */
+  keyForm(server) {
+    const label = `API key of ${new URL(server.root).host}`;
+    const input = element("input.text-field", {
+      type: "password",
+      required: true,
+      placeholder: label,
+      "aria-label": label,
+    });
+    const use = element("button.tool", { type: "submit", text: "Use" });
+    const form = element("form.keep-form", { autocomplete: "off" }, input, use);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      server.key = input.value.trim();
+      void this.loadModels();
+    });
+    return form;
   }
 
   /** What can be changed: each is one aspect with another value. */
@@ -114,7 +161,9 @@ class Comparison {
           }),
       ...others(DETAILS, "detail"),
       ...(task === "classify" ? [] : others(STRATEGIES, "strategy")),
-      ...this.#models.slice(1).map(({ id }) => change("model", this.state.model.id, id, { model: id })),
+      ...this.#models.map(({ id, server, label }) =>
+        change("model", this.turn.model ?? this.state.models[0].id, label, { model: id, server }),
+      ),
     ];
   }
 
@@ -168,8 +217,7 @@ class Comparison {
     this.stop.hidden = false;
     await this.answer(other, abort.signal);
     if (this.#abort !== abort) return;
-    // A turn of the conversation is of the first model.
-    this.keep.hidden = other.status === "failed" || Boolean(other.model);
+    this.keep.hidden = other.status === "failed" || Boolean(other.server);
     if (other.status === "done") {
       this.app.announce(`${sentence(this.chosen.to)}: ${other.text || other.labels[0].label}`);
       await this.measurePinned(abort.signal);
@@ -186,13 +234,15 @@ class Comparison {
     show({ status: "waiting", startedAt: Date.now() });
     const seconds = () => (Date.now() - turn.startedAt) / 1000;
     try {
-      const fields = { ...(await taskFields(this.state, turn)), model: turn.model };
-      if (turn.task === "classify") show(await this.app.api.classify(fields, signal));
+      const { api, state } = this.app;
+      const fields = await taskFields(state.conversation, turn);
+      if (turn.task === "classify") show(await api.classify(fields, signal, turn.server));
       else
-        for await (const { text, progress, end } of this.app.api.streamTask(
+        for await (const { text, progress, end } of api.streamTask(
           turn.task,
           { ...fields, logprobs: true },
           signal,
+          turn.server,
         )) {
           if (progress) show({ progress });
           if (text) show({ status: "writing", text: turn.text + text });
@@ -224,7 +274,8 @@ class Comparison {
   }
 
   keepOther() {
-    const { model, logprob, ...turn } = this.other;
+    const { server, logprob, ...turn } = this.other;
+    if (turn.model === this.state.models[0]?.id) turn.model = null;
     this.state.addTurn(turn);
     this.leave();
   }
@@ -232,68 +283,9 @@ class Comparison {
   close() {
     this.#abort?.abort();
     clearTimeout(this.timer);
-    this.stopWatching();
+    clearInterval(this.ticker);
+    for (const end of this.endings) end();
   }
 }
-
-/** One of the two answers. */
-class Column {
-  constructor() {
-    this.title = element("h3");
-    this.progress = element("p.hint");
-    this.text = element("p.answer-text", { dir: "auto" });
-    this.bars = element("ol.bars");
-    this.error = element("p.error", { role: "alert", hidden: true });
-    this.facts = element("dl.facts");
-    this.root = element(
-      "article.column",
-      {},
-      this.title,
-      this.progress,
-      this.text,
-      this.bars,
-      this.error,
-      this.facts,
-    );
-  }
-
-  /** @param {Turn|null} turn @param {{word: string, differs: boolean}[]|null} [words] the text with its differences. */
-  show(turn, words = null) {
-    const isWaiting = turn?.status === "waiting";
-    this.progress.textContent = isWaiting ? describeProgress(turn) : "";
-    if (words)
-      this.text.replaceChildren(
-        ...words.map(({ word, differs }) => (differs ? element("mark", { text: word }) : word)),
-      );
-    else this.text.textContent = turn?.text ?? "";
-    this.text.hidden = !turn?.text;
-    this.bars.replaceChildren(...(turn?.labels ?? []).map(bar));
-    this.error.textContent = turn?.error ?? "";
-    this.error.hidden = !turn?.error;
-    const facts = turn && !isBusy(turn) ? factsOf(turn) : [];
-    this.facts.replaceChildren(
-      ...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })]),
-    );
-  }
-}
-
-/** What an answer cost, and how sure the model was. */
-function factsOf({ totalSeconds, usage, labels, logprob, text }) {
-  const probability =
-    logprob === undefined
-      ? []
-      : [
-          ["Probability", percent(Math.exp(logprob))],
-          ["A token, on average", percent(Math.exp(logprob / usage.completion_tokens))],
-        ];
-  return [
-    ...(totalSeconds ? [["Time", duration(totalSeconds)]] : []),
-    ...(usage ? [["Tokens read", usage.prompt_tokens.toLocaleString("en")]] : []),
-    ...(usage && !labels && text ? [["Tokens written", usage.completion_tokens.toLocaleString("en")]] : []),
-    ...probability,
-  ];
-}
-
-const percent = (share) => (share < 0.0005 ? "under 0.1 %" : `${(100 * share).toFixed(1)} %`);
 
 const sentence = (text) => text[0].toUpperCase() + text.slice(1);

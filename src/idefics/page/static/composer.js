@@ -53,10 +53,9 @@ function addChips(fieldset, state) {
 /** Hides what the model cannot do: a base checkpoint has no chat, and few read pages. */
 function showTasksOfModel(form, state) {
   const { kind, tasks } = state.model;
-  for (const { name } of TASKS) {
-    const isPossible = name === "chat" ? kind === "chat" : name in tasks;
-    form.querySelector(`input[value="${name}"]`).parentElement.hidden = !isPossible;
-  }
+  const isPossible = ({ name }) => (name === "chat" ? kind === "chat" : name in tasks);
+  for (const task of TASKS) form.querySelector(`input[value="${task.name}"]`).parentElement.hidden = !isPossible(task);
+  if (!isPossible(taskByName(state.task))) state.setTask(TASKS.find(isPossible).name);
 }
 
 /** Shows what the task asks for. The words of another task are kept for it. */
@@ -149,7 +148,7 @@ function addMenu(app, note) {
     menu.hidePopover();
     note.textContent = "";
     try {
-      await (await import("./pictures.js"))[name](app);
+      await (await import("./sources.js"))[name](app);
     } catch (error) {
       note.textContent = error.message;
     }

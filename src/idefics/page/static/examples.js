@@ -87,14 +87,16 @@ class ExamplesDrawer {
         await this.showRecipes();
         this.recipes.querySelector("button").focus();
         this.app.confirmUndo(`The recipe ${recipe.name} is deleted.`, () =>
-          this.attempt(async () => {
-            await saveRecipe(recipe);
-            await this.showRecipes();
-          }),
+          this.attempt(() => this.keepRecipe(recipe)),
         );
       }),
     );
     return element("span.own-recipe", {}, use, remove);
+  }
+
+  async keepRecipe(recipe) {
+    await saveRecipe(recipe);
+    await this.showRecipes();
   }
 
   async useRecipe(recipe) {
@@ -109,8 +111,12 @@ class ExamplesDrawer {
     this.setShots(shots);
     const said = `${name}: ${count(shots.length, "example")}.`;
     if (before.length)
-      this.app.confirmUndo(`${said} Those before are replaced.`, () => this.setShots(before));
+      this.confirmUndo(`${said} Those before are replaced.`, before);
     else this.app.announce(said);
+  }
+
+  confirmUndo(message, before) {
+    this.app.confirmUndo(message, () => this.setShots(before), this.state.conversation);
   }
 
   /** Replaces the examples, as many as fit. */
@@ -182,10 +188,13 @@ class ExamplesDrawer {
       event.preventDefault();
       void this.attempt(async () => {
         if (!this.shots.length) throw new Error("There are no examples yet: add one, then save them.");
-        await saveRecipe({ name: name.value.trim(), shots: this.shots });
-        this.app.announce(`The recipe ${name.value} is saved.`);
+        const recipe = { name: name.value.trim(), shots: this.shots };
+        const before = (await listSavedRecipes()).find((one) => one.name === recipe.name);
+        await this.keepRecipe(recipe);
         name.value = "";
-        await this.showRecipes();
+        const undo = () => this.attempt(() => this.keepRecipe(before));
+        if (before) this.app.confirmUndo(`The recipe ${recipe.name} is replaced.`, undo);
+        else this.app.announce(`The recipe ${recipe.name} is saved.`);
       });
     });
     return form;
@@ -264,7 +273,7 @@ class ExamplesDrawer {
   remove(index) {
     const before = this.shots;
     this.setShots(before.filter((_, at) => at !== index));
-    this.app.confirmUndo(`Example ${index + 1} is deleted.`, () => this.setShots(before));
+    this.confirmUndo(`Example ${index + 1} is deleted.`, before);
     (
       this.list.children[Math.min(index, this.list.children.length - 1)]?.querySelector("textarea") ??
       this.recipes.querySelector("button")

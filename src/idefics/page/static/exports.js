@@ -55,7 +55,7 @@ export function toMarkdown(conversation) {
 /** @param {Conversation} conversation with its pictures. @returns {Promise<string>} */
 export async function toJson(conversation) {
   const uris = new Map();
-  for (const { blob } of allPictures(conversation))
+  for (const blob of allPictures(conversation).flatMap((picture) => [picture.blob, ...(picture.frames ?? [])]))
     if (!uris.has(blob)) uris.set(blob, await toDataUri(blob));
   const replace = (_, value) => (value instanceof Blob ? uris.get(value) : value);
   return JSON.stringify({ format: FORMAT, version: 1, conversation }, replace, 1);
@@ -78,13 +78,18 @@ export function fromJson(text) {
     pictures,
     turns,
     shots: conversation.shots.map(readShot),
+    model: conversation.model ? String(conversation.model) : null,
     activePictureId: pictures.at(-1)?.id ?? null,
   };
 }
 
-function readPicture({ id, name, path, note, width, height, blob }) {
-  const type = PICTURE.exec(blob)[1];
-  const bytes = Uint8Array.from(atob(blob.slice(blob.indexOf(",") + 1)), (char) => char.charCodeAt(0));
+function readBlob(uri) {
+  const type = PICTURE.exec(uri)[1];
+  const bytes = Uint8Array.from(atob(uri.slice(uri.indexOf(",") + 1)), (char) => char.charCodeAt(0));
+  return new Blob([bytes], { type });
+}
+
+function readPicture({ id, name, path, note, width, height, blob, frames, fps }) {
   const size = { width: toNumber(width), height: toNumber(height) };
   return {
     id: String(id),
@@ -92,7 +97,8 @@ function readPicture({ id, name, path, note, width, height, blob }) {
     path: String(path),
     note: String(note),
     ...size,
-    blob: new Blob([bytes], { type }),
+    blob: readBlob(blob),
+    ...(frames && { frames: frames.map(readBlob), fps: toNumber(fps) }),
   };
 }
 
@@ -111,6 +117,7 @@ function readTurn(turn) {
     task,
     words: String(turn.words),
     pictureIds: turn.pictureIds.map(String),
+    model: turn.model ? String(turn.model) : null,
     settings: { ...DEFAULT_SETTINGS, ...turn.settings },
     shots: turn.shots.map(readShot),
     status: STATUSES.includes(turn.status) ? turn.status : "stopped",

@@ -18,6 +18,12 @@ export function addMaps(maps) {
   return maps[0].map((row, y) => row.map((_, x) => maps.reduce((sum, map) => sum + map[y][x], 0)));
 }
 
+/** How likely words are without the picture, as a share of how likely they are with it. @param {Object[]} words */
+export function shareOfWords(words) {
+  const lost = words.reduce((sum, word) => sum + word.log_probability_without_picture - word.log_probability, 0);
+  return Math.exp(Math.min(0, lost));
+}
+
 /** The heat that is drawn in full colour for these maps. @param {number[][][]} maps */
 export const scaleOf = (maps) => Math.max(MIN_SCALE, ...maps.flat(2).map(Math.abs));
 

@@ -2,14 +2,13 @@
 
 import { button, count, element, icon } from "./dom.js";
 import {
-  describeFailure,
   keepConversation,
   removeConversation,
   renameConversation,
   saveAll,
   startSaving,
 } from "./saving.js";
-import { listConversations, loadConversation, loadPicture } from "./store.js";
+import { describeFailure, listConversations, loadConversation, loadPicture } from "./store.js";
 
 export const TITLE = "Conversations";
 

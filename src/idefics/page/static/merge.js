@@ -36,7 +36,7 @@ export function mergeRecord({ conversation, base }, stored, changed) {
   const newer = (turn) => (changed.has(turn.id) ? turn : (theirs.get(turn.id) ?? turn));
   return {
     ...ours,
-    title: changed.has("title") ? ours.title : stored.title,
+    ...(!changed.has("title") && { title: stored.title, model: stored.model ?? null }),
     shots: changed.has("shots") ? ours.shots : stored.shots,
     pictures: mergeLists(base?.pictures, ours.pictures, stored.pictures),
     turns: mergeLists(base?.turns, ours.turns, stored.turns).map(newer),

@@ -6,33 +6,90 @@ import { newId } from "./state.js";
 // Until the model's are known.
 const LIMITS = { max_pixels: 40_000_000, max_bytes: 15_000_000, media_types: ["image/jpeg", "image/png"] };
 const BASE64_SHARE = 0.7; // of a body that a picture may have: base64 takes 4 bytes for 3, and there are other fields
-const VIDEO_FRAMES = 8; // pictures that are taken of a video, at even distances
+const TICK_MILLISECONDS = 500; // until it is said that files are made ready, and between two updates
+const VIDEO_FRAMES = 8; // pictures that are taken of a video, at even distances, where the model takes no videos
+const MAX_FRAME_EDGE = 512; // pixels of those that are sent as a video
 const SEEK_MILLISECONDS = 10_000; // for one of them
 const JPEG_QUALITY = 0.95;
 const PICTURE_NAME = /\.(jpe?g|jfif|png|apng|webp|gif|bmp|avif|tiff?|heic|heif)$/i;
 
 /**
- * Adds files to the conversation; those that the browser cannot show are named below the composer.
+ * Adds files to the conversation that is open now; those that the browser cannot show are named below the composer.
  * @param {Object} app see app.js.
  * @param {File[]} files with their path as `webkitRelativePath` or `path`, if they come from a folder.
  */
 export async function addFiles(app, files) {
+  const { state } = app;
+  const { conversation } = state;
   const problems = [];
   const pictures = [];
-  for (const file of files) {
+  const preparation = showPreparation(app);
+  for (const [index, file] of files.entries()) {
+    preparation.show(files.length > 1 ? `${file.name} (${index + 1} of ${files.length})` : file.name);
     try {
-      const images = file.type.startsWith("video/") ? await framesOfVideo(file) : [file];
-      for (const image of images) pictures.push(await toPicture(image, app.state.model?.images));
+      const made = file.type.startsWith("video/")
+        ? await toPictures(file, state.model, preparation.signal)
+        : [await toPicture(file, state.model?.images)];
+      preparation.signal.throwIfAborted();
+      pictures.push(...made);
     } catch (error) {
+      if (preparation.signal.aborted) break;
       problems.push(error.message);
     }
   }
-  app.state.addPictures(pictures);
+  preparation.end();
+  await addTo(app, conversation, pictures);
   app.showProblem(problems.join(" "));
-  if (pictures.length) {
-    app.announce(pictures.length === 1 ? `Picture ${pictures[0].name} added.` : `${pictures.length} pictures added.`);
-    document.getElementById("words").focus();
+}
+
+/** Adds pictures to the conversation that they were meant for, which may have been left meanwhile. */
+async function addTo(app, conversation, pictures) {
+  const { state } = app;
+  const said = pictures.length === 1 ? `Picture ${pictures[0].name} added` : `${pictures.length} pictures added`;
+  const isInHand = conversation === state.conversation;
+  if (!isInHand) {
+    const { isRemoved, startSaving } = await import("./saving.js");
+    startSaving(app);
+    if (isRemoved(conversation)) return;
   }
+  state.addPictures(pictures, conversation);
+  if (!pictures.length) return;
+  if (isInHand) {
+    app.announce(`${said}.`);
+    document.getElementById("words").focus();
+    return;
+  }
+  const toast = app.notify(`${said} to the conversation that you left.`);
+  const open = button("Open", () => {
+    toast.remove();
+    location.hash = `#/c/${conversation.id}`;
+  });
+  toast.insertBefore(open, toast.lastChild);
+}
+
+/** Says which file is made ready, for how long already, and lets it be cancelled; nothing where it is quick. */
+function showPreparation(app) {
+  const abort = new AbortController();
+  const started = Date.now();
+  const [text, seconds] = [element("span"), element("span", { "aria-hidden": "true" })];
+  let toast = null;
+  const tick = () => {
+    if (!toast) {
+      toast = app.notify("");
+      toast.firstChild.append(text, seconds);
+      toast.lastChild.replaceWith(button("Cancel", () => abort.abort()));
+    }
+    seconds.textContent = ` · ${Math.round((Date.now() - started) / 1000)} s`;
+  };
+  const timer = setInterval(tick, TICK_MILLISECONDS);
+  return {
+    signal: abort.signal,
+    show: (name) => (text.textContent = `Preparing ${name}`),
+    end: () => {
+      clearInterval(timer);
+      toast?.remove();
+    },
+  };
 }
 
 /**
@@ -65,17 +122,49 @@ export async function toPicture(file, limits = LIMITS) {
   }
 }
 
-/** Pictures of a video at even distances, as files. @throws {Error} the browser cannot show it. */
-async function framesOfVideo(file) {
+/** A video as one picture with its frames where the model takes videos, else as a few pictures. */
+async function toPictures(file, model, signal) {
+  if (model?.video) return [await toVideo(file, model, signal)];
+  const frames = await framesOfVideo(file, signal, () => VIDEO_FRAMES);
+  return Promise.all(frames.map((frame) => toPicture(frame, model?.images)));
+}
+
+async function toVideo(file, { video: { fps, max_frames: maxFrames }, images }, signal) {
+  const frames = await framesOfVideo(
+    file,
+    signal,
+    (seconds) => Math.min(maxFrames, Math.max(1, Math.round(seconds * fps))),
+    MAX_FRAME_EDGE,
+  );
+  const picture = await toPicture(frames[Math.floor(frames.length / 2)], images);
+  const note = `video: Chat sees ${frames.length} frames, the other tasks this one`;
+  return { ...picture, name: file.name, note, frames, fps: frames.length / frames.seconds };
+}
+
+/**
+ * Pictures of a video at even distances, as files, with its length as `seconds`.
+ * @param {File} file
+ * @param {AbortSignal} signal
+ * @param {function(number): number} numFrames how many, by its length in seconds.
+ * @param {number} [maxEdge] pixels of the longer edge.
+ * @throws {Error} the browser cannot show it.
+ */
+async function framesOfVideo(file, signal, numFrames, maxEdge = Infinity) {
   const video = element("video", { muted: true, preload: "auto" });
   video.src = URL.createObjectURL(file);
   try {
     await happens(video, "loadeddata");
-    const frames = [];
-    for (let index = 0; index < VIDEO_FRAMES; index++) {
-      video.currentTime = (video.duration * (index + 0.5)) / VIDEO_FRAMES;
+    if (video.duration === Infinity) {
+      video.currentTime = Number.MAX_SAFE_INTEGER; // recordings of browsers do not say their length before
       await happens(video, "seeked");
-      const blob = await snapshot(video);
+    }
+    const total = numFrames(video.duration);
+    const frames = Object.assign([], { seconds: video.duration });
+    for (let index = 0; index < total; index++) {
+      signal.throwIfAborted();
+      video.currentTime = (video.duration * (index + 0.5)) / total;
+      await happens(video, "seeked");
+      const blob = await snapshot(video, maxEdge);
       frames.push(new File([blob], `${file.name} at ${video.currentTime.toFixed(1)} s`, { type: blob.type }));
     }
     return frames;
@@ -95,10 +184,12 @@ function happens(video, event) {
   });
 }
 
-/** What a video shows now, as JPEG. @param {HTMLVideoElement} video @returns {Promise<Blob>} */
-export function snapshot(video) {
-  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
-  canvas.getContext("2d").drawImage(video, 0, 0);
+/** What a video shows now, as JPEG. @param {HTMLVideoElement} video @param {number} [maxEdge] @returns {Promise<Blob>} */
+export function snapshot(video, maxEdge = Infinity) {
+  const { videoWidth: width, videoHeight: height } = video;
+  const factor = Math.min(1, maxEdge / Math.max(width, height));
+  const canvas = new OffscreenCanvas(Math.round(width * factor), Math.round(height * factor));
+  canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
   return canvas.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
 }
 
@@ -107,7 +198,8 @@ async function decode(file, name) {
     return await createImageBitmap(file);
   } catch {
     const kind = typeName(file);
-    const hint = ["TIFF", "HEIC", "HEIF"].includes(kind)
+    if (kind === "TIFF") return (await import("./tiff.js")).decodeTiff(await file.arrayBuffer(), name);
+    const hint = ["HEIC", "HEIF"].includes(kind)
       ? `${name}: your browser cannot show ${kind} files. Save it as JPEG or PNG and add that.`
       : `${name} is not a picture that can be read.`;
     throw new Error(hint);
@@ -160,92 +252,4 @@ async function collect(entry, files) {
     if (!some.length) return;
     for (const one of some) await collect(one, files);
   }
-}
-
-/** Adds the picture in the clipboard. @throws {Error} there is none, or the browser does not allow it. */
-export async function pasteFromClipboard(app) {
-  const found = [];
-  try {
-    for (const item of await navigator.clipboard.read()) {
-      const type = item.types.find((one) => one.startsWith("image/"));
-      if (type) found.push(new File([await item.getType(type)], "pasted picture", { type }));
-    }
-  } catch {
-    throw new Error("The browser did not allow to read the clipboard: press Ctrl+V instead.");
-  }
-  if (!found.length) throw new Error("There is no picture in the clipboard: copy one first.");
-  await addFiles(app, found);
-}
-
-/** Shows what the camera sees in a dialog, and adds the photo that is taken. @throws {Error} there is no camera. */
-export async function takePhoto(app) {
-  let stream;
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-  } catch {
-    throw new Error("No camera: there is none, or the browser did not allow it.");
-  }
-  const video = element("video", { autoplay: true, playsinline: true, muted: true });
-  video.srcObject = stream;
-  const dialog = element("dialog.camera", { "aria-label": "Camera" }, video);
-  const shoot = button(
-    "Take the photo",
-    async () => {
-      const blob = await snapshot(video);
-      dialog.close();
-      await addFiles(app, [new File([blob], "photo.jpg", { type: "image/jpeg" })]);
-    },
-    { class: "tool primary" },
-  );
-  dialog.append(
-    element(
-      "div.dialog-buttons",
-      {},
-      shoot,
-      button("Cancel", () => dialog.close()),
-    ),
-  );
-  dialog.addEventListener("close", () => {
-    for (const track of stream.getTracks()) track.stop();
-    dialog.remove();
-  });
-  document.body.append(dialog);
-  dialog.showModal();
-}
-
-/** Asks for the address of a picture in a dialog, and adds what the server fetches from there. */
-export function askForAddress(app) {
-  const input = element("input", {
-    type: "url",
-    required: true,
-    placeholder: "https://",
-    "aria-label": "Address of the picture",
-  });
-  const problem = element("p.error", { role: "alert", hidden: true });
-  const form = element("form", { method: "dialog" }, element("h2", { text: "Address of the picture" }), input, problem);
-  const dialog = element("dialog.address", { "aria-label": "Address of the picture" }, form);
-  form.append(
-    element(
-      "div.dialog-buttons",
-      {},
-      element("button.tool.primary", { type: "submit", text: "Add" }),
-      button("Cancel", () => dialog.close()),
-    ),
-  );
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    problem.hidden = true;
-    try {
-      const blob = await app.api.fetchPicture(input.value);
-      dialog.close();
-      const name = decodeURIComponent(new URL(input.value).pathname.split("/").pop()) || input.value;
-      await addFiles(app, [new File([blob], name, { type: blob.type })]);
-    } catch (error) {
-      problem.textContent = error.message;
-      problem.hidden = false;
-    }
-  });
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
 }

@@ -1,10 +1,12 @@
 /** Asks the server what a turn asks, one turn after the other, and records what comes. */
 
 import { classify, streamChat, streamTask } from "./api.js";
-import { completeShots, newId, taskByName } from "./state.js";
+import { completeShots, newId, pictureOf, taskByName } from "./state.js";
 
 const SEED_LIMIT = 2 ** 31;
 const running = { turn: null, abort: null };
+/** @type {{turn: Turn, conversation: Conversation}[]} what waits, also of conversations that were left. */
+const queue = [];
 
 /**
  * Adds a turn about the picture on the stage and asks it, after those that wait already.
@@ -17,21 +19,27 @@ export function ask(state, { task, words, settings = state.settings, shots = sta
     id: newId(),
     task,
     words,
-    pictureIds: picturesOf(state, task),
+    pictureIds: picturesOf(state.conversation, task),
+    model: state.model?.parent ? state.model.id : null,
     settings: withSeed(settings),
     shots: task === "chat" ? [] : completeShots(shots),
     ...emptyAnswer(),
   };
   state.addTurn(turn);
-  void runNext(state);
+  enqueue(state, turn);
   return turn;
+}
+
+function enqueue(state, turn) {
+  queue.push({ turn, conversation: state.conversation });
+  void runNext(state);
 }
 
 /** Asks a turn again. With sampling it has another seed. @param {State} state @param {Turn} turn */
 export function retry(state, turn) {
   const settings = withSeed({ ...turn.settings, seed: state.settings.seed });
   state.updateTurn(turn, { ...emptyAnswer(), settings });
-  void runNext(state);
+  enqueue(state, turn);
 }
 
 /** Stops a turn, whether it waits or runs; what it has stays. */
@@ -39,9 +47,6 @@ export function stop(state, turn) {
   if (running.turn === turn) running.abort.abort();
   else if (turn.status === "queued") state.updateTurn(turn, { status: "stopped" });
 }
-
-/** Asks what waits in the conversation, as after it was opened again. @param {State} state */
-export const resume = (state) => void runNext(state);
 
 /** Whether a turn waits or runs. @param {Turn} turn */
 export const isBusy = (turn) => ["queued", "waiting", "writing"].includes(turn.status);
@@ -63,15 +68,14 @@ export function emptyAnswer() {
   };
 }
 
-/** Whether later turns of a chat have a turn before them. */
-const isSent = (turn) => turn.task === "chat" && ["done", "stopped"].includes(turn.status) && turn.text !== "";
+/** Whether later turns of a chat have a turn before them. @param {Turn} turn */
+export const isSent = (turn) => turn.task === "chat" && ["done", "stopped"].includes(turn.status) && turn.text !== "";
 
 /** Whether a turn of a chat is being answered, or will be. */
 const isPending = (turn) => turn.task === "chat" && !["done", "stopped", "failed"].includes(turn.status);
 
-/** In a chat the pictures that no earlier turn showed; else the one on the stage. */
-function picturesOf(state, task) {
-  const { pictures, turns, activePictureId } = state.conversation;
+/** In a chat the pictures that no earlier turn showed; else the one on the stage. @returns {string[]} their ids. */
+export function picturesOf({ pictures, turns, activePictureId }, task) {
   if (task !== "chat") return activePictureId ? [activePictureId] : [];
   const shown = new Set(turns.filter((turn) => isSent(turn) || isPending(turn)).flatMap((turn) => turn.pictureIds));
   return pictures.map((picture) => picture.id).filter((id) => !shown.has(id));
@@ -84,14 +88,14 @@ export function withSeed(settings) {
 }
 
 async function runNext(state) {
-  if (running.turn) return;
-  const turn = state.conversation.turns.find((one) => one.status === "queued");
-  if (!turn) return;
+  if (running.turn || !queue.length) return;
+  const { turn, conversation } = queue.shift();
+  if (turn.status !== "queued") return void runNext(state); // stopped while it waited
   running.turn = turn;
   running.abort = new AbortController();
   state.updateTurn(turn, { status: "waiting", startedAt: Date.now() });
   try {
-    await run(state, turn, running.abort.signal);
+    await run(state, turn, conversation, running.abort.signal);
     state.updateTurn(turn, { status: "done" });
   } catch (error) {
     if (error.name === "AbortError") state.updateTurn(turn, { status: "stopped" });
@@ -105,16 +109,16 @@ async function runNext(state) {
 
 const secondsSince = (turn) => (Date.now() - turn.startedAt) / 1000;
 
-async function run(state, turn, signal) {
+async function run(state, turn, conversation, signal) {
   if (turn.task === "classify") {
-    const { labels, usage, notes = [] } = await classify(await taskFields(state, turn), signal);
+    const { labels, usage, notes = [] } = await classify(await taskFields(conversation, turn), signal);
     state.updateTurn(turn, { labels, usage, notes });
     return;
   }
   const events =
     turn.task === "chat"
-      ? streamChat(await chatBody(state, turn), signal)
-      : streamTask(turn.task, await taskFields(state, turn), signal);
+      ? streamChat(await chatBody(state, conversation, turn), signal)
+      : streamTask(turn.task, await taskFields(conversation, turn), signal);
   for await (const event of events) {
     if (event.progress) state.updateTurn(turn, { progress: event.progress });
     if (event.text) addText(state, turn, event.text);
@@ -160,7 +164,7 @@ function strategyFields(settings, task) {
     ...(settings.topP !== 1 && { top_p: settings.topP }),
     ...(settings.topK && { top_k: settings.topK }),
     ...(settings.minP && { min_p: settings.minP }),
-    seed: settings.seed,
+    ...(settings.seed !== null && { seed: settings.seed }),
   };
 }
 
@@ -170,11 +174,10 @@ export function parseLabels(words) {
   return (lines.length > 1 ? lines : words.split(/[,،]/)).map((label) => label.trim()).filter(Boolean);
 }
 
-/** The fields of a task's request for a turn. @param {State} state @param {Turn} turn */
-export async function taskFields(state, turn) {
-  const picture = state.picture(turn.pictureIds[0]);
-  if (!picture)
-    throw new Error("The picture of this question was removed. Undo that, or ask about another one.");
+/** The fields of a task's request for a turn. @param {Conversation} conversation @param {Turn} turn */
+export async function taskFields(conversation, turn) {
+  const picture = pictureOf(conversation, turn.pictureIds[0]);
+  if (!picture) throw new Error("The picture of this question was removed. Undo that, or ask about another one.");
   const shots = await Promise.all(
     turn.shots.map(async ({ picture: shown, question, answer }) => ({
       image_url: await toDataUri(shown.blob),
@@ -187,35 +190,37 @@ export async function taskFields(state, turn) {
     ...(turn.task === "classify" ? { labels: parseLabels(turn.words) } : turn.words && { words: turn.words }),
     ...settingFields(turn),
     ...(shots.length && { shots }),
+    ...(turn.model && { model: turn.model }),
   };
 }
 
 /** The body of a chat completion for a turn: it has all earlier turns of the chat. */
-export async function chatBody(state, turn) {
-  const { turns } = state.conversation;
+async function chatBody(state, conversation, turn) {
+  const { turns } = conversation;
   const earlier = turns.slice(0, turns.indexOf(turn)).filter(isSent);
   const messages = [];
   for (const one of earlier) {
-    messages.push(await userMessage(state, one, turn), { role: "assistant", content: one.text });
+    messages.push(await userMessage(conversation, one, turn), { role: "assistant", content: one.text });
   }
-  messages.push(await userMessage(state, turn, turn));
+  messages.push(await userMessage(conversation, turn, turn));
   const { detail, max_new_tokens: length, ...fields } = settingFields(turn);
   return {
-    model: state.model.id,
+    model: turn.model ?? state.models[0]?.id,
     messages,
     max_completion_tokens: length ?? taskByName("chat").maxNewTokens,
     ...fields,
   };
 }
 
-async function userMessage(state, turn, asked) {
-  const pictures = turn.pictureIds.map((id) => state.picture(id)).filter(Boolean);
+async function userMessage(conversation, turn, asked) {
+  const pictures = turn.pictureIds.map((id) => pictureOf(conversation, id)).filter(Boolean);
   const { detail } = asked.settings;
   const parts = await Promise.all(
-    pictures.map(async ({ blob }) => ({
-      type: "image_url",
-      image_url: { url: await toDataUri(blob), ...(detail !== "high" && { detail }) },
-    })),
+    pictures.map(async ({ blob, frames, fps }) =>
+      frames
+        ? { type: "video", video: await Promise.all(frames.map(toDataUri)), fps }
+        : { type: "image_url", image_url: { url: await toDataUri(blob), ...(detail !== "high" && { detail }) } },
+    ),
   );
   return { role: "user", content: [...parts, { type: "text", text: turn.words }] };
 }

@@ -2,9 +2,9 @@
 
 import { button } from "./dom.js";
 import { baseOf, idsOf, mergeLists, mergeRecord, settle } from "./merge.js";
-import { isBusy, resume, stop } from "./run.js";
-import { emptyConversation, newId } from "./state.js";
-import { deleteStored, loadConversation, putRecord, toRecord, updateStored } from "./store.js";
+import { isBusy, stop } from "./run.js";
+import { emptyConversation, newId, pictureOf } from "./state.js";
+import { deleteStored, describeFailure, loadConversation, putRecord, toRecord, updateStored } from "./store.js";
 
 const SAVE_MILLISECONDS = 300; // between two savings of an answer that is being written
 const INTERRUPTED = "not complete: the page was closed or reloaded";
@@ -16,7 +16,7 @@ const WRITTEN_ELSEWHERE = "another window is writing this answer";
  * @property {Conversation} conversation
  * @property {{turns: Set<string>, pictures: Set<string>}|null} base ids at the last saving; null if it never was saved.
  * @property {Set<string>} storedPictures ids of pictures whose bytes are stored.
- * @property {Set<string>} changed ids of turns that were changed here since, and "title", "shots", "lists".
+ * @property {Set<string>} changed ids of turns that were changed here since; "title" (and model), "shots", "lists".
  * @property {string} revision that of the record at the last saving.
  * @property {boolean} isShared whether another window has it open.
  * @property {boolean} isSaving whether a saving is under way.
@@ -28,6 +28,8 @@ const WRITTEN_ELSEWHERE = "another window is writing this answer";
 const entries = new Map();
 /** @type {WeakMap<Turn, Entry>} */
 const owners = new WeakMap();
+/** @type {WeakSet<Conversation>} deleted here: what still comes for them is not kept. */
+const removed = new WeakSet();
 const channel = new BroadcastChannel("idefics.conversations");
 let app = null;
 let isAdopting = false; // what changes now comes from the store
@@ -61,24 +63,27 @@ export function startSaving(application) {
   app = application;
   const { state } = app;
   for (const topic of ["conversation", "pictures", "turns", "shots"])
-    state.subscribe(topic, () => noteChange(topic));
+    state.subscribe(topic, (conversation) => noteChange(topic, conversation));
   state.subscribe("turn", (turn) => {
     const entry = owners.get(turn);
     if (isAdopting || !entry) return;
     entry.changed.add(turn.id);
+    entry.conversation.updatedAt = Date.now();
     if (!isBusy(turn)) save(entry);
     else entry.timer ||= setTimeout(() => save(entry), SAVE_MILLISECONDS);
   });
   channel.addEventListener("message", ({ data }) => hear(data));
   addEventListener("pagehide", saveAtOnce);
   addEventListener("hashchange", showAddress);
-  noteChange("pictures");
+  noteChange("pictures", state.conversation);
 }
 
-function noteChange(topic) {
-  const { conversation } = app.state;
+/** Whether a conversation was deleted here. @param {Conversation} conversation */
+export const isRemoved = (conversation) => removed.has(conversation);
+
+function noteChange(topic, conversation) {
   const isEmpty = !conversation.pictures.length && !conversation.turns.length;
-  if (isAdopting || (isEmpty && !entries.has(conversation.id))) return;
+  if (isAdopting || removed.has(conversation) || (isEmpty && !entries.has(conversation.id))) return;
   const entry = entries.get(conversation.id) ?? track(conversation, null);
   own(entry);
   entry.changed.add({ conversation: "title", shots: "shots" }[topic] ?? "lists");
@@ -135,9 +140,9 @@ async function adopt(entry) {
   }
   conversation.turns = mergeLists(base?.turns, conversation.turns, [...theirs.values()]);
   conversation.pictures = mergeLists(base?.pictures, conversation.pictures, stored.pictures);
-  if (!state.picture(conversation.activePictureId))
+  if (!pictureOf(conversation, conversation.activePictureId))
     conversation.activePictureId = conversation.pictures.at(-1)?.id ?? null;
-  if (!changed.has("title")) conversation.title = stored.title;
+  if (!changed.has("title")) ({ title: conversation.title, model: conversation.model = null } = stored);
   if (!changed.has("shots")) conversation.shots = stored.shots;
   for (const { id } of stored.pictures) entry.storedPictures.add(id);
   entry.base = baseOf(stored);
@@ -188,13 +193,6 @@ function showAddress() {
     history.replaceState(null, "", `#/c/${id}`);
 }
 
-/** What to say where conversations cannot be kept. @param {Error} error @returns {string} */
-export function describeFailure(error) {
-  return error.name === "QuotaExceededError"
-    ? "The browser has no space left, so this conversation is not kept: delete others, or export them."
-    : "The browser does not let this page keep conversations, as in some private windows: they end with the page.";
-}
-
 function sayFailure(error) {
   if (hasFailed) return;
   hasFailed = true;
@@ -243,11 +241,9 @@ async function read(id) {
 }
 
 function show(entry) {
-  app.closePanel();
   isAdopting = true;
   app.state.openConversation(entry.conversation);
   isAdopting = false;
-  resume(app.state);
   showAddress();
 }
 
@@ -285,6 +281,7 @@ export async function removeConversation(id) {
   const wasInHand = state.conversation === conversation;
   for (const turn of conversation.turns.filter(isBusy).reverse()) stop(state, turn);
   entries.delete(id);
+  removed.add(conversation);
   if (wasInHand) {
     state.openConversation(emptyConversation());
     history.replaceState(null, "", "#/");
@@ -292,6 +289,7 @@ export async function removeConversation(id) {
   await deleteStored(id);
   channel.postMessage({ deleted: id });
   return async () => {
+    removed.delete(conversation);
     await keepConversation(conversation);
     if (wasInHand && !state.conversation.turns.length && !state.conversation.pictures.length)
       show(entries.get(id));

@@ -85,7 +85,7 @@ export function open(root, app) {
       root.querySelector(`[name="${focused}"]:checked, [name="${focused}"]:not([type=radio]), #${focused}`)?.focus();
   };
   show();
-  return state.subscribe("settings", () => needsRebuild(root, state) && show());
+  return state.subscribe("settings", (isForeign) => (needsRebuild(root, state) || isForeign) && show());
 }
 
 /** Whether another set of fields belongs to the strategy, or all were reset. */

@@ -1,8 +1,16 @@
-/** The keyboard: the keys, what they do, and the drawer that lists them. */
+/** The keyboard: the keys and what they do; and the drawer that explains the page and lists them. */
 
 import { element } from "./dom.js";
 
-export const TITLE = "Keyboard";
+export const TITLE = "Help";
+
+const HELP = [
+  ["Pictures", "Drop them anywhere, paste them, or press + below: files, a folder, the camera, an address."],
+  ["What to do", "The row above the text field: ask, caption, continue a text, classify by labels, write, or chat."],
+  ["Under an answer", "“Show where” shows what it is based on; “Compare” changes one thing; “Code” does the same in a program."],
+  ["Examples", "Pictures with the answers that you want: the model follows them."],
+  ["Conversations", "They are kept in this browser, and only here. The logo leads back to the start."],
+];
 
 const SINGLE_KEYS = "idefics.singleKeys"; // in localStorage: "off" where somebody turned them off
 const MODIFIER = /Mac|iP/.test(navigator.platform) ? "⌘" : "Ctrl";
@@ -119,6 +127,8 @@ export function open(root) {
     }
   });
   root.append(
+    ...HELP.map(([title, text]) => element("section.group", {}, element("h3", { text: title }), element("p", { text }))),
+    element("h3", { text: "Keyboard" }),
     element("dl.keys", {}, ...rows(GIVEN), ...rows(listed(false))),
     element("h3", { text: "Outside of text fields" }),
     element("dl.keys", {}, ...rows(listed(true))),

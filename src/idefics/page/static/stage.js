@@ -70,7 +70,7 @@ async function showCaption(caption, picture, { api, state }) {
 function removeActive(app) {
   const { name, path, id } = app.state.activePicture;
   const undo = app.state.removePicture(id);
-  app.confirmUndo(`${path || name} is removed.`, undo);
+  app.confirmUndo(`${path || name} is removed.`, undo, app.state.conversation);
   document.getElementById("words").focus();
 }
 

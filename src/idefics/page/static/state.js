@@ -1,64 +1,27 @@
 /** What the page holds: the conversation in hand, the task, drafts and settings. Views subscribe to its topics. */
 
+const task = (name, label, words, placeholder, maxNewTokens, more) => ({
+  name,
+  label,
+  words,
+  placeholder,
+  maxNewTokens,
+  ...more,
+});
+const needsWords = true;
+
 /**
  * The tasks of the composer, by their names in the API. `words` is what the composer asks for; `maxNewTokens` the
  * longest answer that the API gives where nothing else is set.
  */
 export const TASKS = [
-  {
-    name: "ask",
-    label: "Ask",
-    words: "Question",
-    placeholder: "Ask about the picture",
-    needsWords: true,
-    maxNewTokens: 64,
-  },
-  {
-    name: "caption",
-    label: "Caption",
-    words: "Caption",
-    placeholder: "Nothing to type: press send",
-    takesNoWords: true,
-    maxNewTokens: 64,
-  },
-  {
-    name: "complete",
-    label: "Continue",
-    words: "First words",
-    placeholder: "This is an image of",
-    needsWords: true,
-    maxNewTokens: 64,
-  },
-  {
-    name: "classify",
-    label: "Classify",
-    words: "Labels",
-    placeholder: "Labels: cat, dog, bird",
-    needsWords: true,
-    maxNewTokens: 0,
-  },
-  {
-    name: "write",
-    label: "Write",
-    words: "Instruction",
-    placeholder: "Use the image to write a story.",
-    maxNewTokens: 256,
-  },
-  {
-    name: "read",
-    label: "Read",
-    words: "Instruction",
-    placeholder: "Convert this page to docling.",
-    maxNewTokens: 4096,
-  },
-  {
-    name: "chat",
-    label: "Chat",
-    words: "Your turn",
-    placeholder: "Talk about the pictures",
-    needsWords: true,
-    maxNewTokens: 256,
-  },
+  task("ask", "Ask", "Question", "Ask about the picture", 64, { needsWords }),
+  task("caption", "Caption", "Caption", "Nothing to type: press send", 64, { takesNoWords: true }),
+  task("complete", "Continue", "First words", "This is an image of", 64, { needsWords }),
+  task("classify", "Classify", "Labels", "Labels: cat, dog, bird", 0, { needsWords }),
+  task("write", "Write", "Instruction", "Use the image to write a story.", 256),
+  task("read", "Read", "Instruction", "Convert this page to docling.", 4096),
+  task("chat", "Chat", "Your turn", "Talk about the pictures", 256, { needsWords }),
 ];
 
 /** @type {Settings} */
@@ -81,7 +44,7 @@ const SETTINGS_KEY = "idefics.settings"; // in localStorage, for all windows
 const DRAFTS_KEY = "idefics.drafts"; // in sessionStorage: a window's own, kept over a reload
 
 /** The task of that name. */
-export const taskByName = (name) => TASKS.find((task) => task.name === name);
+export const taskByName = (name) => TASKS.find((one) => one.name === name);
 
 /** A new identifier that no other window makes. */
 export const newId = () =>
@@ -89,6 +52,9 @@ export const newId = () =>
 
 /** Examples that have an answer: others are not sent. @param {Shot[]} shots @returns {Shot[]} */
 export const completeShots = (shots) => shots.filter(({ answer }) => answer.trim());
+
+/** A picture of a conversation; null if it was removed. @returns {StoredPicture|null} */
+export const pictureOf = ({ pictures }, id) => pictures.find((picture) => picture.id === id) ?? null;
 
 /** @returns {Conversation} */
 export function emptyConversation() {
@@ -102,6 +68,7 @@ export function emptyConversation() {
     activePictureId: null,
     turns: [],
     shots: [],
+    model: null,
   };
 }
 
@@ -121,14 +88,20 @@ export class State {
     this.drafts = drafts;
     /** @type {Settings} */
     this.settings = { ...DEFAULT_SETTINGS, ...readSettings() };
-    /** The served model, as `api.fetchModel` returns it; null before. */
-    this.model = null;
+    /** The served models, as `api.listModels` returns them; empty before. */
+    this.models = [];
+    addEventListener("storage", ({ key }) => {
+      if (key !== SETTINGS_KEY) return; // another window changed them
+      this.settings = { ...DEFAULT_SETTINGS, ...readSettings() };
+      this.#tell("settings", true);
+    });
   }
 
   /**
    * Calls a listener after each change of a topic.
    * @param {Topic} topic
-   * @param {function(*): void} listener gets the turn (topic "turn"), else nothing.
+   * @param {function(*): void} listener gets the turn (topic "turn"), whether another window did it ("settings"), or the
+   *   conversation that changed, which may be one that was left ("conversation", "pictures", "turns", "shots").
    * @returns {function(): void} ends the subscription.
    */
   subscribe(topic, listener) {
@@ -141,51 +114,55 @@ export class State {
     for (const listener of [...(this.#listeners.get(topic) ?? [])]) listener(detail);
   }
 
-  #touch(...topics) {
-    this.conversation.updatedAt = Date.now();
-    for (const topic of topics) this.#tell(topic);
+  #touch(conversation, ...topics) {
+    conversation.updatedAt = Date.now();
+    for (const topic of topics) this.#tell(topic, conversation);
   }
 
   /** Replaces the conversation, as when another one is opened. @param {Conversation} conversation */
   openConversation(conversation) {
-    for (const url of this.#urls.values()) URL.revokeObjectURL(url);
-    this.#urls.clear();
+    if (conversation !== this.conversation) {
+      for (const url of this.#urls.values()) URL.revokeObjectURL(url);
+      this.#urls.clear();
+    }
     this.conversation = conversation;
-    for (const topic of ["conversation", "pictures", "turns", "shots"]) this.#tell(topic);
+    for (const topic of ["conversation", "pictures", "turns", "shots"]) this.#tell(topic, conversation);
+    if (this.models.length > 1) this.#tell("model");
   }
 
   /** Names the conversation. @param {string} title */
   renameConversation(title) {
     this.conversation.title = title;
-    this.#touch("conversation");
+    this.#touch(this.conversation, "conversation");
   }
 
-  /** Adds pictures and shows the last one. @param {StoredPicture[]} pictures */
-  addPictures(pictures) {
+  /** Adds pictures and shows the last one. @param {StoredPicture[]} pictures @param {Conversation} [conversation] */
+  addPictures(pictures, conversation = this.conversation) {
     if (!pictures.length) return;
-    this.conversation.pictures.push(...pictures);
-    this.conversation.activePictureId = pictures.at(-1).id;
-    this.#touch("pictures");
+    conversation.pictures.push(...pictures);
+    conversation.activePictureId = pictures.at(-1).id;
+    this.#touch(conversation, "pictures");
   }
 
   /** Shows a picture on the stage. @param {string} id */
   selectPicture(id) {
     if (this.conversation.activePictureId === id) return;
     this.conversation.activePictureId = id;
-    this.#touch("pictures");
+    this.#touch(this.conversation, "pictures");
   }
 
   /** Removes a picture from the strip; turns about it keep their words. Returns a function that undoes it. */
   removePicture(id) {
-    const { pictures } = this.conversation;
+    const { conversation } = this;
+    const { pictures } = conversation;
     const index = pictures.findIndex((picture) => picture.id === id);
     const [removed] = pictures.splice(index, 1);
-    this.conversation.activePictureId = (pictures[index] ?? pictures.at(-1))?.id ?? null;
-    this.#touch("pictures");
+    conversation.activePictureId = (pictures[index] ?? pictures.at(-1))?.id ?? null;
+    this.#touch(conversation, "pictures");
     return () => {
-      this.conversation.pictures.splice(index, 0, removed);
-      this.conversation.activePictureId = id;
-      this.#touch("pictures");
+      conversation.pictures.splice(index, 0, removed);
+      conversation.activePictureId = id;
+      this.#touch(conversation, "pictures");
     };
   }
 
@@ -196,7 +173,7 @@ export class State {
 
   /** The picture of an id; null if it was removed. @returns {StoredPicture|null} */
   picture(id) {
-    return this.conversation.pictures.find((picture) => picture.id === id) ?? null;
+    return pictureOf(this.conversation, id);
   }
 
   /** An address of a picture for `img.src`, the same each time. @param {StoredPicture} picture */
@@ -209,32 +186,31 @@ export class State {
   addTurn(turn) {
     this.conversation.turns.push(turn);
     this.conversation.title ||= turn.words || `${taskByName(turn.task).label}: ${this.activePicture?.name}`;
-    this.#touch("turns", "conversation");
+    this.#touch(this.conversation, "turns", "conversation");
   }
 
   /** Changes fields of a turn. @param {Turn} turn @param {Partial<Turn>} changes */
   updateTurn(turn, changes) {
     Object.assign(turn, changes);
-    this.conversation.updatedAt = Date.now();
     this.#tell("turn", turn);
   }
 
   /** Removes a turn. Returns a function that undoes it. @param {Turn} turn */
   removeTurn(turn) {
-    const { turns } = this.conversation;
-    const index = turns.indexOf(turn);
-    turns.splice(index, 1);
-    this.#touch("turns");
+    const { conversation } = this;
+    const index = conversation.turns.indexOf(turn);
+    conversation.turns.splice(index, 1);
+    this.#touch(conversation, "turns");
     return () => {
-      turns.splice(index, 0, turn);
-      this.#touch("turns");
+      conversation.turns.splice(index, 0, turn);
+      this.#touch(conversation, "turns");
     };
   }
 
   /** Replaces the few-shot examples. @param {Shot[]} shots */
   setShots(shots) {
     this.conversation.shots = shots;
-    this.#touch("shots");
+    this.#touch(this.conversation, "shots");
   }
 
   /** Chooses a task. @param {string} name */
@@ -261,17 +237,28 @@ export class State {
     keep("sessionStorage", DRAFTS_KEY, { task: this.task, drafts: this.drafts });
   }
 
-  /** Changes settings; they are kept in the browser. @param {Partial<Settings>} changes */
+  /** Changes settings; they are kept in the browser, with what other windows changed. @param {Partial<Settings>} changes */
   setSettings(changes) {
-    this.settings = { ...this.settings, ...changes };
+    this.settings = { ...this.settings, ...readSettings(), ...changes };
     keep("localStorage", SETTINGS_KEY, this.settings);
-    this.#tell("settings");
+    this.#tell("settings", false);
   }
 
-  /** Sets the served model. */
-  setModel(model) {
-    this.model = model;
+  /** The model that the conversation asks: the one that was chosen for it, else the first; null before it is known. */
+  get model() {
+    return this.models.find(({ id }) => id === this.conversation.model) ?? this.models[0] ?? null;
+  }
+
+  /** Sets the served models. */
+  setModels(models) {
+    this.models = models;
     this.#tell("model");
+  }
+
+  /** Chooses the model that the next questions of the conversation are for. @param {string} id */
+  chooseModel(id) {
+    this.conversation.model = id === this.models[0].id ? null : id;
+    this.#touch(this.conversation, "conversation", "model");
   }
 }
 

@@ -32,7 +32,8 @@ async function transact(mode, body) {
 }
 
 const picturesOf = (id) => IDBKeyRange.bound([id], [id, []]);
-const withoutBlob = ({ blob, ...rest }) => rest;
+const withoutBlob = ({ blob, frames, ...rest }) => rest;
+const blobsOf = ({ blob, frames }) => (frames ? [blob, ...frames] : blob); // as they are stored
 const shotWithoutBlob = (shot) => ({ ...shot, picture: withoutBlob(shot.picture) });
 
 /** A conversation without the bytes of its pictures, as it is stored. @param {Conversation} conversation */
@@ -67,7 +68,7 @@ export async function updateStored(conversation, storedPictures, merge) {
       conversations.put(record);
       for (const picture of allPictures(conversation)) {
         if (request.result && storedPictures.has(picture.id)) continue;
-        pictures.put(picture.blob, [id, picture.id]);
+        pictures.put(blobsOf(picture), [id, picture.id]);
         written.push(picture.id);
       }
     };
@@ -94,7 +95,10 @@ export async function loadConversation(id) {
     return conversations.get(id);
   });
   if (!record) return null;
-  for (const picture of allPictures(record)) picture.blob = blobs.get(picture.id);
+  for (const picture of allPictures(record)) {
+    const [blob, ...frames] = [blobs.get(picture.id)].flat();
+    Object.assign(picture, { blob }, frames.length && { frames });
+  }
   const isWhole = ({ picture }) => picture.blob;
   record.pictures = record.pictures.filter((picture) => picture.blob);
   record.shots = record.shots.filter(isWhole);
@@ -103,8 +107,8 @@ export async function loadConversation(id) {
 }
 
 /** The bytes of one picture. @returns {Promise<Blob|undefined>} */
-export const loadPicture = (id, pictureId) =>
-  transact("readonly", (_, pictures) => pictures.get([id, pictureId]));
+export const loadPicture = async (id, pictureId) =>
+  [await transact("readonly", (_, pictures) => pictures.get([id, pictureId]))].flat()[0];
 
 /** All conversations without the bytes of their pictures, the last changed first. @returns {Promise<Object[]>} */
 export async function listConversations() {
@@ -118,4 +122,11 @@ export async function deleteStored(id) {
     conversations.delete(id);
     pictures.delete(picturesOf(id));
   });
+}
+
+/** What to say where conversations cannot be kept. @param {Error} error @returns {string} */
+export function describeFailure(error) {
+  return error.name === "QuotaExceededError"
+    ? "The browser has no space left, so this conversation is not kept: delete others, or export them."
+    : "The browser does not let this page keep conversations, as in some private windows: they end with the page.";
 }

@@ -8,6 +8,8 @@
  * @property {Blob} blob what is sent.
  * @property {number} width in pixels.
  * @property {number} height in pixels.
+ * @property {Blob[]} [frames] those of a video, which a chat sees; `blob` is the one in the middle.
+ * @property {number} [fps] how many of them were taken of a second.
  * @property {string} note what was done to it, such as "made smaller: 4,000 x 3,000"; "" for nothing.
  *
  * @typedef {Object} Turn What somebody asked, and the answer.
@@ -15,6 +17,7 @@
  * @property {string} task name of a task, see TASKS.
  * @property {string} words the question, the beginning, the labels or the instruction.
  * @property {string[]} pictureIds pictures that it shows, in order; tasks but "chat" have one.
+ * @property {string|null} model the adapter that it was asked for; null: the served model itself.
  * @property {Settings} settings those that it was asked with, its seed included.
  * @property {Shot[]} shots few-shot examples that it was asked with.
  * @property {"queued"|"waiting"|"writing"|"done"|"stopped"|"failed"} status
@@ -56,6 +59,7 @@
  * @property {string|null} activePictureId
  * @property {Turn[]} turns
  * @property {Shot[]} shots examples for the next questions.
+ * @property {string|null} model the adapter for the next questions; null: the served model itself.
  *
  * @typedef {"conversation"|"pictures"|"turns"|"turn"|"shots"|"task"|"draft"|"settings"|"model"} Topic
  */

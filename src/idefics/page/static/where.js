@@ -2,7 +2,7 @@
 
 import { AnswerWords } from "./answerwords.js";
 import { button, element, saveFile } from "./dom.js";
-import { addMaps, describeMap, drawHeat, exportMap, scaleOf, strengthsOf } from "./heat.js";
+import { addMaps, describeMap, drawHeat, exportMap, scaleOf, shareOfWords, strengthsOf } from "./heat.js";
 import { parseLabels, taskFields } from "./run.js";
 
 const CANVAS_EDGE = 640; // pixels of the longer edge
@@ -106,6 +106,7 @@ class AnswerMap {
   /** A choice of methods, where the model has more than one. */
   methods() {
     const possible = METHODS.filter(([name]) => this.app.state.model?.explain.includes(name));
+    if (!possible.some(([name]) => name === method)) method = METHODS[0][0]; // that of another model
     if (possible.length < 2) return null;
     const options = possible.map(([name, label, hint]) =>
       element("option", { value: name, text: `${label}: ${hint}`, selected: name === method }),
@@ -122,21 +123,34 @@ class AnswerMap {
   async run() {
     this.#abort?.abort();
     const abort = (this.#abort = new AbortController());
+    this.clear();
     this.what.textContent = method === "fast" ? FAST : EXACT;
     this.error.hidden = true;
     this.progress.hidden = false;
     this.showProgress({ stage: "pictures", done: 0, total: 0 });
     try {
-      const fields = await explanationFields(this.app.state, this.turn);
+      const fields = await explanationFields(this.app.state.conversation, this.turn);
       for await (const event of this.app.api.streamExplanation(fields, abort.signal)) {
+        if (this.#abort !== abort) return; // another method was chosen
         if (event.progress) this.showProgress(event.progress);
         if (event.words) this.showExplanation(event);
       }
       this.app.announce(`Complete. ${this.place.textContent}.`);
     } catch (error) {
-      if (error.name !== "AbortError") this.showError(error.message);
+      if (error.name !== "AbortError" && this.#abort === abort) this.showError(error.message);
     }
     if (this.#abort === abort) this.progress.hidden = true;
+  }
+
+  /** Hides what another method found. */
+  clear() {
+    cancelAnimationFrame(this.#frame);
+    this.#words?.remove();
+    this.#words = this.#explanation = null;
+    this.#strengths = new Float32Array();
+    this.canvas?.remove();
+    this.place.textContent = "";
+    this.share.hidden = this.save.disabled = true;
   }
 
   showProgress({ stage, done, total }) {
@@ -169,12 +183,7 @@ class AnswerMap {
   /** How likely the word is without the picture, as a share of how likely it is with it. */
   wordsShareOf(index) {
     const { words } = this.#explanation;
-    if (index !== null) return words[index].words_share;
-    const lost = words.reduce(
-      (sum, word) => sum + word.log_probability_without_picture - word.log_probability,
-      0,
-    );
-    return Math.exp(Math.min(0, lost));
+    return index === null ? shareOfWords(words) : words[index].words_share;
   }
 
   /** Strengths for drawing. A word that hardly depends on the picture is drawn pale compared with the others. */
@@ -270,23 +279,19 @@ class AnswerMap {
   /** Hides the map and leaves the answer as it was. */
   close() {
     this.#abort?.abort();
-    cancelAnimationFrame(this.#frame);
     for (const end of this.#endings) end();
     if (current === this) current = null;
-    if (this.canvas?.isConnected) {
-      this.canvas.remove();
-      this.app.stage.dim(false);
-    }
+    if (this.canvas?.isConnected) this.app.stage.dim(false);
+    this.clear();
     this.panel.remove();
     this.pressed.setAttribute("aria-expanded", "false");
-    this.#words?.remove();
   }
 }
 
 /** The fields of the request that explains a turn's answer. */
-async function explanationFields(state, turn) {
-  const { image, detail, shots } = await taskFields(state, turn);
-  const fields = { image, detail, shots, method };
+async function explanationFields(conversation, turn) {
+  const { image, detail, shots, model } = await taskFields(conversation, turn);
+  const fields = { image, detail, shots, method, model };
   if (turn.labels) return { ...fields, labels: parseLabels(turn.words) };
   const task = turn.task === "chat" ? "ask" : turn.task; // the first turn of a chat is a question
   const answer = task === "complete" ? turn.text.slice(turn.words.length) : turn.text;

@@ -1,0 +1,55 @@
+/** Drawers at the side, and panels in the place of the conversation: each a module that is loaded when it is used. */
+
+import { button, element } from "./dom.js";
+
+const byId = (id) => document.getElementById(id);
+
+/**
+ * Opens a drawer; Escape, a click outside or its button closes it.
+ * @param {Object} app see app.js.
+ * @param {string} name of a module with `open(root, app, argument)` and `TITLE`.
+ * @param {*} [argument] passed on.
+ */
+export async function openDrawer(app, name, argument) {
+  const module = await import(`./${name}.js`);
+  const opener = document.activeElement;
+  const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id: `drawer-${name}` });
+  const body = element("div.drawer-body");
+  const close = button("Close", () => drawer.close());
+  const messages = [byId("toasts"), byId("announcer")]; // nothing outside a modal dialog can be used or is read out
+  drawer.append(element("header", {}, element("h2", { text: module.TITLE }), close), body);
+  document.body.append(drawer);
+  const cleanUp = module.open(body, app, argument);
+  drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
+  drawer.addEventListener("close", () => {
+    byId("composer").before(...messages);
+    drawer.remove();
+    cleanUp?.();
+    if (opener?.isConnected) opener.focus();
+  });
+  drawer.append(...messages);
+  drawer.showModal();
+}
+
+let closeOpenPanel = null;
+
+/** Shows a module in place of the conversation, with the picture on its left, such as a comparison. */
+export async function openPanel(app, name, argument) {
+  closePanel();
+  const module = await import(`./${name}.js`);
+  const panel = byId("panel");
+  panel.setAttribute("aria-label", module.TITLE);
+  panel.hidden = false;
+  byId("conversation").hidden = true;
+  closeOpenPanel = module.open(panel, app, argument) ?? (() => {});
+}
+
+/** Shows the conversation again. */
+export function closePanel() {
+  if (!closeOpenPanel) return;
+  closeOpenPanel();
+  closeOpenPanel = null;
+  byId("panel").replaceChildren();
+  byId("panel").hidden = true;
+  byId("conversation").hidden = false;
+}
