@@ -34,8 +34,8 @@ class PreprocessedImage:
     Attributes:
         frames: arrays (3, h, w) of float32, normalised; several where the picture was split, the whole picture last.
         rows, columns: the grid of the tiles; (0, 0) where the picture was not split.
-        content_hash: SHA-256 (hex) of the upright pixels and of how they were preprocessed: equal hashes mean equal
-            frames.
+        content_hash: SHA-256 (hex) of the upright pixels, or of what their first resize leaves if that is less, and of
+            how they were preprocessed: equal hashes mean equal frames.
         note: what was not read of the picture's file, in one sentence; empty where all was.
         base: the picture that this one was made of by changing a part. Frames that are the very arrays of the base, the
             last one excepted, need not be encoded again while the base is cached.

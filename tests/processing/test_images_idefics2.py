@@ -8,7 +8,6 @@ import pytest
 
 from idefics.config import ImageProcessorConfig
 from idefics.processing.image_processor import preprocess_image
-from idefics.processing.resize import to_pixel_array
 from idefics.processing.tile_plan import clamp_frame_size, compute_tile_grid
 from idefics.processing.to_rgb import to_rgb
 from processing.pictures_tiny import random_picture, split_into_frames
@@ -66,7 +65,7 @@ def reference(processor):
 @pytest.mark.parametrize("name", sorted(PICTURES.keys() - ONE_PIXEL_WIDE))
 def test_uint8_frames_are_the_released_ones(name, config, reference):
     expected = reference(PICTURES[name], config, do_rescale=False, do_normalize=False)
-    frames, rows, columns = split_into_frames(to_pixel_array(to_rgb(PICTURES[name])), config)
+    frames, rows, columns = split_into_frames(np.asarray(to_rgb(PICTURES[name])), config)
     assert (rows, columns) == ((2, 2) if config.do_image_splitting else (0, 0))
     assert len(frames) == len(expected) == (5 if config.do_image_splitting else 1)
     for ours, theirs in zip(frames, expected, strict=True):
@@ -123,7 +122,7 @@ def test_quarters_are_cut_before_they_are_resized_and_stand_row_by_row():
 def test_a_line_of_pixels_is_used_whole(name, reference):
     """The released processor fails at a quarter without pixels, or makes some up."""
     image = PICTURES[name]
-    frames, rows, columns = split_into_frames(to_pixel_array(image), SPLIT_CONFIG)
+    frames, rows, columns = split_into_frames(np.asarray(image), SPLIT_CONFIG)
     assert (rows, columns) == compute_tile_grid(*image.size, SPLIT_CONFIG) == (0, 0)
     (expected,) = reference(image, UNSPLIT_CONFIG, do_rescale=False, do_normalize=False)
     assert len(frames) == 1 and np.array_equal(frames[0].transpose(2, 0, 1), expected)

@@ -16,11 +16,17 @@ from hypothesis import strategies as st
 from idefics.config import ResampleFilter
 from idefics.native import library
 from idefics.processing import resize as module
-from idefics.processing.resize import NativeResizer, normalize_with_numpy, resize_with_pillow, to_pixel_array
+from idefics.processing.resize import (
+    NativeResizer,
+    iterate_pixel_strips,
+    normalize_with_numpy,
+    resize_with_pillow,
+)
 from native_builds import compile_sources, load_sources
 from processing.pictures_tiny import TILES_CONFIG, random_pixels
 
 edges = st.integers(1, 90)
+FILTERS = sorted({*get_args(ResampleFilter)} - {"nearest"})  # that one is no convolution
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,12 +45,16 @@ def native_resize(request, compiled_library):
     return NativeResizer(request.param)
 
 
+def resize_whole(native, pixels, size, resample):
+    return native.resize_strips([pixels], pixels.shape[1::-1], size, resample)
+
+
 def assert_equals_pillow(native, pixels, size, resample):
-    ours, theirs = native.resize(pixels, size, resample), resize_with_pillow(pixels, size, resample)
+    ours, theirs = resize_whole(native, pixels, size, resample), resize_with_pillow(pixels, size, resample)
     return ours.shape == (size[1], size[0], 3) and np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("resample", get_args(ResampleFilter))
+@pytest.mark.parametrize("resample", FILTERS)
 @settings(max_examples=60, deadline=None)
 @given(edges, edges, edges, edges, st.integers(0, 2**32 - 1), st.booleans())
 def test_any_size_is_resized_as_pillow_does(native_resize, resample, width, height, wide, high, seed, harsh):
@@ -72,7 +82,7 @@ def test_the_width_is_resized_first(native_resize, height):
     image = PIL.Image.fromarray(pixels)
     columns_first = image.resize((100, height), PIL.Image.Resampling.LANCZOS).resize((80, height), 1)
     assert not np.array_equal(
-        native_resize.resize(pixels, (80, height), "lanczos"), np.asarray(columns_first)
+        resize_whole(native_resize, pixels, (80, height), "lanczos"), np.asarray(columns_first)
     )
 
 
@@ -93,8 +103,8 @@ def test_a_part_of_a_picture_is_resized_and_normalised_like_its_copy(native_resi
     pixels = random_pixels(40, 50, 3)
     part = pixels[3:30, 7:41]
     assert np.array_equal(
-        native_resize.resize(part, (20, 20), "bicubic"),
-        native_resize.resize(part.copy(), (20, 20), "bicubic"),
+        resize_whole(native_resize, part, (20, 20), "bicubic"),
+        resize_whole(native_resize, part.copy(), (20, 20), "bicubic"),
     )
     table = module._normalization_table(TILES_CONFIG)
     ours, theirs = np.empty((3, 27, 34), np.float32), np.empty((3, 27, 34), np.float32)
@@ -107,16 +117,32 @@ def test_a_part_of_a_picture_is_resized_and_normalised_like_its_copy(native_resi
 
 def test_threads_may_resize_at_once(native_resize):
     pictures = [random_pixels(60 + index, 70, 3) for index in range(16)]
-    alone = [native_resize.resize(pixels, (64, 64), "lanczos") for pixels in pictures]
+    alone = [resize_whole(native_resize, pixels, (64, 64), "lanczos") for pixels in pictures]
     with ThreadPoolExecutor(4) as threads:
-        together = threads.map(lambda pixels: native_resize.resize(pixels, (64, 64), "lanczos"), pictures)
+        together = threads.map(
+            lambda pixels: resize_whole(native_resize, pixels, (64, 64), "lanczos"), pictures
+        )
         assert all(map(np.array_equal, together, alone))
 
 
-def test_pixels_are_copied_out_of_a_picture_of_any_height():
-    for height in (1, module.ROWS_PER_STRIP - 1, module.ROWS_PER_STRIP, 2 * module.ROWS_PER_STRIP + 3):
-        pixels = random_pixels(height, 5, 3)
-        assert np.array_equal(to_pixel_array(PIL.Image.fromarray(pixels)), pixels)
+@pytest.mark.parametrize("size", [(300, 35), (35, 300), (70, 20), (20, 20), (70, 150), (70, 300)])
+@pytest.mark.parametrize("rows", [1, 15, 16, 50])
+def test_a_picture_may_come_in_strips(native_resize, size, rows):
+    """Of any height: larger, smaller, and with one side or both as they are."""
+    pixels = random_pixels(150, 70, 3)
+    strips = (pixels[top : top + rows] for top in range(0, 150, rows))
+    ours = native_resize.resize_strips(strips, (70, 150), size, "lanczos")
+    assert np.array_equal(ours, resize_with_pillow(pixels, size, "lanczos"))
+
+
+@pytest.mark.parametrize("resample", ["lanczos", "nearest"])
+@pytest.mark.parametrize("height", [1, module.ROWS_PER_STRIP - 1, 2 * module.ROWS_PER_STRIP + 3])
+def test_a_pil_picture_is_resized_strip_by_strip(height, resample):
+    pixels = random_pixels(height, 5, 3)
+    strips = list(iterate_pixel_strips(PIL.Image.fromarray(pixels)))
+    assert np.array_equal(np.concatenate(strips), pixels)
+    ours = module.resize_strips(strips, (5, height), (7, 40), resample)
+    assert np.array_equal(ours, resize_with_pillow(pixels, (7, 40), resample))
 
 
 def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
@@ -140,15 +166,16 @@ import ctypes, numpy as np
 from idefics.native import library
 from idefics.processing.resize import NativeResizer
 code = ctypes.CDLL({str(path)!r})
-code.idefics_resize.argtypes = library.FUNCTIONS["idefics_resize"][1]
-code.idefics_normalize.argtypes = library.FUNCTIONS["idefics_normalize"][1]
+for name in ("idefics_resize_begin", "idefics_resize_add", "idefics_resize_end", "idefics_normalize"):
+    getattr(code, name).restype, getattr(code, name).argtypes = library.FUNCTIONS[name]
 library.load_library = lambda: code
 rng = np.random.default_rng(0)
 for _ in range(150):
     width, height, wide, high = map(int, rng.integers(1, 80, 4))
     for kind in library.available_instruction_sets("resizing"):
         native = NativeResizer(kind)
-        out = native.resize(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (wide, high), "lanczos")
+        strips = np.array_split(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), 2)
+        out = native.resize_strips(strips, (width, height), (wide, high), "lanczos")
         native.normalize(out, np.zeros((3, 256), np.float32), np.empty((3, high, wide), np.float32))
 print("clean")
 """

@@ -11,7 +11,7 @@
 
 #define API __attribute__((visibility("default"))) /* everything else is compiled with -fvisibility=hidden */
 
-enum { STRUCT_VERSION = 6 }; /* counts changes of the structs and functions in this file */
+enum { STRUCT_VERSION = 7 }; /* counts changes of the structs and functions in this file */
 
 /* On x86-64 each one includes those before it. */
 enum { PORTABLE, AVX2, AVX512, AVX512_VNNI, AVX512_BF16, NEON_DOTPROD };
@@ -128,10 +128,13 @@ API int idefics_attention_bfloat16(const AttentionArgs *args, int threads, Paral
 
 /* --- pictures --- */
 
-/* (height, width, 3) -> (new_height, new_width, 3), as Pillow 12 and earlier resize it: rows first, rounded, then
- * columns. `filter`: a number of PIL.Image.Resampling. `instruction_set`: up to AVX512. -> 0 without memory, else 1. */
-API int idefics_resize(int instruction_set, int filter, const uint8_t *in, int width, int height, uint8_t *out,
-                       int new_width, int new_height);
+/* Resizes (height, width, 3) to (new_height, new_width, 3), as Pillow 12 and earlier: along rows, rounded, then along
+ * columns. `filter`: a number of PIL.Image.Resampling. -> NULL without memory, else what idefics_resize_add takes. */
+API void *idefics_resize_begin(int instruction_set, int filter, int width, int height, uint8_t *out, int new_width,
+                               int new_height);
+/* The next `count` rows. `out` is complete with the last ones. */
+API void idefics_resize_add(void *started, const uint8_t *rows, int count);
+API void idefics_resize_end(void *started); /* frees it */
 /* (height, width, 3), rows `stride` bytes apart -> (3, height, width). `table` (3, 256): float of each byte, by
  * channel. */
 API void idefics_normalize(const uint8_t *in, size_t stride, int height, int width, const float *table, float *out);

@@ -2,7 +2,9 @@
  *
  * Two passes, along rows and along columns, each rounded to uint8; weights are integer multiples of 2^-22. The
  * arithmetic is that of Pillow's resampling (src/libImaging/Resample.c), which the released image processors call.
- * Keeps no state: many threads may call it at once.
+ * Both passes add weighted rows of bytes. Along rows these are columns of pixels: of STRIP_ROWS rows at a time, which
+ * are transposed first. Rows may come in parts. Those between the passes are kept as long as the second one reads them,
+ * so that they stay in the caches. A resize belongs to one thread; nothing is shared between two of them.
  */
 
 #include "api.h"
@@ -13,179 +15,83 @@
 
 #define WEIGHT_BITS 22 /* fraction bits of a weight: 32, less 8 of a value, less 2 for filters that overshoot */
 #define ROUNDING_HALF (1 << (WEIGHT_BITS - 1))
-#define ROWS_AT_ONCE 4    /* rows resized together, so that each weight is loaded once for all */
-#define TAPS_PER_VECTOR 4 /* pixels in one vector: four times red, green, blue, unused */
-#define LANES 16
-#define VECTORS_PER_BLOCK 4 /* independent sums of the pass along columns, so that none waits for the one before */
+#define TAPS 4                       /* old positions that are added together */
+#define STRIP_ROWS 16                /* rows that are resized together */
+#define STRIP_BYTES (4 * STRIP_ROWS) /* a column of a strip: red, green, blue, unused */
 #define PI 3.14159265358979323846
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 4")
 
 /* For each new position: the first old one that it reads, their count, and `most` weights, zeros at the end. */
 typedef struct {
-    int most;
+    int most; /* a multiple of TAPS */
     int *first, *count;
-    int32_t *weights;
+    int32_t *weights; /* as prepare_weights leaves them */
 } ResizeWeights;
 
-/* A weighted sum as a byte. */
-INLINE uint8_t rounded(int32_t sum) {
-    sum >>= WEIGHT_BITS;
-    return sum < 0 ? 0 : sum > 255 ? 255 : sum;
-}
-
 #if defined(__x86_64__)
-#include <immintrin.h>
-#define PIXEL_SHUFFLE _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1)
-
-#define AVX512_TARGET __attribute__((target("avx512f,avx512bw")))
-INLINE AVX512_TARGET __m512i avx512_load_uint8(const uint8_t *from) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
-}
-INLINE AVX512_TARGET __m512i avx512_load_pixels(const uint8_t *from) {
-    return _mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), PIXEL_SHUFFLE));
-}
-INLINE AVX512_TARGET __m512i avx512_multiply_add(__m512i sum, __m512i a, __m512i b) {
-    return _mm512_add_epi32(sum, _mm512_mullo_epi32(a, b));
-}
-INLINE AVX512_TARGET void avx512_store_uint8(uint8_t *to, __m512i sum) {
-    sum = _mm512_max_epi32(_mm512_srai_epi32(sum, WEIGHT_BITS), _mm512_setzero_si512());
-    _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(sum));
-}
-/* Adds the four pixels of each of ROWS_AT_ONCE vectors: one pixel a row. */
-INLINE AVX512_TARGET __m512i avx512_sum_pixels(const __m512i *x) {
-    __m512i a = _mm512_add_epi32(_mm512_shuffle_i32x4(x[0], x[1], 0x44), _mm512_shuffle_i32x4(x[0], x[1], 0xee));
-    __m512i b = _mm512_add_epi32(_mm512_shuffle_i32x4(x[2], x[3], 0x44), _mm512_shuffle_i32x4(x[2], x[3], 0xee));
-    __m512i sum = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
-    return _mm512_add_epi32(sum, _mm512_set1_epi32(ROUNDING_HALF));
-}
-#define VARIANT(name) name##_avx512
-#define TARGET AVX512_TARGET
-#define vector_int32 __m512i
-#define fill _mm512_set1_epi32
-#define numbers(from) _mm512_loadu_si512(from)
-#define load_uint8 avx512_load_uint8
-#define load_pixels avx512_load_pixels
-#define multiply_add avx512_multiply_add
-#define sum_pixels avx512_sum_pixels
-#define store_uint8 avx512_store_uint8
-#include "resize_passes.h"
-
-#define AVX2_TARGET __attribute__((target("avx2")))
-typedef struct {
-    __m256i low, high;
-} Avx2Vector;
-INLINE AVX2_TARGET Avx2Vector avx2_fill(int32_t value) {
-    return (Avx2Vector){_mm256_set1_epi32(value), _mm256_set1_epi32(value)};
-}
-INLINE AVX2_TARGET Avx2Vector avx2_load_int32(const int32_t *from) {
-    return (Avx2Vector){_mm256_loadu_si256((const __m256i *)from), _mm256_loadu_si256((const __m256i *)(from + 8))};
-}
-INLINE AVX2_TARGET Avx2Vector avx2_uint8_to_int32(__m128i some) {
-    return (Avx2Vector){_mm256_cvtepu8_epi32(some), _mm256_cvtepu8_epi32(_mm_srli_si128(some, 8))};
-}
-INLINE AVX2_TARGET Avx2Vector avx2_load_uint8(const uint8_t *from) {
-    return avx2_uint8_to_int32(_mm_loadu_si128((const __m128i *)from));
-}
-INLINE AVX2_TARGET Avx2Vector avx2_load_pixels(const uint8_t *from) {
-    return avx2_uint8_to_int32(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), PIXEL_SHUFFLE));
-}
-INLINE AVX2_TARGET Avx2Vector avx2_multiply_add(Avx2Vector sum, Avx2Vector a, Avx2Vector b) {
-    return (Avx2Vector){_mm256_add_epi32(sum.low, _mm256_mullo_epi32(a.low, b.low)),
-                        _mm256_add_epi32(sum.high, _mm256_mullo_epi32(a.high, b.high))};
-}
-INLINE AVX2_TARGET void avx2_store_uint8(uint8_t *to, Avx2Vector sum) {
-    __m256i words =
-        _mm256_packus_epi32(_mm256_srai_epi32(sum.low, WEIGHT_BITS), _mm256_srai_epi32(sum.high, WEIGHT_BITS));
-    words = _mm256_permute4x64_epi64(words, 0xd8);
-    __m256i values = _mm256_packus_epi16(words, words);
-    _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(values, 0xd8)));
-}
-INLINE AVX2_TARGET __m128i avx2_sum_one_pixel(Avx2Vector x) {
-    __m256i half = _mm256_add_epi32(x.low, x.high);
-    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
-INLINE AVX2_TARGET Avx2Vector avx2_sum_pixels(const Avx2Vector *x) {
-    __m256i half = _mm256_set1_epi32(ROUNDING_HALF);
-    return (Avx2Vector){_mm256_add_epi32(_mm256_set_m128i(avx2_sum_one_pixel(x[1]), avx2_sum_one_pixel(x[0])), half),
-                        _mm256_add_epi32(_mm256_set_m128i(avx2_sum_one_pixel(x[3]), avx2_sum_one_pixel(x[2])), half)};
-}
-#define VARIANT(name) name##_avx2
-#define TARGET AVX2_TARGET
-#define vector_int32 Avx2Vector
-#define fill avx2_fill
-#define numbers avx2_load_int32
-#define load_uint8 avx2_load_uint8
-#define load_pixels avx2_load_pixels
-#define multiply_add avx2_multiply_add
-#define sum_pixels avx2_sum_pixels
-#define store_uint8 avx2_store_uint8
-#include "resize_passes.h"
+#include "resize_x86.h"
 #endif
 
 /* Any processor: loops that compilers vectorize. */
+#define PORTABLE_BLOCK 16
 typedef struct {
-    int32_t at[LANES];
-} PortableVector;
-INLINE PortableVector portable_fill(int32_t value) {
-    PortableVector out;
-    for (int i = 0; i < LANES; i++) out.at[i] = value;
-    return out;
+    int32_t at[PORTABLE_BLOCK];
+} PortableSums;
+INLINE PortableSums portable_no_sums(void) {
+    PortableSums sums;
+    for (int i = 0; i < PORTABLE_BLOCK; i++) sums.at[i] = ROUNDING_HALF;
+    return sums;
 }
-INLINE PortableVector portable_load_int32(const int32_t *from) {
-    PortableVector out;
-    memcpy(&out, from, sizeof out);
-    return out;
+INLINE void portable_add_rows(PortableSums *sums, const uint8_t *a, const uint8_t *b, const uint8_t *c,
+                              const uint8_t *d, const int32_t *weights) {
+    for (int i = 0; i < PORTABLE_BLOCK; i++)
+        sums->at[i] += a[i] * weights[0] + b[i] * weights[1] + c[i] * weights[2] + d[i] * weights[3];
 }
-INLINE PortableVector portable_load_uint8(const uint8_t *from) {
-    PortableVector out;
-    for (int i = 0; i < LANES; i++) out.at[i] = from[i];
-    return out;
-}
-INLINE PortableVector portable_load_pixels(const uint8_t *from) {
-    PortableVector out;
-    for (int i = 0; i < LANES; i++) out.at[i] = i % 4 < 3 ? from[i / 4 * 3 + i % 4] : 0;
-    return out;
-}
-INLINE PortableVector portable_multiply_add(PortableVector sum, PortableVector a, PortableVector b) {
-    for (int i = 0; i < LANES; i++) sum.at[i] += a.at[i] * b.at[i];
-    return sum;
-}
-INLINE PortableVector portable_sum_pixels(const PortableVector *x) {
-    PortableVector out;
-    for (int i = 0; i < LANES; i++) {
-        const int32_t *row = x[i / 4].at;
-        out.at[i] = row[i % 4] + row[4 + i % 4] + row[8 + i % 4] + row[12 + i % 4] + ROUNDING_HALF;
+INLINE void portable_store_sums(uint8_t *to, const PortableSums *sums) {
+    for (int i = 0; i < PORTABLE_BLOCK; i++) {
+        int32_t value = sums->at[i] >> WEIGHT_BITS;
+        to[i] = value < 0 ? 0 : value > 255 ? 255 : value;
     }
-    return out;
 }
-INLINE void portable_store_uint8(uint8_t *to, PortableVector sum) {
-    for (int i = 0; i < LANES; i++) to[i] = rounded(sum.at[i]);
+INLINE void portable_gather_pixels(const uint8_t *const *rows, uint8_t *strip) {
+    for (int i = 0; i < TAPS; i++)
+        for (int row = 0; row < STRIP_ROWS; row++) memcpy(strip + i * STRIP_BYTES + 4 * row, rows[row] + 3 * i, 4);
 }
+INLINE void portable_scatter_pixels(const uint8_t *strip, uint8_t *const *rows) {
+    for (int row = 0; row < STRIP_ROWS; row++)
+        for (int i = 0; i < TAPS; i++) memcpy(rows[row] + 3 * i, strip + i * STRIP_BYTES + 4 * row, 3);
+}
+INLINE void portable_split_weights(int32_t *four) { (void)four; }
 #define VARIANT(name) name##_portable
 #define TARGET
-#define vector_int32 PortableVector
-#define fill portable_fill
-#define numbers portable_load_int32
-#define load_uint8 portable_load_uint8
-#define load_pixels portable_load_pixels
-#define multiply_add portable_multiply_add
-#define sum_pixels portable_sum_pixels
-#define store_uint8 portable_store_uint8
+#define BLOCK PORTABLE_BLOCK
+#define Sums PortableSums
+#define no_sums portable_no_sums
+#define add_rows portable_add_rows
+#define store_sums portable_store_sums
+#define split_weights portable_split_weights
+#define gather_pixels portable_gather_pixels
+#define scatter_pixels portable_scatter_pixels
 #include "resize_passes.h"
 
 typedef struct {
-    void (*resize_along_rows)(const ResizeWeights *, const int32_t *, const uint8_t *, size_t,
-                              uint8_t *const[ROWS_AT_ONCE], int);
-    void (*resize_along_columns)(const int32_t *, int, const uint8_t *, uint8_t *, size_t);
+    void (*prepare_weights)(int32_t *, size_t);
+    void (*resize_along_rows)(const ResizeWeights *, const uint8_t *const[STRIP_ROWS], int, uint8_t *,
+                              uint8_t *const[STRIP_ROWS], int);
+    void (*resize_along_columns)(const int32_t *, int, const uint8_t *const *, uint8_t *, size_t);
 } ResizePasses;
+
+#define PASSES(variant)                                                                                                \
+    (ResizePasses) { prepare_weights_##variant, resize_along_rows_##variant, resize_along_columns_##variant }
 
 static ResizePasses select_passes(int instruction_set) {
     switch (instruction_set) {
 #if defined(__x86_64__)
-    case AVX512: return (ResizePasses){resize_along_rows_avx512, resize_along_columns_avx512};
-    case AVX2: return (ResizePasses){resize_along_rows_avx2, resize_along_columns_avx2};
+    case AVX512_VNNI: return PASSES(vnni);
+    case AVX2: return PASSES(avx2);
 #endif
-    default: return (ResizePasses){resize_along_rows_portable, resize_along_columns_portable};
+    default: return PASSES(portable);
     }
 }
 
@@ -211,18 +117,12 @@ static double filter_weight(int filter, double x) {
     return filter == HAMMING ? sinc(x) * (0.54f + 0.46f * cos(x * PI)) : 1.0 - x;
 }
 
-static void free_weights(ResizeWeights *plan) {
-    free(plan->first);
-    free(plan->count);
-    free(plan->weights);
-}
-
 /* The weights of a pass from `old` to `new` positions. -> 0 without memory, else 1. */
 static int compute_weights(ResizeWeights *plan, int filter, int old, int new) {
     double scale = (double)old / new, stretch = scale < 1.0 ? 1.0 : scale;
     double support = filter_support(filter) * stretch;
     int most = (int)ceil(support) * 2 + 1;
-    plan->most = (most + TAPS_PER_VECTOR - 1) / TAPS_PER_VECTOR * TAPS_PER_VECTOR;
+    plan->most = (most + TAPS - 1) / TAPS * TAPS;
     plan->first = malloc(sizeof(int) * new);
     plan->count = malloc(sizeof(int) * new);
     plan->weights = calloc((size_t)new * plan->most, sizeof(int32_t));
@@ -244,67 +144,120 @@ static int compute_weights(ResizeWeights *plan, int filter, int old, int new) {
         plan->count[position] = end - first;
     }
     free(exact);
-    if (!succeeded) free_weights(plan);
     return succeeded;
 }
 
-/* Each weight three times, for red, green and blue, and a zero. -> NULL without memory. */
-static int32_t *interleave_weights(const ResizeWeights *plan, int num_positions) {
-    size_t weights = (size_t)num_positions * plan->most;
-    int32_t *interleaved_weights = calloc(weights * 4, sizeof(int32_t));
-    for (size_t i = 0; interleaved_weights && i < weights; i++)
-        for (int channel = 0; channel < 3; channel++) interleaved_weights[4 * i + channel] = plan->weights[i];
-    return interleaved_weights;
+static void free_weights(ResizeWeights *plan) {
+    free(plan->first);
+    free(plan->count);
+    free(plan->weights);
 }
 
-/* (h, old, 3) -> (h, new, 3). -> 0 without memory, else 1. */
-static int resize_rows(ResizePasses passes, int filter, const uint8_t *in, int old, int height, uint8_t *out, int new) {
-    ResizeWeights plan;
-    if (!compute_weights(&plan, filter, old, new)) return 0;
-    size_t length = 3 * (size_t)old, stride = length + 3 * (size_t)plan.most + LANES;
-    int32_t *interleaved_weights = interleave_weights(&plan, new);
-    uint8_t *rows = calloc(ROWS_AT_ONCE, stride), *beyond = malloc(3 * (size_t)new);
-    int succeeded = interleaved_weights && rows && beyond;
-    for (int y = 0; succeeded && y < height; y += ROWS_AT_ONCE) {
-        uint8_t *to[ROWS_AT_ONCE];
-        for (int row = 0; row < ROWS_AT_ONCE; row++) {
-            int exists = y + row < height;
-            if (exists) memcpy(rows + row * stride, in + (y + row) * length, length);
-            to[row] = exists ? out + (y + row) * 3 * (size_t)new : beyond;
-        }
-        passes.resize_along_rows(&plan, interleaved_weights, rows, stride, to, new);
+/* One picture on its way. What is not needed is NULL. */
+typedef struct {
+    ResizePasses passes;
+    int width, height, new_width, new_height;
+    ResizeWeights along_rows, along_columns;
+    uint8_t *out;         /* (new_height, new_width, 3) */
+    uint8_t *strip;       /* (width and the most weights, STRIP_BYTES) */
+    uint8_t *spare;       /* a row that is not kept */
+    uint8_t *window;      /* the rows `start` to `end` after the first pass, `stride` bytes each */
+    const uint8_t **rows; /* of the window: those of one new row */
+    size_t length, stride;
+    int start, end, done; /* done: the number of rows of `out` */
+} Resize;
+
+#define SMALLEST_STRIDE 64 /* no block of resize_along_columns is larger */
+
+void *idefics_resize_begin(int instruction_set, int filter, int width, int height, uint8_t *out, int new_width,
+                           int new_height) {
+    Resize *resize = calloc(1, sizeof *resize);
+    if (!resize) return NULL;
+    size_t length = 3 * (size_t)new_width, stride = length < SMALLEST_STRIDE ? SMALLEST_STRIDE : length;
+    *resize = (Resize){
+        .passes = select_passes(instruction_set),
+        .width = width,
+        .height = height,
+        .new_width = new_width,
+        .new_height = new_height,
+        .out = out,
+        .length = length,
+        .stride = stride,
+    };
+    int succeeded = (resize->spare = malloc(stride)) != NULL;
+    if (width != new_width) {
+        ResizeWeights *plan = &resize->along_rows;
+        succeeded = succeeded && compute_weights(plan, filter, width, new_width)
+                    && (resize->strip = calloc((size_t)width + plan->most, STRIP_BYTES));
+        if (succeeded) resize->passes.prepare_weights(plan->weights, (size_t)new_width * plan->most);
     }
-    free(interleaved_weights);
-    free(rows);
-    free(beyond);
-    free_weights(&plan);
-    return succeeded;
+    if (height != new_height) {
+        ResizeWeights *plan = &resize->along_columns;
+        succeeded = succeeded && compute_weights(plan, filter, height, new_height)
+                    && (resize->window = calloc((size_t)plan->most + STRIP_ROWS, stride))
+                    && (resize->rows = malloc(sizeof *resize->rows * plan->most));
+        if (succeeded) resize->passes.prepare_weights(plan->weights, (size_t)new_height * plan->most);
+    }
+    if (succeeded) return resize;
+    idefics_resize_end(resize);
+    return NULL;
 }
 
-/* (old, length) -> (new, length). -> 0 without memory, else 1. */
-static int resize_columns(ResizePasses passes, int filter, const uint8_t *in, int old, size_t length, uint8_t *out,
-                          int new) {
-    ResizeWeights plan;
-    if (!compute_weights(&plan, filter, old, new)) return 0;
-    for (int y = 0; y < new; y++)
-        passes.resize_along_columns(plan.weights + (size_t)y * plan.most, plan.count[y], in + plan.first[y] * length,
-                                    out + y * length, length);
-    free_weights(&plan);
-    return 1;
+/* Computes the rows of `out` whose old rows are all in the window, and drops those that no later one reads. */
+static void resize_window(Resize *resize) {
+    const ResizeWeights *plan = &resize->along_columns;
+    for (; resize->done < resize->new_height; resize->done++) {
+        int first = plan->first[resize->done], count = plan->count[resize->done];
+        if (first + count > resize->end) break;
+        for (int tap = 0; tap < plan->most; tap++) {
+            int row = first + tap < resize->end ? first + tap : resize->end - 1;
+            resize->rows[tap] = resize->window + (row - resize->start) * resize->stride;
+        }
+        uint8_t *out = resize->out + resize->done * resize->length;
+        const int32_t *weights = plan->weights + (size_t)resize->done * plan->most;
+        uint8_t *to = resize->length < resize->stride ? resize->spare : out;
+        resize->passes.resize_along_columns(weights, count, resize->rows, to, resize->stride);
+        if (to != out) memcpy(out, to, resize->length);
+    }
+    int keep = resize->done < resize->new_height ? plan->first[resize->done] : resize->end;
+    keep = keep < resize->end ? keep : resize->end;
+    memmove(resize->window, resize->window + (keep - resize->start) * resize->stride,
+            (resize->end - keep) * resize->stride);
+    resize->start = keep;
 }
 
-int idefics_resize(int instruction_set, int filter, const uint8_t *in, int width, int height, uint8_t *out,
-                   int new_width, int new_height) {
-    ResizePasses passes = select_passes(instruction_set);
-    size_t length = 3 * (size_t)width, new_length = 3 * (size_t)new_width;
-    if (width == new_width && height == new_height) return memcpy(out, in, length * height) != NULL;
-    if (height == new_height) return resize_rows(passes, filter, in, width, height, out, new_width);
-    if (width == new_width) return resize_columns(passes, filter, in, height, length, out, new_height);
-    uint8_t *intermediate = malloc(new_length * height);
-    int succeeded = intermediate && resize_rows(passes, filter, in, width, height, intermediate, new_width)
-                    && resize_columns(passes, filter, intermediate, height, new_length, out, new_height);
-    free(intermediate);
-    return succeeded;
+void idefics_resize_add(void *started, const uint8_t *rows, int count) {
+    Resize *resize = started;
+    size_t length = 3 * (size_t)resize->width;
+    for (int y = 0; y < count; y += STRIP_ROWS) {
+        const uint8_t *in[STRIP_ROWS];
+        uint8_t *to[STRIP_ROWS];
+        int many = count - y < STRIP_ROWS ? count - y : STRIP_ROWS;
+        for (int row = 0; row < STRIP_ROWS; row++) {
+            in[row] = rows + (y + (row < many ? row : 0)) * length;
+            to[row] = row >= many      ? resize->spare
+                      : resize->window ? resize->window + (resize->end - resize->start + row) * resize->stride
+                                       : resize->out + (resize->end + row) * resize->length;
+        }
+        if (resize->strip)
+            resize->passes.resize_along_rows(&resize->along_rows, in, resize->width, resize->strip, to,
+                                             resize->new_width);
+        else
+            for (int row = 0; row < many; row++) memcpy(to[row], in[row], length);
+        resize->end += many;
+        if (resize->window) resize_window(resize);
+    }
+}
+
+void idefics_resize_end(void *started) {
+    Resize *resize = started;
+    free_weights(&resize->along_rows);
+    free_weights(&resize->along_columns);
+    free(resize->strip);
+    free(resize->spare);
+    free(resize->window);
+    free(resize->rows);
+    free(resize);
 }
 
 void idefics_normalize(const uint8_t *in, size_t stride, int height, int width, const float *table, float *out) {

@@ -1,54 +1,73 @@
-/* The two passes, over vectors of sixteen int32. `resize.c` includes this once for each instruction set, for which it
- * has defined VARIANT(name), TARGET, the type vector_int32, and fill, numbers, load_uint8, load_pixels, multiply_add,
- * sum_pixels and store_uint8. */
+/* The two passes. `resize.c` includes this once for each instruction set, for which it has defined VARIANT(name),
+ * TARGET and BLOCK, a number of bytes that divides STRIP_BYTES; the type Sums, BLOCK weighted sums; and no_sums() sums
+ * that are rounded when they are stored add_rows(&sums, a, b, c, d, four) adds BLOCK bytes of each of four rows, times
+ * four weights store_sums(to, &sums)             stores BLOCK bytes split_weights(four)               four weights of
+ * 32 bits, as add_rows reads them gather_pixels(rows, strip)        four pixels of each of STRIP_ROWS rows: reads 16
+ * bytes of each scatter_pixels(strip, rows)       the opposite: writes 12 bytes of each
+ */
 
-/* Along rows: `in` is ROWS_AT_ONCE rows, `stride` bytes apart, which may be read beyond their ends by `most` pixels and
- * a vector. `interleaved_weights`: see interleave_weights. */
-TARGET static void VARIANT(resize_along_rows)(const ResizeWeights *plan, const int32_t *interleaved_weights,
-                                              const uint8_t *in, size_t stride, uint8_t *const out[ROWS_AT_ONCE],
-                                              int width) {
-    int groups = plan->most / TAPS_PER_VECTOR;
-    for (int x = 0; x < width; x++) {
-        const uint8_t *from = in + 3 * (size_t)plan->first[x];
-        const int32_t *weights = interleaved_weights + (size_t)x * groups * LANES;
-        vector_int32 sums[ROWS_AT_ONCE];
-        for (int row = 0; row < ROWS_AT_ONCE; row++) sums[row] = fill(0);
-        for (int group = 0; group * TAPS_PER_VECTOR < plan->count[x];
-             group++, weights += LANES, from += 3 * TAPS_PER_VECTOR)
-            for (int row = 0; row < ROWS_AT_ONCE; row++)
-                sums[row] = multiply_add(sums[row], load_pixels(from + row * stride), numbers(weights));
-        uint8_t pixels[LANES];
-        store_uint8(pixels, sum_pixels(sums));
-        for (int row = 0; row < ROWS_AT_ONCE; row++) memcpy(out[row] + 3 * (size_t)x, pixels + 4 * row, 3);
+TARGET static void VARIANT(prepare_weights)(int32_t *weights, size_t count) {
+    for (size_t i = 0; i < count; i += TAPS) split_weights(weights + i);
+}
+
+/* Along rows: a strip of STRIP_ROWS rows of `width` pixels -> `new_width` pixels. `strip` has room for `width` pixels
+ * of each row, and for TAPS more that are read. */
+TARGET static void VARIANT(resize_along_rows)(const ResizeWeights *plan, const uint8_t *const in[STRIP_ROWS], int width,
+                                              uint8_t *strip, uint8_t *const out[STRIP_ROWS], int new_width) {
+    const uint8_t *from[STRIP_ROWS];
+    uint8_t *to[STRIP_ROWS];
+    int x = 0;
+    for (; x + 16 / 3 < width; x += TAPS) {
+        for (int row = 0; row < STRIP_ROWS; row++) from[row] = in[row] + 3 * (size_t)x;
+        gather_pixels(from, strip + (size_t)x * STRIP_BYTES);
+    }
+    for (; x < width; x++)
+        for (int row = 0; row < STRIP_ROWS; row++)
+            memcpy(strip + (size_t)x * STRIP_BYTES + 4 * row, in[row] + 3 * (size_t)x, 3);
+
+    for (x = 0; x < new_width; x += TAPS) {
+        uint8_t pixels[TAPS * STRIP_BYTES];
+        int many = new_width - x < TAPS ? new_width - x : TAPS;
+        for (int i = 0; i < many; i++)
+            for (int at = 0; at < STRIP_BYTES; at += BLOCK) {
+                const uint8_t *pixel = strip + (size_t)plan->first[x + i] * STRIP_BYTES + at;
+                const int32_t *weights = plan->weights + (size_t)(x + i) * plan->most;
+                Sums sums = no_sums();
+                for (int tap = 0; tap < plan->count[x + i]; tap += TAPS, pixel += TAPS * STRIP_BYTES)
+                    add_rows(&sums, pixel, pixel + STRIP_BYTES, pixel + 2 * STRIP_BYTES, pixel + 3 * STRIP_BYTES,
+                             weights + tap);
+                store_sums(pixels + i * STRIP_BYTES + at, &sums);
+            }
+        for (int row = 0; row < STRIP_ROWS; row++) to[row] = out[row] + 3 * (size_t)x;
+        if (many == TAPS)
+            scatter_pixels(pixels, to);
+        else
+            for (int i = 0; i < many; i++)
+                for (int row = 0; row < STRIP_ROWS; row++)
+                    memcpy(to[row] + 3 * i, pixels + i * STRIP_BYTES + 4 * row, 3);
     }
 }
 
-/* Along columns: one new row of `length` bytes from `count` old ones, which follow each other. */
-TARGET static void VARIANT(resize_along_columns)(const int32_t *weights, int count, const uint8_t *in, uint8_t *out,
-                                                 size_t length) {
-    size_t at = 0;
-    for (; at + VECTORS_PER_BLOCK * LANES <= length; at += VECTORS_PER_BLOCK * LANES) {
-        vector_int32 sums[VECTORS_PER_BLOCK];
-        for (int i = 0; i < VECTORS_PER_BLOCK; i++) sums[i] = fill(ROUNDING_HALF);
-        for (int tap = 0; tap < count; tap++)
-            for (int i = 0; i < VECTORS_PER_BLOCK; i++)
-                sums[i] = multiply_add(sums[i], load_uint8(in + tap * length + at + i * LANES), fill(weights[tap]));
-        for (int i = 0; i < VECTORS_PER_BLOCK; i++) store_uint8(out + at + i * LANES, sums[i]);
-    }
-    for (; at < length; at++) {
-        int32_t sum = ROUNDING_HALF;
-        for (int tap = 0; tap < count; tap++) sum += in[tap * length + at] * weights[tap];
-        out[at] = rounded(sum);
+/* Along columns: one new row of `length` bytes, at least BLOCK, from `count` old ones; `rows`: as many, rounded up to
+ * a multiple of TAPS. */
+TARGET static void VARIANT(resize_along_columns)(const int32_t *weights, int count, const uint8_t *const *rows,
+                                                 uint8_t *out, size_t length) {
+    for (size_t start = 0; start < length; start += BLOCK) {
+        size_t at = start + BLOCK <= length ? start : length - BLOCK; /* the last block may overlap the one before */
+        Sums sums = no_sums();
+        for (int tap = 0; tap < count; tap += TAPS)
+            add_rows(&sums, rows[tap] + at, rows[tap + 1] + at, rows[tap + 2] + at, rows[tap + 3] + at, weights + tap);
+        store_sums(out + at, &sums);
     }
 }
 
 #undef VARIANT
 #undef TARGET
-#undef vector_int32
-#undef fill
-#undef numbers
-#undef load_uint8
-#undef load_pixels
-#undef multiply_add
-#undef sum_pixels
-#undef store_uint8
+#undef BLOCK
+#undef Sums
+#undef no_sums
+#undef add_rows
+#undef store_sums
+#undef split_weights
+#undef gather_pixels
+#undef scatter_pixels

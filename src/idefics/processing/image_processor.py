@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -34,7 +35,7 @@ from idefics.processing.picture_files import (
     load_upright_rgb,
     open_regular_file,
 )
-from idefics.processing.resize import normalize, resize, to_pixel_array
+from idefics.processing.resize import iterate_pixel_strips, normalize, resize, resize_strips
 from idefics.processing.tile_plan import TilePlan, plan_tiles, tile_boxes
 from idefics.processing.to_rgb import image_from_array
 from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
@@ -42,6 +43,8 @@ from idefics.processing.warning_filters import WARNING_FILTERS_LOCK
 from idefics.prompt import PreprocessedImage
 
 if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
     from numpy.typing import NDArray
 
 MAX_PATH_CHARACTERS = 4096
@@ -165,10 +168,9 @@ def preprocess_image(
         note: what was not read of the picture's file.
     """
     plan = plan_tiles(*image.size, config, image_detail)
-    pixels = to_pixel_array(image)
     settings = (plan, config.resample, config.rescale_factor, config.mean, config.std)
     digest = hashlib.sha256(f"{settings!r} {image.mode} {image.size} ".encode())
-    digest.update(pixels.data)
+    pixels = _resize_first(image, plan, config.resample, digest)
     frame_pixels = resize_and_cut(pixels, plan, config.resample)
     ends = np.cumsum([part.size for part in frame_pixels])
     blocks = np.split(np.empty(ends[-1], np.float32), ends[:-1])
@@ -180,10 +182,37 @@ def preprocess_image(
     return PreprocessedImage(frames, plan.rows, plan.columns, digest.hexdigest(), note)
 
 
+def _resize_first(
+    image: PIL.Image.Image, plan: TilePlan, resample: ResampleFilter, digest: Hash
+) -> NDArray[np.uint8]:
+    """The pixels of a picture after the first resize of its plan, if there is one.
+
+    `digest` hashes the fewer pixels, of those before and after: all frames follow from either.
+    """
+    size = plan.resize_steps[0] if plan.resize_steps else image.size
+    strips = iterate_pixel_strips(image)
+    if math.prod(image.size) <= math.prod(size):
+        return resize_strips(_hash_strips(strips, digest), image.size, size, resample)
+    pixels = resize_strips(strips, image.size, size, resample)
+    digest.update(pixels.data)
+    return pixels
+
+
+def _hash_strips(strips: Iterable[NDArray[np.uint8]], digest: Hash) -> Iterator[NDArray[np.uint8]]:
+    """Yields strips of pixels, which `digest` hashes first."""
+    for strip in strips:
+        digest.update(strip.data)
+        yield strip
+
+
 def resize_and_cut(
     pixels: NDArray[np.uint8], plan: TilePlan, resample: ResampleFilter
 ) -> list[NDArray[np.uint8]]:
-    """Resizes pixels (h, w, 3) and cuts them into the frames of a plan: tiles row by row, then the whole picture."""
+    """Resizes pixels (h, w, 3) and cuts them into the frames of a plan: tiles row by row, then the whole picture.
+
+    Args:
+        pixels: of the picture, or as the first resize of the plan leaves them.
+    """
     for size in plan.resize_steps:
         pixels = resize(pixels, size, resample)
     height, width = pixels.shape[:2]
@@ -192,6 +221,5 @@ def resize_and_cut(
         for left, top, right, bottom in tile_boxes(width, height, plan.rows, plan.columns)
     ]
     return [
-        part if part.shape[1::-1] == size else resize(part, size, resample)
-        for part, size in zip([*tiles, pixels], plan.frame_sizes, strict=True)
+        resize(part, size, resample) for part, size in zip([*tiles, pixels], plan.frame_sizes, strict=True)
     ]

@@ -6,7 +6,7 @@ Both release the GIL while they work, so that several threads can resize at the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,28 +27,42 @@ if TYPE_CHECKING:
 ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once; a strip fits the CPU cache
 
 
-def to_pixel_array(image: PIL.Image.Image) -> Pixels:
-    """The pixels of an RGB image as an array (h, w, 3) of uint8.
-
-    They are copied in strips, as Pillow exports a whole image in many small pieces.
-    """
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, strip in iterate_strips(image):
-        pixels[top : top + strip.height] = np.asarray(strip)
-    return pixels
-
-
 def iterate_strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
     """Cuts an image into horizontal strips: yields the index of each strip's first row, and the strip."""
     for top in range(0, image.height, ROWS_PER_STRIP):
         yield top, image.crop((0, top, image.width, min(top + ROWS_PER_STRIP, image.height)))
 
 
+def iterate_pixel_strips(image: PIL.Image.Image) -> Iterator[Pixels]:
+    """Yields the pixels of an RGB image in horizontal strips (rows, w, 3), from the top.
+
+    Pillow exports a whole image in many small pieces, which takes longer than to export them strip by strip.
+    """
+    for _, strip in iterate_strips(image):
+        yield np.asarray(strip)
+
+
 def resize(pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
-    """Resizes pixels (h, w, 3) to (size[1], size[0], 3): `size` is (width, height), as in Pillow."""
+    """Resizes pixels (h, w, 3) to (size[1], size[0], 3): `size` is (width, height), as in Pillow.
+
+    Pixels that have this size already are returned themselves.
+    """
+    old_size = (pixels.shape[1], pixels.shape[0])
+    return pixels if old_size == size else resize_strips([pixels], old_size, size, resample)
+
+
+def resize_strips(strips: Iterable[Pixels], old_size: Size, size: Size, resample: ResampleFilter) -> Pixels:
+    """Resizes a picture whose pixels come in horizontal strips, of which none is kept.
+
+    Args:
+        strips: (rows, w, 3) each, from the top.
+        old_size: (width, height) of all strips together.
+        size: (width, height) of the result, (size[1], size[0], 3).
+    """
     native = get_native_resizer()
-    resize_pixels = resize_with_pillow if native is None else native.resize
-    return resize_pixels(pixels, size, resample)
+    if native is None or resample == "nearest":  # which is no convolution
+        return resize_with_pillow(np.concatenate(list(strips)), size, resample)
+    return native.resize_strips(strips, old_size, size, resample)
 
 
 def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.float32]) -> None:
@@ -101,25 +115,26 @@ class NativeResizer:
         kernels = library.load_library()
         assert kernels is not None, "see get_native_resizer"
         self.instruction_set = instruction_set
-        self._resize, self._normalize = kernels.idefics_resize, kernels.idefics_normalize
+        self._kernels = kernels
 
-    def resize(self, pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
-        """Resizes pixels (h, w, 3) to `size`, (width, height), with the result (size[1], size[0], 3).
-
-        The filter "nearest", which is no convolution, is computed by Pillow.
-        """
-        if resample == "nearest":
-            return resize_with_pillow(pixels, size, resample)
-        pixels = np.ascontiguousarray(pixels)
-        height, width = pixels.shape[:2]
+    def resize_strips(
+        self, strips: Iterable[Pixels], old_size: Size, size: Size, resample: ResampleFilter
+    ) -> Pixels:
+        """As the function `resize_strips`; any filter but "nearest"."""
         out = np.empty((size[1], size[0], 3), np.uint8)
         number = PIL.Image.Resampling[resample.upper()]
-        if not self._resize(
-            self.instruction_set, number, pixels.ctypes.data, width, height, out.ctypes.data, *size
-        ):
+        started = self._kernels.idefics_resize_begin(
+            self.instruction_set, number, *old_size, out.ctypes.data, *size
+        )
+        if started is None:
             raise MemoryError(
-                f"not enough memory to resize {width} x {height} pixels to {size[0]} x {size[1]}"
+                f"not enough memory to resize {old_size[0]} x {old_size[1]} pixels to {size[0]} x {size[1]}"
             )
+        try:
+            for strip in map(np.ascontiguousarray, strips):
+                self._kernels.idefics_resize_add(started, strip.ctypes.data, len(strip))
+        finally:
+            self._kernels.idefics_resize_end(started)
         return out
 
     def normalize(self, pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
@@ -129,7 +144,7 @@ class NativeResizer:
         assert table.flags.c_contiguous
         assert out.flags.c_contiguous
         height, width = pixels.shape[:2]
-        self._normalize(
+        self._kernels.idefics_normalize(
             pixels.ctypes.data, pixels.strides[0], height, width, table.ctypes.data, out.ctypes.data
         )
 

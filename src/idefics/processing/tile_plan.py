@@ -47,14 +47,15 @@ def plan_tiles(
     rows, columns = compute_tile_grid(width, height, config)
     if config.shortest_edge is not None:
         boxes = [*tile_boxes(width, height, rows, columns), (0, 0, width, height)]
-        sizes = (clamp_frame_size(right - left, bottom - top, config) for left, top, right, bottom in boxes)
-        return TilePlan(rows, columns, (), tuple(sizes))
+        sizes = tuple(
+            clamp_frame_size(right - left, bottom - top, config) for left, top, right, bottom in boxes
+        )
+        return TilePlan(rows, columns, () if rows else sizes, sizes)
     side = config.frame_size
     resize_steps = []
     if config.longest_edge is not None:
         resize_steps.append(size_with_longest_edge(width, height, config.longest_edge))
-    if rows:
-        resize_steps.append((columns * side, rows * side))
+    resize_steps.append((columns * side, rows * side) if rows else (side, side))
     return TilePlan(rows, columns, tuple(resize_steps), ((side, side),) * (rows * columns + 1))
 
 
