@@ -7,11 +7,20 @@ import shutil
 import subprocess
 import sys
 
+import PIL.Image
 import pytest
 from playwright.sync_api import expect
 
 import idefics
-from page.browser import BROWSER_MARKS, add_pictures, choose_task, last_turn, open_page, send
+from page.browser import (
+    BROWSER_MARKS,
+    add_pictures,
+    answer_with,
+    choose_task,
+    last_turn,
+    open_page,
+    send,
+)
 
 pytestmark = [*BROWSER_MARKS, pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")]
 LANGUAGES = ("Python", "Command line", "curl")
@@ -123,3 +132,114 @@ def test_the_code_of_a_chat_gives_its_last_answer(web_page, folder, demo_model, 
     said = json.loads(run_shell(snippets["curl"], folder))
     assert said["choices"][0]["message"]["content"] == answer
     assert run_shell(snippets["Command line"], folder).splitlines()[-1] == answer
+
+
+def test_the_code_with_examples_reads_those_of_its_answer(web_page, folder, demo_model, monkeypatch):
+    add_pictures(web_page, folder / "statue.png")
+    web_page.locator("[data-drawer=examples]").click()
+    web_page.get_by_role("button", name="Fun fact").click()
+    web_page.keyboard.press("Escape")
+    choose_task(web_page, "Caption")
+    send(web_page)
+    expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
+    answer = last_turn(web_page).locator(".answer-text").inner_text()
+    web_page.locator("[data-drawer=examples]").click()
+    web_page.get_by_role("button", name="Count things").click()  # those of later questions
+    web_page.keyboard.press("Escape")
+    snippets = read_snippets(web_page)
+    last_turn(web_page).get_by_role("button", name="Code").click()
+    with web_page.expect_download() as download:
+        web_page.get_by_role("button", name="shots.jsonl").click()
+    download.value.save_as(folder / "shots.jsonl")
+    assert answer != demo_model.caption(folder / "statue.png").text
+    assert run_python(snippets["Python"], monkeypatch, demo_model) == answer
+    assert json.loads(run_shell(snippets["curl"], folder))["text"].strip() == answer
+    assert run_shell(snippets["Command line"], folder) == answer
+
+
+def test_a_picture_that_was_changed_is_saved_as_it_was_sent(web_page, folder, demo_model, monkeypatch):
+    PIL.Image.open(folder / "tower.png").save(folder / "tower.tif")
+    add_pictures(web_page, folder / "tower.tif")
+    send(web_page, "What is in this image?")
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text("A tower.")
+    last_turn(web_page).get_by_role("button", name="Code").click()
+    with web_page.expect_download() as download:
+        web_page.get_by_role("button", name="tower.jpg").click()
+    download.value.save_as(folder / "tower.jpg")
+    code = web_page.get_by_label("Python", exact=True).inner_text()
+    assert "'tower.jpg'" in code
+    assert run_python(code, monkeypatch, demo_model) == "A tower."
+
+
+def test_pictures_of_one_name_are_two_files(web_page, folder, bundled_pictures):
+    (folder / "more").mkdir()
+    (folder / "more" / "tower.png").write_bytes(bundled_pictures["door.png"].read_bytes())
+    add_pictures(web_page, folder / "tower.png")
+    add_pictures(web_page, folder / "more" / "tower.png")
+    choose_task(web_page, "Chat")
+    send(web_page, "What is in these images?")
+    expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
+    assert "Picture('tower.png'), Picture('tower-2.png')" in read_snippets(web_page)["Python"]
+
+
+def test_a_turn_that_failed_is_no_part_of_the_chat(web_page, folder, demo_model, monkeypatch):
+    add_pictures(web_page, folder / "tower.png")
+    choose_task(web_page, "Chat")
+    events = [{"choices": [{"delta": {"content": "Half of an"}}]}, {"error": {"message": "the server stops"}}]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    web_page.route(
+        "**/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream")
+    )
+    send(web_page, "Is it day or night?")
+    expect(last_turn(web_page).locator(".error")).to_have_text("The server stops.")
+    web_page.unroute("**/chat/completions")
+    send(web_page, "What is in this image?")
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text("A tower.")
+    snippets = read_snippets(web_page)
+    assert "Half of an" not in "".join(snippets.values())
+    assert run_python(snippets["Python"], monkeypatch, demo_model) == "A tower."
+
+
+def test_the_code_of_what_is_not_sent_yet(web_page, folder):
+    add_pictures(web_page, folder / "tower.png")
+    set_fields(web_page, strategy="sampling")
+    web_page.locator("#words").fill("What is it?")
+    web_page.locator("[data-drawer=code]").click()
+    code = web_page.get_by_label("Python", exact=True)
+    expect(code).to_contain_text("vlm.ask('tower.png', 'What is it?', temperature=0.8, top_p=0.95)")
+
+
+def test_the_model_is_named_as_it_was_given_to_the_server(web_browser, web_url, bundled_pictures):
+    load = {
+        "model": "owner/model",
+        "revision": "v2",
+        "adapter": None,
+        "quantize": "int8",
+        "dtype": "bfloat16",
+    }
+    with open_page(web_browser, web_url) as page:
+        card = page.request.get(f"{web_url}/v1/models").json()["data"][0]
+        served = {**card, "id": "our-model", "load": load, "needs_key": True}
+        flags = {**served, "id": "flags", "parent": "our-model", "load": {**load, "adapter": "flags-adapter"}}
+        page.route("**/v1/models", lambda route: route.fulfill(json={"data": [served, flags]}))
+        page.reload()
+        add_pictures(page, bundled_pictures["tower.png"])
+        answer_with(page, "Night.")
+        send(page, "Is it day or night?")
+        expect(last_turn(page).locator(".meta")).to_contain_text("written")
+        snippets = read_snippets(page)
+        assert (
+            "idefics.load('owner/model', revision='v2', quantize='int8', dtype='bfloat16')"
+            in snippets["Python"]
+        )
+        assert (
+            "--model owner/model --revision v2 --quantize int8 --dtype bfloat16" in snippets["Command line"]
+        )
+        assert '-H "Authorization: Bearer $IDEFICS_API_KEY"' in snippets["curl"]
+        assert "our-model" not in snippets["curl"]
+        page.get_by_label("Model").select_option("flags")
+        send(page, "Is it day or night?")
+        expect(last_turn(page).locator(".meta")).to_contain_text("flags")
+        snippets = read_snippets(page)
+        assert "adapter='flags-adapter'" in snippets["Python"]
+        assert "--form-string model=flags" in snippets["curl"]

@@ -181,3 +181,11 @@ def test_options_without_an_origin_is_no_preflight(client):
 def test_no_cors_headers_without_the_setting(client):
     headers = client.get("/v1/models", headers={"Origin": "http://localhost:3000"}).headers
     assert not [name for name in headers if name.startswith("access-control") or name == "vary"]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["box:8000", "ftp://box", "*", "http://box/v1", "http://a;script-src", "http://[::1]"]
+)
+def test_addresses_to_compare_with_are_checked(wrong):
+    with pytest.raises(BadSetting, match="compare_with has"):
+        Settings(compare_with=f"http://good:1,{wrong}")

@@ -68,6 +68,22 @@ def test_the_settings_of_the_server_are_in_the_card(vlm, tmp_path):
     assert card_of(vlm, model="some/folder")["is_demo"] is False
 
 
+def test_the_card_says_how_the_same_model_is_loaded(vlm, tmp_path):
+    load = card_of(vlm)["load"]
+    assert load == {"model": "demo", "revision": None, "adapter": None, "quantize": None, "dtype": None}
+    (tmp_path / "weights").mkdir()
+    folder = str(tmp_path / "weights")
+    settings = {"model": folder, "revision": "v2", "adapter": folder, "quantize": "int8", "dtype": "float16"}
+    assert card_of(vlm, **settings, name="mine")["load"] == settings | {
+        "model": "weights",
+        "adapter": "weights",
+    }
+    assert card_of(vlm, model=folder, name=folder)["load"]["model"] == folder, "its public name"
+    assert card_of(vlm)["needs_key"] is False
+    client = SyncClient(create_app(vlm, Settings(model="demo", api_key="key")))
+    assert client("GET", "/v1/models", headers={"authorization": "Bearer key"}).json()["data"][0]["needs_key"]
+
+
 def encoded(format, size=(8, 8)):
     file = io.BytesIO()
     PIL.Image.new("RGB", size).save(file, format)
