@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import re
+import warnings
 import zipfile
 
 import pytest
 from playwright.sync_api import expect
 
+from idefics import Shot
 from idefics.page.static_files import mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
@@ -196,6 +198,179 @@ def test_files_of_one_name_are_told_apart(batch_page, bundled_pictures):
     expect(answer(batch_page, "1 (2).png")).to_have_value(re.compile("puppy"))
 
 
+def zip_of(*entries):
+    """A zip of (path, bytes), paths more than once too."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for path, content in entries:
+            archive.writestr(path, content)
+    return packed.getvalue()
+
+
+def drop_zip(page, content):
+    drop_files(page, "#view", {"pictures.zip": (content, "application/zip")})
+
+
+def test_pictures_of_one_path_are_told_apart_also_in_a_run(batch_page, bundled_pictures):
+    tower, puppy, door = (bundled_pictures[f"{name}.png"].read_bytes() for name in ("tower", "puppy", "door"))
+    size = max(len(tower), len(puppy))
+    two = zip_of(("1.png", tower.ljust(size, b"\0")), ("1.png", puppy.ljust(size, b"\0")))
+    drop_zip(batch_page, two)
+    expect(batch_page.locator(".chosen")).to_contain_text("2 pictures")
+    start(batch_page, "Ask", "What is in this image?")
+    expect(answer(batch_page, "1.png")).to_have_value("A tower.")
+    expect(answer(batch_page, "1 (2).png")).to_have_value(re.compile("puppy"))
+    drop_zip(batch_page, zip_of(("1.png", door), ("1.png", tower), ("2.png", door)))
+    expect(batch_page.locator(".run-progress")).to_have_text("5 answers")
+    assert visible_paths(batch_page) == ["1.png", "1 (2).png", "1 (3).png", "1 (4).png", "2.png"]
+    drop_zip(batch_page, two)
+    expect(batch_page.get_by_role("alert")).to_have_text("2 pictures are in this run already.")
+    expect(batch_page.locator(".run-progress")).to_have_text("5 answers")
+
+
+def declare(content, offset, value):
+    """A zip whose only entry declares another size: at 20 the packed one, at 24 the unpacked one (APPNOTE 4.3.12)."""
+    at = content.index(b"PK\1\2") + offset
+    return content[:at] + value.to_bytes(4, "little") + content[at + 4 :]
+
+
+def test_a_zip_is_not_trusted(batch_page):
+    bomb = zip_of(("bomb.png", b"\0" * 100_000))
+    for content, why in [
+        (
+            declare(bomb, 24, 1 << 30),
+            "bomb.png has 1,024 MB unpacked, and at most 256 MB are read from a zip.",
+        ),
+        (declare(bomb, 24, 99), "bomb.png is damaged in the zip."),
+    ]:
+        drop_zip(batch_page, content)
+        start(batch_page, "Caption", "")
+        expect(batch_page.locator(".failed")).to_contain_text(why)
+        batch_page.get_by_role("link", name="All runs").click()
+    drop_zip(batch_page, declare(bomb, 20, 1 << 20))  # more than the zip has: entries may share their bytes
+    expect(batch_page.get_by_role("alert")).to_contain_text("pictures.zip is not a zip that can be read")
+
+
+def test_removed_pictures_are_brought_back_and_a_folder_without_pictures_is_named(batch_page, folder):
+    batch_page.locator("#batch-folder").set_input_files(folder)
+    expect(batch_page.locator(".chosen")).to_contain_text("5 pictures")
+    batch_page.get_by_role("button", name="Remove all").click()
+    expect(batch_page.locator(".chosen")).to_be_hidden()
+    expect(batch_page.get_by_role("button", name="Choose files or a zip")).to_be_focused()
+    batch_page.get_by_role("button", name="Undo").click()
+    expect(batch_page.locator(".chosen")).to_contain_text("5 pictures")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.txt").write_text("no picture")
+    batch_page.locator("#batch-folder").set_input_files(folder / "texts")
+    expect(batch_page.get_by_role("alert")).to_have_text("There are no pictures among those files.")
+
+
+def test_examples_and_the_question_of_the_composer_are_those_of_a_run(
+    batch_page, demo_model, bundled_pictures
+):
+    batch_page.get_by_role("button", name="Examples").click()
+    batch_page.get_by_role("button", name="Fun fact").click()
+    expect(batch_page.locator(".example")).to_have_count(1)
+    batch_page.keyboard.press("Escape")
+    expect(batch_page.get_by_role("button", name="Examples: 1")).to_be_visible()
+    expect(batch_page.get_by_role("radio", name="Caption")).to_be_checked()
+    statue = bundled_pictures["statue.png"]
+    batch_page.locator("#batch-files").set_input_files(statue)
+    batch_page.get_by_role("button", name="Start").click()
+    tower, fact = (
+        bundled_pictures["tower.png"],
+        "An image of a tower. Fun fact: towers sway a little in the wind.",
+    )
+    wanted = demo_model.with_shots([Shot(tower, fact)]).caption(statue).text
+    expect(answer(batch_page, "statue.png")).to_have_value(wanted)
+    expect(batch_page.get_by_text("after 1 example")).to_be_visible()
+    (row,) = (json.loads(line) for line in saved(batch_page, "JSONL").splitlines())
+    assert row["settings"] == {"shots": 1}
+    batch_page.reload()  # the examples are those of the run, whatever those of the conversation are
+    batch_page.locator("#batch-more").set_input_files(
+        {"name": "2.png", "mimeType": "image/png", "buffer": statue.read_bytes()}
+    )
+    expect(answer(batch_page, "2.png")).to_have_value(wanted)
+    batch_page.get_by_role("link", name="Pictures").click()
+    batch_page.locator("label.chip", has_text="Ask").click()
+    batch_page.locator("#words").fill("What is it?")
+    batch_page.get_by_role("link", name="Batch").click()
+    expect(batch_page.locator("#batch-words")).to_have_value("What is it?")
+
+
+FAST_TIMERS = (
+    "const wait = setTimeout; window.setTimeout = (work, time, ...rest) => wait(work, time / 10, ...rest);"
+)
+
+
+@pytest.fixture
+def fast_page(web_browser, web_url):
+    """The view of batches, whose timers run ten times as fast."""
+    with open_page(web_browser, web_url, path="/#/batch", expected=["net::ERR_FAILED"]) as page:
+        page.context.add_init_script(FAST_TIMERS)
+        page.reload()
+        expect(page.get_by_role("button", name="Start")).to_be_visible()
+        yield page
+
+
+def open_another(page):
+    other = page.context.new_page()
+    other.goto(page.url)
+    return other
+
+
+def test_two_windows_show_one_run(fast_page, folder):
+    held = []
+    fast_page.route("**/v1/files", held.append)
+    fast_page.locator("#batch-folder").set_input_files(folder / "b")
+    start(fast_page)
+    expect(fast_page.locator(".run-progress")).to_have_text("0 of 3 · 3 to send")
+    other = open_another(fast_page)
+    expect(other.get_by_text("Not sent yet")).to_have_count(3)
+    other.wait_for_timeout(500)  # it asks again and again whether they are still to be sent
+    expect(other.get_by_text("Not sent yet")).to_have_count(3)
+    held[0].continue_()
+    expect(other.locator(".run-progress")).to_have_text("3 answers")
+    expect(card(other, "b/2.png").locator("img")).to_be_visible()
+    answer(other, "b/1.png").fill("tower")
+    answer(other, "b/1.png").press("Enter")
+    expect(answer(fast_page, "b/1.png")).to_have_value("tower")
+    fast_page.unroute("**/v1/files")
+    other.locator("#batch-more").set_input_files(folder / "a" / "1.png")
+    expect(answer(fast_page, "1.png")).to_have_value("vegetables")
+    fast_page.get_by_role("button", name="Delete", exact=True).click()
+    expect(other.get_by_text("The run was deleted in another window.")).to_be_visible()
+    expect(other.locator(".runs a")).to_have_count(0)
+    fast_page.get_by_role("button", name="Undo", exact=True).click()
+    expect(answer(fast_page, "b/1.png")).to_have_value("tower")
+
+
+def test_what_a_closed_window_has_not_sent_is_named_and_another_one_cancels(fast_page, folder):
+    fast_page.route("**/v1/files", lambda route: None)
+    fast_page.locator("#batch-folder").set_input_files(folder / "b")
+    start(fast_page)
+    other = open_another(fast_page)
+    other.get_by_role("button", name="Cancel").click()
+    expect(fast_page.get_by_text("Cancelled before it was sent.")).to_have_count(3)
+    expect(other.get_by_text("Cancelled before it was sent.")).to_have_count(3)
+    fast_page.get_by_role("button", name="Retry 3 pictures").click()
+    expect(other.get_by_text("Not sent yet")).to_have_count(3)
+    fast_page.close()
+    expect(other.get_by_text("The page was left before this picture was sent")).to_have_count(3)
+
+
+def test_sending_goes_on_when_the_server_is_back(fast_page, folder):
+    fast_page.route("**/v1/files", lambda route: route.abort())
+    fast_page.locator("#batch-folder").set_input_files(folder / "b")
+    start(fast_page)
+    expect(fast_page.locator(".batch .error")).to_contain_text("The server does not answer.")
+    expect(fast_page.locator(".run-progress")).to_have_text("0 of 3 · 3 to send")
+    fast_page.unroute("**/v1/files")
+    expect(fast_page.locator(".run-progress")).to_have_text("3 answers")
+    expect(fast_page.locator(".batch .error")).to_be_hidden()
+
+
 def test_what_failed_on_the_server_is_sent_again_from_there(batch_page, folder):
     error = {"code": "batch_expired", "message": "it took too long"}
     lines = [{"custom_id": f"b/{name}.png", "response": None, "error": error} for name in (1, 2, 10)]
@@ -207,7 +382,9 @@ def test_what_failed_on_the_server_is_sent_again_from_there(batch_page, folder):
     batch_page.unroute("**/results?*")
     batch_page.reload()
     expect(card(batch_page, "b/2.png").locator(".failed")).to_contain_text("It took too long.")
-    batch_page.get_by_role("button", name="Retry b/2.png").click()
+    batch_page.get_by_role("button", name="Retry b/2.png").evaluate(
+        "button => { button.click(); button.click(); }"
+    )
     expect(batch_page.locator(".run-progress")).to_have_text("1 answer · 2 failed")
     expect(answer(batch_page, "b/2.png")).to_have_value("animals")
 
@@ -307,7 +484,7 @@ def test_every_view_fits_and_is_accessible(web_browser, web_url, folder, size, t
 def test_a_run_by_keyboard_alone(batch_page, folder):
     batch_page.locator("#batch-folder").set_input_files(folder / "b")
     batch_page.get_by_role("button", name="Choose files or a zip").focus()
-    for key in ("Tab", "Tab", "Tab", "ArrowRight", "ArrowRight", "Tab"):  # folder, remove all, chips, labels
+    for key in ("Tab", "Tab", "Tab", *["ArrowRight"] * 3, "Tab"):  # folder, remove all, chips, labels
         batch_page.keyboard.press(key)
     expect(batch_page.locator("#batch-words")).to_be_focused()
     batch_page.keyboard.type(LABELS)

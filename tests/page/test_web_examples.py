@@ -92,6 +92,10 @@ def test_examples_are_edited_moved_deleted_and_brought_back(web_page, bundled_pi
     expect(drawer.locator(".example")).to_have_count(1)
     drawer.get_by_role("button", name="Undo").click()
     assert answers_of(drawer) == ["A door.", "A tower."]
+    drawer.get_by_role("button", name="Remove all").click()
+    expect(drawer.locator(".example")).to_have_count(0)
+    drawer.get_by_role("button", name="Undo").last.click()
+    assert answers_of(drawer) == ["A door.", "A tower."]
     web_page.keyboard.press("Escape")
     expect(web_page.locator(":not(dialog) > #toasts, :not(dialog) > #announcer")).to_have_count(2)
 

@@ -146,3 +146,105 @@ def test_a_server_that_goes_away_is_asked_again(web_browser, web_url):
         page.get_by_label("Question or instruction").fill("word " * 3000)  # more than the model reads
         expect(page.locator(".live .error")).to_contain_text("tokens")
         expect(page.get_by_role("button", name="Start")).to_be_visible()  # that will not pass by itself
+
+
+def hold_camera(page):
+    """Lets the camera answer only after `window.goOn()`; the streams that it gave are in `window.streams`."""
+    page.evaluate(
+        """() => {
+            const devices = navigator.mediaDevices;
+            const open = devices.getUserMedia.bind(devices);
+            const held = new Promise((resolve) => (window.goOn = resolve));
+            window.streams = [];
+            devices.getUserMedia = async (wanted) => {
+                await held;
+                window.streams.push(await open(wanted));
+                return window.streams.at(-1);
+            };
+        }"""
+    )
+
+
+def streams_are_active(page):
+    return page.evaluate("streams.map((stream) => stream.active)")
+
+
+def test_a_camera_that_comes_late_is_turned_off(live_page, demo_model):
+    hold_camera(live_page)
+    for name in ("Start", "Stop", "Start"):
+        live_page.get_by_role("button", name=name).click()
+    live_page.evaluate("goOn()")
+    wait_until(live_page, lambda: streams_are_active(live_page) == [False, True])
+    live_page.get_by_role("button", name="Stop").click()
+    assert streams_are_active(live_page) == [False, False]
+    hold_camera(live_page)
+    live_page.get_by_role("button", name="Start").click()
+    live_page.get_by_role("link", name="Pictures").click()
+    expect(live_page.locator("#welcome")).to_be_visible()
+    live_page.evaluate("goOn()")
+    wait_until(live_page, lambda: streams_are_active(live_page) == [False])
+    wait_until(live_page, lambda: is_idle(demo_model))
+
+
+def test_answers_leave_no_listeners(live_page):
+    answer_with(live_page, "A green ball.")
+    sent = note_requests(live_page)
+    live_page.evaluate(
+        """() => {
+            window.numListeners = 0;
+            for (const [name, step] of [["addEventListener", 1], ["removeEventListener", -1]]) {
+                const original = AbortSignal.prototype[name];
+                AbortSignal.prototype[name] = function (...given) {
+                    window.numListeners += step;
+                    return original.apply(this, given);
+                };
+            }
+        }"""
+    )
+    press_start(live_page)
+    wait_until(live_page, lambda: len(sent) > 6)
+    assert live_page.evaluate("numListeners") <= 2  # the camera's, and that of a wait
+
+
+def test_a_camera_that_goes_away_is_said_and_one_is_chosen(live_page):
+    answer_with(live_page, "A green ball.")
+    live_page.evaluate(
+        """() => {
+            const devices = navigator.mediaDevices;
+            const open = devices.getUserMedia.bind(devices);
+            devices.enumerateDevices = async () =>
+                ["front", "back"].map((label) => ({ kind: "videoinput", deviceId: label, label }));
+            window.wanted = [];
+            devices.getUserMedia = (wanted) => {
+                window.wanted.push(wanted.video.deviceId?.exact ?? wanted.video.facingMode);
+                return open({ video: true });
+            };
+        }"""
+    )
+    press_start(live_page)
+    live_page.get_by_role("combobox", name="Camera").select_option("back")
+    wait_until(live_page, lambda: live_page.evaluate("wanted.join()") == "environment,back")
+    expect(live_page.get_by_role("button", name="Ask more about this moment")).to_be_visible()
+    live_page.evaluate(
+        "document.querySelector('video').srcObject.getTracks()[0].dispatchEvent(new Event('ended'))"
+    )
+    expect(live_page.locator(".live .error")).to_have_text(
+        "The camera is gone: connect it again, then press Start."
+    )
+    live_page.get_by_label("Question or instruction").fill("Is it day?")
+    live_page.get_by_role("link", name="Pictures").click()
+    live_page.get_by_role("link", name="Live").click()
+    expect(live_page.get_by_label("Question or instruction")).to_have_value("Is it day?")
+
+
+def test_the_view_that_was_chosen_last_is_shown(web_page):
+    held = []
+    web_page.route("**/ui/batch.js", held.append)
+    web_page.get_by_role("link", name="Batch").click()
+    wait_until(web_page, lambda: held)
+    web_page.get_by_role("link", name="Live").click()
+    expect(web_page.get_by_role("heading", name="Ask the camera")).to_be_visible()
+    held[0].continue_()
+    web_page.wait_for_timeout(200)
+    assert web_page.locator("#view > *").count() == 1
+    expect(web_page.get_by_role("heading", name="Ask the camera")).to_be_visible()

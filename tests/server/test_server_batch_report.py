@@ -4,15 +4,31 @@ import base64
 import csv
 import io
 import json
+import os
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import openai
 import PIL.Image
 import pytest
 
+from idefics.batch.openai_batch import BatchFileLimits, answered_line
+from idefics.server import batch_report
 from server import test_server_batches_running
-from server.batch_requests import CHAT, COMPLETIONS, RESPONSES, batch_line, begin, run_client, wait_for
+from server.batch_requests import (
+    CHAT,
+    COMPLETIONS,
+    RESPONSES,
+    batch_line,
+    begin,
+    run_client,
+    to_jsonl,
+    wait_for,
+)
 from server.request_bodies import chat_request, image_part, picture_data_uri, text_part, user_message
 from server.test_server_batches_running import LINES, wait_for_answers
 
@@ -149,3 +165,70 @@ def test_without_its_files_there_is_no_report(client):
         client.post("/batches/none/report", cast_to=httpx.Response)
     with pytest.raises(openai.BadRequestError, match="html"):
         report(client, batch, format="docx")
+
+
+def test_reports_do_not_wait_for_one_that_takes_long(client, monkeypatch):
+    long, short = (run_batch(client, {id: chat_request(max_tokens=1)}, CHAT) for id in ("long", "short"))
+    write, go_on = batch_report._write_report, threading.Event()
+
+    def held(folder, batches, *rest):
+        if batches[0].id == long.id:
+            assert go_on.wait(20)
+        return write(folder, batches, *rest)
+
+    monkeypatch.setattr(batch_report, "_write_report", held)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(table, client, long)
+        assert [row["path"] for row in table(client, short)] == ["short"]
+        assert not waiting.done()
+        go_on.set()
+        assert [row["path"] for row in waiting.result()] == ["long"]
+
+
+def test_the_duration_is_the_time_in_which_requests_were_answered(vlm, tmp_path, slow_engine):
+    with run_client(vlm, tmp_path) as (client, _):
+        batch = wait_for_answers(client, begin(client, LINES), 4)
+    path = tmp_path / "batches" / f"{batch.id}.json"  # the server was killed 1,000 s ago
+    stored = json.loads(path.read_text())
+    stored["work_intervals"] = [[begin - 1000] * 2 for begin, _ in stored["work_intervals"]]
+    stored["status_times"]["in_progress"] -= 1000
+    path.write_text(json.dumps(stored))
+    for ledger in tmp_path.rglob("*.ledger*"):
+        os.utime(ledger, (time.time() - 998,) * 2)
+    with run_client(vlm, tmp_path) as (client, _):
+        page = report(client, wait_for(client, batch)).text
+    seconds = float(re.search(r"<dt>duration</dt><dd>([\d.]+) s</dd>", page)[1])
+    assert 1 < seconds < 30
+
+
+def test_the_time_of_batches_at_the_same_time_counts_once():
+    assert batch_report.union_seconds([(1, 4), (2, 3), (3, 6), (10, 11.5)]) == 6.5
+    assert batch_report.union_seconds([]) == 0
+
+
+def count_open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_the_files_of_one_batch_at_a_time_are_open(tmp_path):
+    batches = []
+    for number in range(5):
+        (requests := tmp_path / f"{number}-in").write_bytes(to_jsonl([batch_line(f'"{number}é')]))
+        answers = tmp_path / f"{number}-out"
+        body = {"choices": [{"text": "x", "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+        answers.write_text(answered_line(f'"{number}é', 200, "r", body) + "\n")
+        batches.append(batch_report.BatchFiles(requests, answers, None))
+    records = batch_report.BatchRecords(
+        batches, BatchFileLimits(line_bytes=1 << 20, line_values=99), "demo", None
+    )
+    open_before = count_open_files()
+    rows = [(record.path, count_open_files() - open_before) for record in records]
+    assert rows == [(f'"{number}é', 2) for number in range(5)]
+    assert records.count_answers() == (5, 0)
+
+
+def test_a_report_has_a_largest_number_of_requests(client, monkeypatch):
+    monkeypatch.setattr(batch_report, "MAX_REPORT_ROWS", 1)
+    batch = run_batch(client, {id: chat_request(max_tokens=1) for id in "ab"}, CHAT)
+    with pytest.raises(openai.BadRequestError, match="2 requests, and a report at most 1: name fewer"):
+        report(client, batch)

@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
@@ -22,7 +24,7 @@ MIN_FREE_BYTES = 1 << 30  # that an upload leaves free on the disk
 DEFAULT_LIFETIME = (
     30 * 24 * 3600
 )  # seconds after which a file is deleted; OpenAI's default for files of batches
-
+MAX_REPORTS, MAX_REPORTS_OF_KEY = 4, 2  # that are made at the same time
 FINAL_STATUSES = ("completed", "failed", "expired", "cancelled")
 
 
@@ -70,6 +72,8 @@ class StoredBatch:
         endpoint, input_file_id, completion_window, metadata: as the client gave them.
         status: as in OpenAI's API.
         status_times: when it had each status first, in seconds of Unix time.
+        work_intervals: when its lines were answered: beginning and end, in seconds of Unix time, since each start of
+            the server; the last end is right once the batch has ended.
         expires_at: when lines without an answer are given up.
         output_lifetime: seconds that its output files are kept.
         errors: why it failed: the attributes of `LineError`.
@@ -89,6 +93,7 @@ class StoredBatch:
     output_lifetime: int = DEFAULT_LIFETIME
     status: str = "validating"
     status_times: dict[str, int] = field(default_factory=dict)
+    work_intervals: list[list[float]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     total: int = 0
     completed: int = 0
@@ -149,19 +154,33 @@ class ObjectStore(Generic[S]):
             file.unlink(missing_ok=True)
 
 
+class ReportSlots:
+    """How many reports are made at the same time: of all API keys, and of one, so that none holds up the others."""
+
+    def __init__(self) -> None:
+        self._of_all = asyncio.Semaphore(MAX_REPORTS)
+        self._of_owner = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(MAX_REPORTS_OF_KEY))
+
+    @asynccontextmanager
+    async def hold(self, owner: str) -> AsyncGenerator[None]:
+        """Holds a slot, once there is one."""
+        async with self._of_owner[owner], self._of_all:
+            yield
+
+
 class BatchFolder:
     """The files and batches of all clients. One server at a time may use a folder.
 
     Attributes:
         files, batches: the objects, which the event loop alone changes.
-        report_lock: held while a report is made, which reads all requests and answers of a batch.
+        report_slots: held while a report is made, which reads all requests and answers of a batch.
 
     Raises:
         BadSetting: the folder cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.report_lock = path, asyncio.Lock()
+        self.path, self.report_slots = path, ReportSlots()
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
             check_writable(path / LOCK_NAME)

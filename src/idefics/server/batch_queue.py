@@ -150,14 +150,20 @@ class BatchQueue:
             batch.completed += not outcome.is_error
             batch.failed += outcome.is_error
 
-        with await asyncio.to_thread(Ledger, self._folder.ledger_path(batch)) as ledger:
-            run = ledger.run_number(RUN_SETTINGS)
-            counts = ledger.count_rows()
-            batch.completed, batch.failed = counts[0][1:] if counts else (0, 0)
-            should_stop = partial(self._should_stop, batch)
-            await BatchLineRunner(
-                self._app, self._slots, ledger, run, path, self._limits, count, should_stop
-            ).run()
+        ledger_path = self._folder.ledger_path(batch)
+        _begin_work(batch, ledger_path)
+        await self._folder.batches.save(batch)
+        try:
+            with await asyncio.to_thread(Ledger, ledger_path) as ledger:
+                run = ledger.run_number(RUN_SETTINGS)
+                counts = ledger.count_rows()
+                batch.completed, batch.failed = counts[0][1:] if counts else (0, 0)
+                should_stop = partial(self._should_stop, batch)
+                await BatchLineRunner(
+                    self._app, self._slots, ledger, run, path, self._limits, count, should_stop
+                ).run()
+        finally:
+            batch.work_intervals[-1][1] = time.time()
 
     async def _write_outputs(self, batch: StoredBatch, path: Path) -> None:
         """Writes the output files of a batch, and ends it."""
@@ -207,6 +213,17 @@ class BatchQueue:
     async def _set_status(self, batch: StoredBatch, status: str) -> None:
         batch.set_status(status)
         await self._folder.batches.save(batch)
+
+
+def _begin_work(batch: StoredBatch, ledger_path: Path) -> None:
+    """Notes that lines are answered from now on; before, they were until the ledger was written last."""
+    paths = (ledger_path, ledger_path.with_name(f"{ledger_path.name}-wal"))
+    writes = [path.stat().st_mtime for path in paths if path.exists()]
+    if batch.work_intervals:
+        begin, end = batch.work_intervals[-1]
+        batch.work_intervals[-1] = [begin, max([end, *writes])]
+    now = time.time()
+    batch.work_intervals.append([now, now])
 
 
 def _write_answers(ledger_path: Path, usage: Counter[str], file: BinaryIO) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
@@ -41,6 +41,11 @@ MEDIA_TYPES: dict[ReportFormat, str] = {
     "jsonl": "application/jsonl",
 }
 CHUNK_BYTES = 1 << 16
+MAX_REPORT_ROWS = 1_000_000  # of all batches of a report
+ID_FIELD, MAX_ID_BYTES = (
+    '"custom_id":',
+    1 << 13,
+)  # where it begins in a line of the output; within so many bytes it ends
 ALSO_DESCRIPTION = (
     "Further batches of the report; of requests with the same `custom_id`, the last batch's counts."
 )
@@ -68,17 +73,14 @@ class BatchFiles:
     answers: Path | None
     errors: Path | None
 
-
-class LinePosition(NamedTuple):
-    """Where a line of the output is: the index of its batch, its file, and where it begins in the file."""
-
-    batch: int
-    path: Path
-    start: int
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that there are of its output."""
+        return [path for path in (self.answers, self.errors) if path is not None]
 
 
 class BatchRecords:
-    """The rows of batches, in the order of their input; iterated once.
+    """The rows of batches, in the order of their input; iterated once. The files of one batch at a time are open.
 
     Args:
         batches: in the order in which they were created; of several lines with one `custom_id`, the last counts.
@@ -100,36 +102,30 @@ class BatchRecords:
         self._is_stopped.set()
 
     @cached_property
-    def _positions(self) -> dict[str, LinePosition]:
-        """The line of each `custom_id`."""
-        return {
-            id: LinePosition(number, path, start)
-            for number, batch in enumerate(self._batches)
-            for path in (batch.answers, batch.errors)
-            if path is not None
-            for id, start in _line_starts(path)
-        }
+    def _path_by_id(self) -> dict[str, Path]:
+        """The file with the line that counts, of each `custom_id`."""
+        return {id: path for batch in self._batches for path in batch.outputs for id, _ in _line_starts(path)}
 
     def count_answers(self) -> tuple[int, int]:
         """The numbers of rows with an answer, and of those with an error."""
-        num_answers = sum(one.path == self._batches[one.batch].answers for one in self._positions.values())
-        return num_answers, len(self._positions) - num_answers
+        answers = {batch.answers for batch in self._batches}
+        num_answers = sum(path in answers for path in self._path_by_id.values())
+        return num_answers, len(self._path_by_id) - num_answers
 
     def __iter__(self) -> Iterator[OutputRecord]:
-        with ExitStack() as stack:
-            paths = {one.path for one in self._positions.values()}
-            files = {path: stack.enter_context(path.open("rb")) for path in paths}
-            for number, batch in enumerate(self._batches):
+        for batch in self._batches:
+            with ExitStack() as stack:
+                files = {path: stack.enter_context(path.open("rb")) for path in batch.outputs}
+                starts = {path: dict(_line_starts(path)) for path in batch.outputs}
                 for line in read_batch_lines(batch.requests, self._limits):
                     if self._is_stopped.is_set():
                         return
-                    position = self._positions[line.custom_id]
-                    if position.batch != number:
+                    path = self._path_by_id[line.custom_id]
+                    if path not in files:
                         continue
-                    files[position.path].seek(position.start)
+                    files[path].seek(starts[path][line.custom_id])
                     self._body = json.loads(line.body)
-                    output = json.loads(files[position.path].readline())
-                    yield to_record(line, self._body, output, self.model)
+                    yield to_record(line, self._body, json.loads(files[path].readline()), self.model)
 
     def thumbnail(self, _: OutputRecord) -> bytes | None:
         """The thumbnail of the row that was yielded last; None if it has no picture, or one that cannot be read."""
@@ -145,11 +141,13 @@ class BatchRecords:
 
 
 def _line_starts(path: Path) -> Iterator[tuple[str, int]]:
-    """The `custom_id` of each line of an output file, and where the line begins."""
+    """The `custom_id` of each line of an output file, and where the line begins. The answers are not parsed."""
+    decoder = json.JSONDecoder()
     with path.open("rb") as file:
         start = 0
         for line in file:
-            yield json.loads(line)["custom_id"], start
+            head = line[:MAX_ID_BYTES].decode(errors="ignore")
+            yield decoder.raw_decode(head, head.index(ID_FIELD) + len(ID_FIELD))[0], start
             start += len(line)
 
 
@@ -166,16 +164,22 @@ async def make_report(
     format: ReportFormat = "html",
     also: Annotated[list[BatchId], Query(max_length=MAX_BATCHES, description=ALSO_DESCRIPTION)] = [],  # noqa: B006
 ) -> StreamingResponse:
-    """Makes the report of batches that have ended: a page with thumbnails and charts, or a table; one at a time."""
+    """Makes the report of batches that have ended: a page with thumbnails and charts, or a table."""
     ids = dict.fromkeys([batch_id, *also])
     batches = sorted((find_batch(folder, id, owner) for id in ids), key=lambda batch: batch.created_ns)
+    num_rows = sum(batch.total for batch in batches)
+    if num_rows > MAX_REPORT_ROWS:
+        raise APIError(
+            400,
+            f"the batches have {num_rows:,} requests, and a report at most {MAX_REPORT_ROWS:,}: name fewer batches",
+        )
     records = BatchRecords(
         [_find_files(folder, batch, owner) for batch in batches],
         batch_file_limits(service.settings),
         service.settings.served_model_name,
         service.vlm.processor.fetcher,
     )
-    async with folder.report_lock:
+    async with folder.report_slots.hold(owner):
         try:
             file = await to_thread(_write_report, folder, batches, records, format)
         finally:
@@ -225,8 +229,8 @@ def _write_report(
 
 def _summarize(batches: Sequence[StoredBatch], records: BatchRecords) -> RunSummary:
     """What the page says about the batches as a whole."""
-    started = min(one.status_times.get("in_progress", one.created_ns // 10**9) for one in batches)
-    ended = max(one.status_times[one.status] for one in batches)
+    intervals = sorted(interval for one in batches for interval in one.work_intervals)
+    started = intervals[0][0] if intervals else min(one.created_ns / 1e9 for one in batches)
     endpoints = ", ".join(dict.fromkeys(one.endpoint for one in batches))
     num_written, num_failed = records.count_answers()
     return RunSummary(
@@ -236,13 +240,22 @@ def _summarize(batches: Sequence[StoredBatch], records: BatchRecords) -> RunSumm
         settings={"endpoint": endpoints, "batch": ", ".join(one.id for one in batches)},
         command="",
         started=datetime.fromtimestamp(started, UTC),
-        seconds=float(ended - started),
+        seconds=union_seconds(intervals),
         num_written=num_written,
         num_failed=num_failed,
         num_skipped=0,
         num_tokens=sum(one.usage.get("output_tokens", 0) for one in batches),
         title="Batch",
     )
+
+
+def union_seconds(intervals: Iterable[Sequence[float]]) -> float:
+    """The seconds that lie in at least one of the intervals, which are sorted."""
+    seconds, reached = 0.0, 0.0
+    for begin, end in intervals:
+        seconds += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return seconds
 
 
 def _read_and_close(file: BinaryIO) -> Iterable[bytes]:

@@ -16,6 +16,12 @@ export class ApiError extends Error {
     this.status = status;
     this.code = code;
   }
+
+  /** Whether the same request may be answered later: the server was not reached, or is busy. */
+  get isPassing() {
+    const { code, status } = this;
+    return code ? ["rate_limit_exceeded", "shutting_down"].includes(code) : [0, 502, 503].includes(status);
+  }
 }
 
 /**

@@ -83,12 +83,14 @@ function leaveConversation() {
 }
 
 let closeView = null;
+let numRoutes = 0;
 
 /** Shows what the fragment names: "#/batch" and "#/live" are views of their own, all else is the stage. */
 async function route() {
   const [name, id] = location.hash.slice(2).split("/");
   const link = document.querySelector(`.views a[data-view="${CSS.escape(name)}"]`);
   const isView = Boolean(name && link);
+  const number = ++numRoutes;
   closeView?.();
   closeView = null;
   byId("view").replaceChildren();
@@ -96,8 +98,10 @@ async function route() {
   byId("workspace").hidden = byId("composer").hidden = isView;
   for (const one of document.querySelectorAll(".views a")) one.removeAttribute("aria-current");
   (isView ? link : document.querySelector('.views a[data-view=""]')).setAttribute("aria-current", "page");
-  if (isView) closeView = (await import(`./${name}.js`)).open(byId("view"), app) ?? null;
-  else if (name === "c") await (await import("./saving.js")).openById(app, id);
+  if (isView) {
+    const { open } = await import(`./${name}.js`);
+    if (number === numRoutes) closeView = open(byId("view"), app) ?? null; // else another view was chosen meanwhile
+  } else if (name === "c") await (await import("./saving.js")).openById(app, id);
 }
 
 /** Shows the cards or the stage, and loads what the stage needs. */

@@ -2,6 +2,8 @@
 
 import { postJson, request } from "./api.js";
 
+export const NOT_KEPT = "The server no longer has this picture: add it again.";
+
 /** Whether a batch has ended. @param {{status: string}} batch */
 export const hasEnded = ({ status }) => ["completed", "failed", "expired", "cancelled"].includes(status);
 
@@ -21,6 +23,17 @@ export async function createBatch(fileId, endpoint, metadata) {
 
 /** A batch as it is now. @param {string} id @returns {Promise<Object>} */
 export const fetchBatch = async (id) => (await request(`v1/batches/${id}`)).json();
+
+/** Ids of the batches of a run. @param {string} run @returns {Promise<string[]>} */
+export async function listBatchesOf(run) {
+  const ids = [];
+  for (let after = "", hasMore = true; hasMore;) {
+    const page = await (await request(`v1/batches?limit=100${after && `&after=${after}`}`)).json();
+    ids.push(...page.data.filter(({ metadata }) => metadata?.run === run).map(({ id }) => id));
+    [after, hasMore] = [page.last_id, page.has_more];
+  }
+  return ids;
+}
 
 /** Ends a batch; answers that it has stay. @param {string} id */
 export const cancelBatch = (id) => request(`v1/batches/${id}/cancel`, { method: "POST" });
@@ -60,12 +73,27 @@ async function* readLines(id) {
   }
 }
 
-/** Requests of a batch, each as a line. @param {string} id @param {Set<string>} wanted @returns {Promise<Map<string, Blob>>} */
-export async function fetchRequests(id, wanted) {
+/** Reads requests of rows that were sent before; each batch is read once. @param {Set<string>} paths of the rows. */
+export function lineReader(paths) {
+  const lines = new Map();
+  return async ({ path, request: batch }) => {
+    if (!lines.has(batch)) lines.set(batch, fetchRequests(batch, paths));
+    const line = (await lines.get(batch)).get(path);
+    if (!line) throw new Error(NOT_KEPT);
+    return line;
+  };
+}
+
+/** The requests of some rows that a batch has, each as a line. */
+async function fetchRequests(batch, paths) {
   const found = new Map();
-  for await (const line of readLines((await fetchBatch(id)).input_file_id)) {
-    const { custom_id: path } = line ? JSON.parse(line) : {};
-    if (wanted.has(path)) found.set(path, new Blob([line, "\n"]));
+  try {
+    for await (const line of readLines((await fetchBatch(batch)).input_file_id)) {
+      const { custom_id: path } = line ? JSON.parse(line) : {};
+      if (paths.has(path)) found.set(path, new Blob([line, "\n"]));
+    }
+  } catch (error) {
+    if (error.status !== 404) throw error;
   }
   return found;
 }

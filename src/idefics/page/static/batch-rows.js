@@ -12,13 +12,15 @@ export const ANSWER_FIELDS = ["text", "labels", "tokens", "finish", "notes", "er
 /** The answer of a row before there is one. */
 export const noAnswer = () => ({ text: null, labels: null, tokens: 0, finish: "", notes: [], error: "" });
 
-/** @param {string} run @param {string} path @param {number} index @returns {Row} */
-export const newRow = (run, path, index) => ({
+/** @param {string} run @param {Source} source @param {number} index @returns {Row} */
+export const newRow = (run, { path, signature }, index) => ({
   run,
   path,
   index,
+  signature,
   thumbnail: null,
   batch: "",
+  request: "",
   edited: null,
   ...noAnswer(),
 });
@@ -40,15 +42,16 @@ export const endpointOf = ({ task }) => `/v1/images/tasks/${task}`;
  * @param {RunRecord} record
  * @param {string} path identifies the picture in the batch.
  * @param {File} file
+ * @param {Object[]} shots the few-shot examples, as the API has them.
  * @param {Object} [limits] `images` of the model, see `/v1/models`.
  * @returns {Promise<{line: Blob, thumbnail: Blob}>}
  * @throws {Error} it is no picture that the browser can show.
  */
-export async function prepareRequest(record, path, file, limits) {
+export async function prepareRequest(record, path, file, shots, limits) {
   const picture = await toPicture(file, limits);
   const { task, words, fields, model } = record;
   const asked = task === "classify" ? { labels: parseLabels(words) } : words && { words };
-  const body = { model, image_url: await toDataUri(picture.blob), ...asked, ...fields };
+  const body = { model, image_url: await toDataUri(picture.blob), ...asked, ...fields, ...(shots.length && { shots }) };
   const request = { custom_id: path, method: "POST", url: endpointOf(record), body };
   return { line: new Blob([JSON.stringify(request), "\n"]), thumbnail: await drawThumbnail(picture) };
 }

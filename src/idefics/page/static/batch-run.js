@@ -1,23 +1,32 @@
-/** Batch runs: pictures are sent in files of bounded size, a batch each; answers are fetched while the batches run. */
+/** Batch runs: their rows, and what is done for them. Windows that have the same run open tell each other about it. */
 
-import { toSentence } from "./api.js";
-import { cancelBatch, createBatch, fetchRequests, fetchResults, hasEnded, uploadFile } from "./batch-api.js";
-import { ANSWER_FIELDS, endpointOf, isOpen, newRow, noAnswer, prepareRequest, setAnswer } from "./batch-rows.js";
-import { loadRows, loadRun, saveRows, saveRun, updateRows } from "./batch-store.js";
+import { AnswerReader, Speed } from "./batch-answers.js";
+import { cancelBatch, lineReader } from "./batch-api.js";
+import { ANSWER_FIELDS, isOpen, newRow, noAnswer, prepareRequest } from "./batch-rows.js";
+import { Sender } from "./batch-sender.js";
+import { withOwnPath } from "./batch-sources.js";
+import * as store from "./batch-store.js";
+import { shotFields } from "./run.js";
 import { newId } from "./state.js";
 
-const [FIRST_FILE_BYTES, MAX_FILE_BYTES] = [1 << 20, 32 << 20]; // each file may be twice as large as the one before
 const MAX_UNFINISHED = 16; // batches of a run; further pictures are sent when one has ended
 const [POLL_MILLISECONDS, RETRY_MILLISECONDS] = [700, 3000]; // between two requests for the batches; if the server is away
-const RATE_SECONDS = 30; // over which the speed is measured
+const MAX_ASKED = 2; // times that other windows are asked whether one of them sends
 const NOT_SENT = "The page was left before this picture was sent: add it again.";
-const NOT_KEPT = "The server no longer has this picture: add it again.";
-const CANCELLED = "Cancelled before it was sent.";
+const SENT_FIELDS = ["batch", "request", ...ANSWER_FIELDS];
 
 /** Runs that were opened, by their ids: they go on while another view is shown. @type {Map<string, BatchRun>} */
 export const openRuns = new Map();
 
+/**
+ * What windows tell each other about a run: `paths` of rows that were stored, `asks` whether somebody sends rows,
+ * `sends` as the answer, `cancels`, and `deletedAt`.
+ */
+const channel = new BroadcastChannel("idefics.batches");
+channel.onmessage = ({ data }) => openRuns.get(data.run)?.hear(data);
+
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const hasSameBatch = (stored, row) => stored.batch === row.batch;
 
 /** A batch run: its rows, and what is being done for them. */
 export class BatchRun {
@@ -25,49 +34,46 @@ export class BatchRun {
   #listeners = new Set();
   /** @type {Map<string, Source>} by the paths of rows. */
   #sources = new Map();
-  /** @type {{row: Row, line: Blob|null}[]} rows to send; `line` if it was sent before. */
-  #queue = [];
-  #sending = null;
+  #sender;
   #isWatching = false;
-  #abort = new AbortController();
-  /** @type {Map<string, number>} batch -> number of the last line that is known. */
-  #lastLines = new Map();
-  #samples = [];
-  #fileBytes = FIRST_FILE_BYTES;
+  #pollProblem = "";
+  #reader = new AnswerReader();
+  #speed = new Speed();
+  #shots = null;
+  #numAsked = 0;
 
   /** @param {RunRecord} record @param {Row[]} rows @param {Object} app see app.js. */
   constructor(record, rows, app) {
     this.record = record;
     this.rows = rows;
     this.app = app;
-    /** What keeps the run from going on, for people. */
-    this.problem = "";
+    this.#sender = new Sender(record, {
+      mayBegin: () => this.#unfinished().length < MAX_UNFINISHED,
+      sent: (sent, batch) => this.#noteSent(sent, batch),
+      failed: (failed, error) => this.#fail(failed, error),
+      changed: () => this.#tell([]),
+    });
     openRuns.set(record.id, this);
   }
 
-  /** Starts a run. @param {Object} app @param {{task, words, fields}} asked @param {Source[]} sources */
-  static start(app, asked, sources) {
+  /** Starts a run. @param {Object} app @param {{task, words, fields}} asked @param {Shot[]} shots @param {Source[]} sources */
+  static start(app, asked, shots, sources) {
     const counts = { done: 0, failed: 0, total: 0 };
-    const record = {
-      id: newId(),
-      ...asked,
-      model: app.state.model.id,
-      createdAt: Date.now(),
-      counts,
-      isDeleted: false,
-    };
-    const run = new BatchRun(record, [], app);
-    void run.add(sources);
+    const known = { model: app.state.model.id, createdAt: Date.now(), numShots: shots.length, counts, deletedAt: 0 };
+    const run = new BatchRun({ id: newId(), ...asked, ...known }, [], app);
+    run.#shots = shotFields(shots);
+    void run.#keep(Promise.all([store.saveRun(run.record), store.saveShots(run.record.id, shots)]));
+    run.add(sources);
     return run;
   }
 
   /** The run of an id; null if the browser has none. @returns {Promise<BatchRun|null>} */
   static async open(app, id) {
     if (openRuns.has(id)) return openRuns.get(id);
-    const record = await loadRun(id);
-    if (!record || record.isDeleted) return null;
-    const run = new BatchRun(record, await loadRows(id), app);
-    for (const row of run.rows) if (isOpen(row) && !row.batch) row.error = NOT_SENT;
+    const record = await store.loadRun(id);
+    if (!record || record.deletedAt) return null;
+    const rows = await store.loadRows(id);
+    const run = openRuns.get(id) ?? new BatchRun(record, rows, app);
     void run.#watch();
     return run;
   }
@@ -79,151 +85,148 @@ export class BatchRun {
   }
 
   get isSending() {
-    return this.#sending !== null;
+    return this.#sender.isSending;
+  }
+
+  /** What keeps the run from going on, for people. */
+  get problem() {
+    return this.#sender.problem || this.#pollProblem;
   }
 
   get isRunning() {
-    return this.isSending || this.rows.some((row) => isOpen(row));
+    return this.isSending || this.rows.some(isOpen);
   }
 
-  /** Pictures that are answered or failed, of all, and how fast it goes; `rate` is per second, 0 before it is known. */
+  /** Pictures that are answered or failed, those not sent yet, of all; `rate` is per second, 0 before it is known. */
   get progress() {
     const failed = this.rows.filter((row) => row.error).length;
-    const done = failed + this.rows.filter((row) => row.text !== null).length;
-    const [first, last] = [this.#samples[0], this.#samples.at(-1)];
-    const rate = last?.at > first?.at ? Math.max(0, last.done - first.done) / ((last.at - first.at) / 1000) : 0;
-    return { done, failed, total: this.rows.length, rate };
+    const unsent = this.rows.filter((row) => isOpen(row) && !row.batch).length;
+    const done = this.rows.length - this.rows.filter(isOpen).length;
+    return { done, failed, unsent, total: this.rows.length, rate: this.#speed.rate(done) };
   }
 
-  /** Batches that have rows of this run. @returns {string[]} */
-  get batches() {
-    return [...new Set(this.rows.map((row) => row.batch).filter(Boolean))];
-  }
-
-  /** Adds pictures; those that failed are sent again. Returns how many were in the run already. @param {Source[]} sources */
-  async add(sources) {
-    const rowByPath = new Map(this.rows.map((row) => [row.path, row]));
-    const unknown = sources.filter(({ path }) => !rowByPath.has(path));
-    const added = unknown.map(({ path }, index) => newRow(this.record.id, path, this.rows.length + index));
-    const failed = sources.map(({ path }) => rowByPath.get(path)).filter((row) => row?.error);
-    const rows = [...failed, ...added];
-    const paths = new Set(rows.map((row) => row.path));
-    for (const source of sources) if (paths.has(source.path)) this.#sources.set(source.path, source);
+  /**
+   * Adds pictures; those that failed are sent again, and another picture of a path that is taken gets another path.
+   * Returns how many were in the run already. @param {Source[]} sources
+   */
+  add(sources) {
+    const known = new Map(this.rows.map((row) => [row.path, row]));
+    const [added, again] = [[], []];
+    for (const source of sources) {
+      const own = withOwnPath(source, known);
+      const row = known.get(own.path);
+      if (row && !row.error) continue;
+      if (row) again.push(Object.assign(row, { signature: own.signature }));
+      else added.push(newRow(this.record.id, own, this.rows.length + added.length));
+      known.set(own.path, own);
+      this.#sources.set(own.path, own);
+    }
     this.rows.push(...added);
-    const storing = Promise.all([saveRun(this.record), saveRows(added)]);
-    this.#enqueue(rows.map((row) => ({ row, line: null })));
-    await this.#keep(storing);
-    return sources.length - rows.length;
+    void this.#keep(store.saveRows(added), added);
+    this.#enqueue([...again, ...added].map((row) => ({ row, read: () => this.#prepare(row) })));
+    return sources.length - added.length - again.length;
   }
 
   /** Whether a row that failed can be sent again as it is. @param {Row} row */
   canRetry(row) {
-    return Boolean(row.error && (row.batch || this.#sources.has(row.path)));
+    return Boolean(row.error && (row.request || this.#sources.has(row.path)));
   }
 
-  /** Sends rows again that failed. @param {Row[]} rows */
-  async retry(rows) {
+  /** Sends rows again that failed: from here, else what the server has. @param {Row[]} rows */
+  retry(rows) {
     const again = rows.filter((row) => this.canRetry(row));
-    const isHere = (row) => this.#sources.has(row.path);
-    this.#enqueue(again.filter(isHere).map((row) => ({ row, line: null })));
-    const sent = Map.groupBy(
-      again.filter((row) => !isHere(row)),
-      (row) => row.batch,
-    );
-    for (const [batch, wanted] of sent) {
-      try {
-        const lines = await fetchRequests(batch, new Set(wanted.map((row) => row.path)));
-        this.#enqueue(wanted.map((row) => ({ row, line: lines.get(row.path) })));
-      } catch (error) {
-        this.#fail(wanted, error.status === 404 ? NOT_KEPT : error.message);
-      }
-    }
+    const fetchLine = lineReader(new Set(again.map(({ path }) => path)));
+    const read = (row) => (this.#sources.has(row.path) ? this.#prepare(row) : fetchLine(row));
+    this.#enqueue(again.map((row) => ({ row, read: () => read(row) })));
   }
 
   /** Ends the run; answers stay. */
   async cancel() {
-    this.#abort.abort();
-    await this.#sending;
-    this.#abort = new AbortController();
+    this.#post({ cancels: true });
+    await this.#sender.cancel();
     await Promise.allSettled(this.#unfinished().map(cancelBatch));
+  }
+
+  /** Hides the run, which is deleted for good later. */
+  async hide() {
+    void this.cancel();
+    openRuns.delete(this.record.id);
+    this.record.deletedAt = Date.now();
+    await store.updateRun(this.record.id, { deletedAt: this.record.deletedAt });
+    this.#post({ deletedAt: this.record.deletedAt });
+  }
+
+  /** Brings the run back with all that it had. */
+  async restore() {
+    openRuns.set(this.record.id, this);
+    this.record.deletedAt = 0;
+    await Promise.all([store.saveRun(this.record), store.saveRows(this.rows)]);
+  }
+
+  /** Takes in what another window says about the run. @param {Object} message */
+  async hear({ paths, asks, sends, cancels, deletedAt }) {
+    const { id } = this.record;
+    if (asks && this.isSending) this.#post({ sends: true });
+    if (sends) this.#numAsked = 0;
+    if (cancels) await this.#sender.cancel();
+    if (paths) this.#adopt(await store.loadSomeRows(id, paths));
+    if (!deletedAt) return;
+    openRuns.delete(id);
+    if (location.hash !== `#/batch/${id}`) return;
+    location.hash = "#/batch";
+    this.app.notify("The run was deleted in another window.");
+  }
+
+  /** Shows rows as another window has stored them, but for those that this one is about to send. */
+  #adopt(stored) {
+    const rowByPath = new Map(this.rows.map((row) => [row.path, row]));
+    const changed = [];
+    for (const one of stored) {
+      const row = rowByPath.get(one.path);
+      if (row && this.#sender.has(row)) continue;
+      if (!row) this.rows.push(one);
+      changed.push(row ? Object.assign(row, one, { thumbnail: row.thumbnail ?? one.thumbnail }) : one);
+    }
+    this.#tell(changed);
+    void this.#watch();
   }
 
   /** Keeps what somebody wrote in place of an answer. @param {Row} row @param {string} text */
   edit(row, text) {
     row.edited = text === row.text ? null : text;
-    void this.#keep(updateRows([row], ["edited"]));
+    void this.#keep(store.updateRows([row], ["edited"]), [row]);
     this.#tell([row]);
   }
 
   #enqueue(items) {
-    for (const { row } of items) Object.assign(row, { batch: "", ...noAnswer() });
-    this.#queue.push(...items);
-    this.#tell(items.map(({ row }) => row));
-    if (items.length) this.#sending ??= this.#send();
+    const rows = items.map(({ row }) => Object.assign(row, { batch: "", ...noAnswer() }));
+    this.#speed.reset();
+    void this.#keep(store.updateRows(rows, [...SENT_FIELDS, "signature"]), rows);
+    this.#sender.enqueue(items);
+    this.#tell(rows);
     void this.#watch();
   }
 
-  async #send() {
-    while (this.#queue.length) {
-      const part = [];
-      try {
-        await this.#hasTurn();
-        await this.#fill(part);
-        if (part.length) await this.#sendPart(part);
-      } catch (error) {
-        const rest = [...part, ...this.#queue.splice(0)]
-          .map(({ row }) => row)
-          .filter((row) => isOpen(row) && !row.batch);
-        this.#fail(rest, error.name === "AbortError" ? CANCELLED : error.message);
-      }
-    }
-    this.#sending = null;
-  }
-
-  /** Waits until one more batch may begin. @throws {DOMException} the run is cancelled. */
-  async #hasTurn() {
-    while (this.#unfinished().length >= MAX_UNFINISHED && !this.#abort.signal.aborted) await pause(POLL_MILLISECONDS);
-    this.#abort.signal.throwIfAborted();
-  }
-
-  /** Prepares the next pictures, as many as a file may hold. */
-  async #fill(part) {
-    for (let bytes = 0; this.#queue.length && bytes < this.#fileBytes;) {
-      this.#abort.signal.throwIfAborted();
-      const item = this.#queue[0];
-      try {
-        item.line ??= await this.#prepare(item.row);
-        part.push(item);
-        bytes += item.line.size;
-      } catch (error) {
-        this.#fail([item.row], error.message);
-      }
-      this.#queue.shift();
-    }
-  }
-
-  async #sendPart(part) {
-    const file = await uploadFile(new Blob(part.map(({ line }) => line)), this.#abort.signal);
-    const batch = await createBatch(file.id, endpointOf(this.record), { run: this.record.id });
-    const rows = part.map(({ row }) => row);
-    for (const row of rows) row.batch = batch.id;
-    this.#fileBytes = Math.min(2 * this.#fileBytes, MAX_FILE_BYTES);
-    await this.#keep(updateRows(rows, ["batch", ...ANSWER_FIELDS]));
+  async #noteSent(rows, batch) {
+    for (const row of rows) row.batch = row.request = batch;
+    await this.#keep(store.updateRows(rows, SENT_FIELDS), rows);
     this.#tell(rows);
   }
 
   async #prepare(row) {
     const file = await this.#sources.get(row.path).read();
-    const { line, thumbnail } = await prepareRequest(this.record, row.path, file, this.app.state.model?.images);
+    this.#shots ??= store.loadShots(this.record.id).then(shotFields);
+    const images = this.app.state.model?.images;
+    const { line, thumbnail } = await prepareRequest(this.record, row.path, file, await this.#shots, images);
     row.thumbnail = thumbnail;
-    void this.#keep(updateRows([row], ["thumbnail"]));
+    void this.#keep(store.updateRows([row], ["thumbnail"]), [row]);
     this.#tell([row]);
     return line;
   }
 
   #fail(rows, error) {
     for (const row of rows) row.error = error;
-    void this.#keep(updateRows(rows, ["error"]));
+    void this.#keep(store.updateRows(rows, ["error"], hasSameBatch), rows);
     this.#tell(rows);
   }
 
@@ -239,54 +242,49 @@ export class BatchRun {
       await pause(this.problem ? RETRY_MILLISECONDS : POLL_MILLISECONDS);
       const problems = [];
       for (const batch of this.#unfinished()) await this.#poll(batch).catch((error) => problems.push(error.message));
-      this.problem = problems[0] ?? "";
-      this.#measure();
+      this.#pollProblem = problems[0] ?? "";
+      this.#findLeft();
+      this.#noteProgress();
       this.#tell([]);
     }
     this.#isWatching = false;
-    this.#samples = [];
+    this.#speed.reset();
     this.#tell([]);
   }
 
+  /** Rows that no window sends failed: the one that was to send them was left. */
+  #findLeft() {
+    const unsent = this.rows.filter((row) => isOpen(row) && !row.batch && !this.#sender.has(row));
+    if (!unsent.length) this.#numAsked = 0;
+    else if (this.#numAsked++ < MAX_ASKED) this.#post({ asks: true });
+    else this.#fail(unsent, NOT_SENT);
+  }
+
   async #poll(batch) {
-    const rowByPath = new Map(
-      this.rows.filter((row) => row.batch === batch && isOpen(row)).map((row) => [row.path, row]),
-    );
-    try {
-      const page = await fetchResults(batch, this.#lastLines.get(batch) ?? 0);
-      this.#lastLines.set(batch, page.last);
-      const changed = page.data
-        .filter((line) => rowByPath.has(line.custom_id))
-        .map((line) => setAnswer(rowByPath.get(line.custom_id), line));
-      await this.#keep(updateRows(changed, ANSWER_FIELDS));
-      this.#tell(changed);
-      const why = page.message ? toSentence(page.message) : "The server ended before it answered this one.";
-      if (hasEnded(page))
-        this.#fail(
-          [...rowByPath.values()].filter((row) => isOpen(row)),
-          why,
-        );
-    } catch (error) {
-      if (error.status !== 404) throw error;
-      this.#fail([...rowByPath.values()], NOT_KEPT);
-    }
+    const changed = await this.#reader.read(batch, this.rows);
+    await this.#keep(store.updateRows(changed, ANSWER_FIELDS, hasSameBatch), changed);
+    this.#tell(changed);
   }
 
-  #measure() {
-    const now = Date.now();
+  #noteProgress() {
     const { done, failed, total } = this.progress;
-    this.#samples = [...this.#samples.filter(({ at }) => at > now - RATE_SECONDS * 1000), { at: now, done }];
+    this.#speed.note(done);
     this.record.counts = { done, failed, total };
-    void this.#keep(saveRun(this.record));
+    void this.#keep(store.updateRun(this.record.id, { counts: this.record.counts }));
   }
 
-  /** Waits for what the browser stores; says it once where it does not. */
-  async #keep(storing) {
+  /** Waits for what the browser stores, and tells other windows which rows; says it once where it does not. */
+  async #keep(storing, rows = []) {
     try {
       await storing;
+      if (rows.length) this.#post({ paths: rows.map(({ path }) => path) });
     } catch {
       this.isKept ??= this.app.notify("The browser cannot store this run: save the answers before you leave the page.");
     }
+  }
+
+  #post(message) {
+    channel.postMessage({ run: this.record.id, ...message });
   }
 
   #tell(rows) {

@@ -3,7 +3,7 @@
 import { onlyPictures } from "./pictures.js";
 import { listZip } from "./zip.js";
 
-const MAX_PATH = 512; // characters of a `custom_id`
+const MAX_PATH = 500; // characters of a `custom_id`, which may have 512, before a number
 const TYPES = {
   jpg: "image/jpeg",
   jpeg: "image/jpeg",
@@ -18,6 +18,7 @@ const TYPES = {
  * @typedef {Object} Source A picture that is read when it is sent.
  * @property {string} path
  * @property {number} size in bytes.
+ * @property {string} signature tells files of one path apart.
  * @property {function(): Promise<File>} read
  * @property {File} [file] unless it is in a zip.
  */
@@ -37,6 +38,7 @@ export async function readSources(files) {
         sources.push({
           path: pathOf(file.path || file.webkitRelativePath || file.name),
           size: file.size,
+          signature: `${file.size} ${file.lastModified}`,
           read: async () => file,
           file,
         });
@@ -44,6 +46,7 @@ export async function readSources(files) {
       problems.push(error.message);
     }
   }
+  if (!files.length) problems.push("There are no pictures among those files.");
   return { sources, problems };
 }
 
@@ -51,27 +54,25 @@ const pathOf = (path) => path.toWellFormed().slice(-MAX_PATH);
 
 async function sourcesOfZip(zip) {
   const entries = (await listZip(zip)).map((entry) => ({ ...entry, name: entry.path.split("/").pop() }));
-  const sources = onlyPictures(entries).map(({ path, name, bytes, read }) => {
+  const sources = onlyPictures(entries).map(({ path, name, bytes, checksum, read }) => {
     const type = TYPES[name.split(".").pop().toLowerCase()] ?? "";
-    return { path: pathOf(path), size: bytes, read: async () => new File([await read()], name, { type }) };
+    const unpack = async () => new File([await read()], name, { type });
+    return { path: pathOf(path), size: bytes, signature: `${bytes} ${checksum}`, read: unpack };
   });
   if (!sources.length) throw new Error(`${zip.name} has no pictures.`);
   return sources;
 }
 
 /**
- * The path of a picture; another file of the same path is called "1 (2).png".
+ * A picture with a path of its own: another file of a path that is taken is called "1 (2).png".
  * @param {Source} source
- * @param {Map<string, Source>} known by their paths.
- * @returns {string}
+ * @param {Map<string, {signature: string, error?: string}>} known by their paths; one that failed is replaced.
+ * @returns {Source}
  */
-export function freePath(source, known) {
-  const original = source.path;
-  for (let number = 2; known.has(source.path) && !isSame(known.get(source.path), source); number++) {
-    source.path = original.replace(/(\.[^./]*)?$/, ` (${number})$1`);
-  }
-  return source.path;
+export function withOwnPath(source, known) {
+  const isOther = ({ error, signature }) => !error && signature !== source.signature;
+  let { path } = source;
+  for (let number = 2; known.has(path) && isOther(known.get(path)); number++)
+    path = source.path.replace(/(\.[^./]*)?$/, ` (${number})$1`);
+  return { ...source, path };
 }
-
-const isSame = ({ file: first, size: firstSize }, { file, size }) =>
-  firstSize === size && first?.lastModified === file?.lastModified;

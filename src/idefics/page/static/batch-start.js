@@ -1,16 +1,26 @@
 /** The form of a new batch run: its pictures, and what to ask about each. */
 
 import { BatchRun } from "./batch-run.js";
-import { freePath, readSources } from "./batch-sources.js";
+import { readSources, withOwnPath } from "./batch-sources.js";
 import { button, count, element } from "./dom.js";
 import { onlyPictures } from "./pictures.js";
-import { parseLabels, settingFields } from "./run.js";
-import { TASKS, taskByName } from "./state.js";
+import { parseLabels, settingFields, withSeed } from "./run.js";
+import { TASKS, completeShots, taskByName } from "./state.js";
 
 const PREVIEWS = 16; // pictures that are shown before a run begins
 
-/** What is chosen for the next run; it stays while another view is shown. */
-const draft = { sources: new Map(), task: "caption", words: {} };
+/** The pictures of the next run, by their paths; they stay while another view is shown. @type {Map<string, Source>} */
+let chosenSources = new Map();
+
+function choose(sources) {
+  for (const source of sources) {
+    const own = withOwnPath(source, chosenSources);
+    chosenSources.set(own.path, own);
+  }
+}
+
+/** The task of the composer, where pictures can have it one by one. */
+const taskOf = ({ task, model }) => taskByName(task in model.tasks ? task : "caption");
 
 /**
  * The form of a new run.
@@ -28,9 +38,9 @@ export function showStart(root, app, signal) {
   const chosen = element("div.chosen");
   const take = async (files) => {
     const { sources, problems } = await readSources(files);
-    for (const source of sources) draft.sources.set(freePath(source, draft.sources), source);
+    choose(sources);
     say(problems.join(" "));
-    showChosen(chosen);
+    showChosen(app, browse, chosen);
   };
   const { root: zone, browse } = dropZone(take);
   root.addEventListener(
@@ -41,9 +51,9 @@ export function showStart(root, app, signal) {
     },
     { signal },
   );
-  showChosen(chosen);
+  showChosen(app, browse, chosen);
   const title = element("h1", { text: "One question, many pictures" });
-  return [title, zone, chosen, questionForm(app, problem, say, browse)];
+  return [title, zone, chosen, questionForm(app, { problem, say, browse, signal })];
 }
 
 function dropZone(take) {
@@ -68,13 +78,21 @@ function dropZone(take) {
   return { root: element("div.drop-zone", {}, text, buttons, files, folder), browse: () => choose.focus() };
 }
 
-function showChosen(root) {
-  const sources = [...draft.sources.values()];
+/** Shows which pictures are chosen; `browse` moves the focus to where they are chosen. */
+function showChosen(app, browse, root) {
+  const sources = [...chosenSources.values()];
   root.hidden = !sources.length;
   const bytes = sources.reduce((sum, { size }) => sum + size, 0);
   const clear = button("Remove all", () => {
-    draft.sources.clear();
-    showChosen(root);
+    chosenSources = new Map();
+    showChosen(app, browse, root);
+    browse();
+    app.confirmUndo(`${count(sources.length, "picture")} removed.`, () => {
+      const since = [...chosenSources.values()];
+      chosenSources = new Map();
+      choose([...sources, ...since]);
+      showChosen(app, browse, document.querySelector(".chosen") ?? root);
+    });
   });
   const summary = element("p", { role: "status", text: `${count(sources.length, "picture")}, ${megabytes(bytes)}` });
   const previews = sources.filter(({ file }) => file?.type.startsWith("image/")).slice(0, PREVIEWS);
@@ -97,81 +115,79 @@ const megabytes = (bytes) =>
       ? `${(bytes / 1e6).toFixed(1)} MB`
       : `${(bytes / 1e9).toFixed(1)} GB`;
 
-/** What to ask about each picture. */
-function questionForm(app, problem, say, browse) {
+/** What to ask about each picture: the task, words, settings and examples are those of the composer. */
+function questionForm(app, { problem, say, browse, signal }) {
+  const { state } = app;
   const words = element("textarea", { id: "batch-words", rows: 2, dir: "auto" });
   const label = element("label", { for: "batch-words" });
-  const chips = element(
-    "fieldset.chips",
-    {},
-    element("legend.visually-hidden", { text: "What to do with each picture" }),
-  );
+  const examples = button("", () => app.openDrawer("examples"));
+  const { root: chips, choose: check } = taskChips(state, say);
   const show = () => {
-    const { words: name, placeholder, takesNoWords } = taskByName(draft.task);
-    label.textContent = name;
+    const { name, words: asked, placeholder, takesNoWords } = taskOf(state);
+    check(name);
+    label.textContent = asked;
     label.hidden = words.hidden = Boolean(takesNoWords);
     words.placeholder = placeholder;
-    words.value = draft.words[draft.task] ?? "";
+    const last = state.conversation.turns.findLast(({ task }) => task === name);
+    words.value = state.drafts[name] || last?.words || "";
+    const number = completeShots(state.conversation.shots).length;
+    examples.textContent = number ? `Examples: ${number}` : "Examples";
   };
-  for (const { name, label: text } of TASKS.filter((task) => task.name in app.state.model.tasks)) {
-    const input = element("input.visually-hidden", {
-      type: "radio",
-      name: "batch-task",
-      value: name,
-      checked: name === draft.task,
-    });
-    input.addEventListener("change", () => {
-      draft.task = name;
-      say("");
-      show();
-    });
-    chips.append(element("label.chip", {}, input, element("span", { text })));
-  }
-  words.addEventListener("input", () => (draft.words[draft.task] = words.value));
+  for (const topic of ["task", "draft", "shots", "conversation"])
+    signal.addEventListener("abort", state.subscribe(topic, show));
+  words.addEventListener("input", () => state.rememberTyped(words.value));
   const start = element("button.tool.primary", { type: "submit", text: "Start" });
-  const form = element(
-    "form.batch-form",
-    {},
-    chips,
-    label,
-    words,
-    problem,
-    element(
-      "div.drop-buttons",
-      {},
-      start,
-      button("Settings", () => app.openDrawer("settings")),
-    ),
-  );
+  const settings = button("Settings", () => app.openDrawer("settings"));
+  const buttons = element("div.drop-buttons", {}, start, settings, examples);
+  const form = element("form.batch-form", {}, chips, label, words, problem, buttons);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const [message, field] = missing(words, browse);
+    const [message, focus] = missing(taskOf(state), words, browse);
     say(message);
-    if (message) field();
+    if (message) focus();
     else startRun(app, words.value.trim());
   });
   show();
   return form;
 }
 
+function taskChips(state, say) {
+  const root = element(
+    "fieldset.chips",
+    {},
+    element("legend.visually-hidden", { text: "What to do with each picture" }),
+  );
+  const inputs = new Map();
+  for (const { name, label } of TASKS.filter((task) => task.name in state.model.tasks)) {
+    const input = element("input.visually-hidden", { type: "radio", name: "batch-task", value: name });
+    input.addEventListener("change", () => {
+      say("");
+      state.setTask(name);
+    });
+    inputs.set(name, input);
+    root.append(element("label.chip", {}, input, element("span", { text: label })));
+  }
+  return { root, choose: (name) => (inputs.get(name).checked = true) };
+}
+
 /** What is missing, and what moves the focus there. */
-function missing(words, browse) {
-  const { words: name, needsWords } = taskByName(draft.task);
+function missing({ name, words: asked, needsWords }, words, browse) {
   const toWords = () => words.focus();
-  if (!draft.sources.size) return ["There are no pictures yet: drop some here, or choose them.", browse];
-  if (draft.task === "classify" && parseLabels(words.value).length < 2)
+  if (!chosenSources.size) return ["There are no pictures yet: drop some here, or choose them.", browse];
+  if (name === "classify" && parseLabels(words.value).length < 2)
     return ["Labels missing: type at least two, with commas between.", toWords];
-  if (needsWords && !words.value.trim()) return [`${name} missing: type it into the box.`, toWords];
+  if (needsWords && !words.value.trim()) return [`${asked} missing: type it into the box.`, toWords];
   return ["", null];
 }
 
 function startRun(app, words) {
-  const { task, sources } = draft;
-  const fields = settingFields({ task, settings: app.state.settings });
-  const run = BatchRun.start(app, { task, words: taskByName(task).takesNoWords ? "" : words, fields }, [
-    ...sources.values(),
-  ]);
-  app.announce(`${count(sources.size, "picture")} to send.`);
-  draft.sources = new Map();
+  const { state } = app;
+  const { name: task, takesNoWords } = taskOf(state);
+  const fields = settingFields({ task, settings: withSeed(state.settings) });
+  const shots = completeShots(state.conversation.shots);
+  const sources = [...chosenSources.values()];
+  const run = BatchRun.start(app, { task, words: takesNoWords ? "" : words, fields }, shots, sources);
+  app.announce(`${count(sources.length, "picture")} to send.`);
+  chosenSources = new Map();
   location.hash = `#/batch/${run.record.id}`;
 }

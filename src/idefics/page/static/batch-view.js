@@ -15,12 +15,17 @@ import { taskByName } from "./state.js";
  * @param {{signal: AbortSignal, deleteRun: function()}} view
  */
 export function showRun(page, app, run, { signal, deleteRun }) {
-  const { task, words } = run.record;
+  const { task, words, numShots } = run.record;
+  const note = element("p.error", { role: "alert", hidden: true });
+  const say = (message) => {
+    note.textContent = message;
+    note.hidden = !message;
+  };
   const add = async (files) => {
     const { sources, problems } = await readSources(files);
-    const known = await run.add(sources);
+    const known = run.add(sources);
     if (known) problems.push(`${count(known, "picture")} ${known === 1 ? "is" : "are"} in this run already.`);
-    for (const problem of problems) app.notify(problem);
+    say(problems.join(" "));
   };
   const parts = {
     text: element("p.run-progress"),
@@ -28,9 +33,10 @@ export function showRun(page, app, run, { signal, deleteRun }) {
     problem: element("p.error", { role: "alert", hidden: true }),
     cancel: button("Cancel", () => run.cancel(), { class: "tool outlined" }),
     retry: button("", () => run.retry(run.rows.filter((row) => row.error)), { class: "tool outlined" }),
-    report: button("Report", (event) => saveReport(app, run, event.currentTarget), { class: "tool outlined" }),
+    report: button("Report", (event) => saveReport(run, event.currentTarget, say), { class: "tool outlined" }),
   };
   const sheet = new Sheet(run, app);
+  const shots = numShots ? element("p.hint", { text: `after ${count(numShots, "example")}` }) : null;
   const title = element("h1", { dir: "auto", text: [taskByName(task).label, words].filter(Boolean).join(": ") });
   const tools = element(
     "div.run-tools",
@@ -39,15 +45,17 @@ export function showRun(page, app, run, { signal, deleteRun }) {
     parts.retry,
     addButton(add),
     button("Delete", deleteRun),
-    saveButtons(app, run, parts.report),
+    saveButtons(run, parts.report),
   );
   page.append(
     element("a.back", { href: "#/batch", text: "All runs" }),
     title,
+    ...(shots ? [shots] : []),
     parts.text,
     parts.meter,
     parts.problem,
     tools,
+    note,
     sheet.root,
   );
   const show = (rows) => {
@@ -93,7 +101,7 @@ function addButton(add) {
   );
 }
 
-function saveButtons(app, run, report) {
+function saveButtons(run, report) {
   const name = (suffix) =>
     `${taskByName(run.record.task).label.toLowerCase()}-${new Date(run.record.createdAt).toISOString().slice(0, 10)}${suffix}`;
   const save = (label, toBlob, suffix, title) =>
@@ -109,14 +117,15 @@ function saveButtons(app, run, report) {
   );
 }
 
-async function saveReport(app, run, pressed) {
+async function saveReport(run, pressed, say) {
+  say("");
   pressed.disabled = true;
   pressed.textContent = "Making it…";
   try {
     const answered = new Set(run.rows.filter((row) => row.text !== null).map((row) => row.batch));
     download(await fetchReport([...answered]), `${run.record.task}-report.html`);
   } catch (error) {
-    app.notify(error.message);
+    say(error.message);
   }
   pressed.textContent = "Report";
   pressed.disabled = false;
@@ -124,8 +133,8 @@ async function saveReport(app, run, pressed) {
 
 function showProgress(run, { text, meter, problem, cancel, retry, report }) {
   const { isRunning } = run;
-  const { done, failed, total, rate } = run.progress;
-  text.textContent = isRunning ? describeProgress(done, total, rate) : describeEnd(run);
+  const { done, failed, total } = run.progress;
+  text.textContent = isRunning ? describeProgress(run.progress) : describeEnd(run);
   meter.hidden = !isRunning;
   [meter.max, meter.value] = [Math.max(1, total), done];
   problem.textContent = run.problem;
@@ -140,8 +149,9 @@ function showProgress(run, { text, meter, problem, cancel, retry, report }) {
     : "One page with thumbnails and charts of the model's answers";
 }
 
-function describeProgress(done, total, rate) {
+function describeProgress({ done, unsent, total, rate }) {
   const parts = [`${done.toLocaleString("en")} of ${total.toLocaleString("en")}`];
+  if (unsent) parts.push(`${unsent.toLocaleString("en")} to send`);
   if (rate)
     parts.push(
       rate >= 0.95

@@ -1,9 +1,9 @@
 /** The view of batch runs: one question for many pictures, and the runs that the browser keeps. */
 
-import { cancelBatch, deleteFile, fetchBatch } from "./batch-api.js";
-import { BatchRun, openRuns } from "./batch-run.js";
+import { cancelBatch, deleteFile, fetchBatch, listBatchesOf } from "./batch-api.js";
+import { BatchRun } from "./batch-run.js";
 import { showStart } from "./batch-start.js";
-import { deleteRun, listRuns, loadRows, saveRun } from "./batch-store.js";
+import { deleteRun, listRuns } from "./batch-store.js";
 import { showRun } from "./batch-view.js";
 import { count, element } from "./dom.js";
 import { taskByName } from "./state.js";
@@ -70,30 +70,22 @@ async function openRun(page, app, id, signal) {
 
 /** Deletes a run unless it is brought back in time. */
 async function hideRun(app, run) {
-  void run.cancel();
-  await setDeleted(run, true);
+  await run.hide();
   location.hash = "#/batch";
-  const timer = setTimeout(() => {
-    openRuns.delete(run.record.id);
-    void purgeRuns();
-  }, UNDO_MILLISECONDS);
+  const timer = setTimeout(purgeRuns, UNDO_MILLISECONDS + 1000);
   app.confirmUndo(`The run of ${count(run.rows.length, "picture")} is deleted.`, async () => {
     clearTimeout(timer);
-    await setDeleted(run, false);
+    await run.restore();
     location.hash = `#/batch/${run.record.id}`;
   });
 }
 
-function setDeleted({ record }, isDeleted) {
-  record.isDeleted = isDeleted;
-  return saveRun(record);
-}
-
-/** Deletes runs for good that were deleted and cannot be brought back any more, on the server too. */
+/** Deletes runs for good that cannot be brought back any more, on the server too. */
 async function purgeRuns() {
-  for (const { id } of (await listRuns()).filter((record) => record.isDeleted && !openRuns.has(record.id))) {
-    const batches = new Set((await loadRows(id)).map((row) => row.batch).filter(Boolean));
-    for (const batch of batches) await deleteFiles(batch).catch(() => {}); // the server deletes them by itself some day
+  for (const { id, deletedAt } of await listRuns()) {
+    if (!deletedAt || deletedAt > Date.now() - UNDO_MILLISECONDS) continue;
+    // What cannot be deleted now, the server deletes by itself some day.
+    for (const batch of await listBatchesOf(id).catch(() => [])) await deleteFiles(batch).catch(() => {});
     await deleteRun(id);
   }
 }
@@ -110,7 +102,7 @@ function runList() {
   const section = element("section", { "aria-label": "Runs", hidden: true }, element("h2", { text: "Runs" }), list);
   listRuns().then(
     (records) => {
-      list.append(...records.filter((record) => !record.isDeleted).map(runItem));
+      list.append(...records.filter((record) => !record.deletedAt).map(runItem));
       section.hidden = !list.children.length;
     },
     () => {}, // the browser stores nothing here

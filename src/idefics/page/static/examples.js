@@ -145,6 +145,12 @@ class ExamplesDrawer {
         this.addShots(pictures.map((picture) => ({ id: newId(), picture, question: "", answer: "" })));
       }),
     );
+    this.clear = button("Remove all", () => {
+      const before = this.shots;
+      this.setShots([]);
+      this.app.confirmUndo(`${count(before.length, "example")} removed.`, () => this.setShots(before));
+      this.recipes.querySelector("button").focus();
+    });
     this.useShown = button("Use the picture and its answer", () => this.addShots([this.shotOfStage()]));
     return element(
       "div.example-buttons",
@@ -152,6 +158,7 @@ class ExamplesDrawer {
       files,
       button("Add pictures", () => files.click()),
       this.useShown,
+      this.clear,
     );
   }
 
@@ -235,6 +242,7 @@ class ExamplesDrawer {
       ? ""
       : "None yet. Take a recipe, or add a picture and write its answer.";
     this.useShown.hidden = !this.state.activePicture;
+    this.clear.hidden = !shots.length;
     this.export.disabled = !completeShots(shots).length;
     const shown = [...this.list.children].map((item) => item.dataset.shot).join();
     if (shown !== shots.map(({ id }) => id).join())

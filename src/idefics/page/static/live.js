@@ -1,6 +1,7 @@
 /** The view of the camera: an instruction, and an answer about what it sees every moment that it can. */
 
 import { streamTask } from "./api.js";
+import { delay } from "./delay.js";
 import { button, count, duration, element } from "./dom.js";
 import { snapshot } from "./pictures.js";
 
@@ -14,7 +15,7 @@ const INTERVALS = [
 const LENGTHS = [8, 16, 32, 64, 128];
 const MAX_EARLIER = 30; // answers that are listed
 const RETRY_SECONDS = 2; // after an answer that the server did not give
-const CAMERA = { video: { width: { ideal: 640 }, facingMode: "environment" } };
+const QUESTION = "What is in this image?"; // where nothing else is typed
 
 /**
  * Fills the view.
@@ -30,7 +31,6 @@ export function open(root, app) {
 
 class Live {
   #abort = null;
-  #stream = null;
 
   constructor(app) {
     this.app = app;
@@ -49,7 +49,8 @@ class Live {
       id: "live-words",
       rows: 2,
       dir: "auto",
-      text: "What is in this image?",
+      text: app.state.drafts.live ?? QUESTION,
+      input: () => app.state.setDraft("live", this.words.value),
     });
     this.interval = select("live-interval", INTERVALS, 0);
     this.length = select(
@@ -57,6 +58,12 @@ class Live {
       LENGTHS.map((length) => [length, count(length, "token")]),
       32,
     );
+    this.camera = select("live-camera", [["", "the usual one"]], "");
+    this.camera.addEventListener("change", () => {
+      if (!this.#abort) return;
+      this.stop();
+      void this.run();
+    });
     this.start = button("Start", () => this.toggle(), { class: "tool primary" });
     this.keep = button("Ask more about this moment", () => this.keepMoment(), { hidden: true });
     this.root = this.#layout();
@@ -71,7 +78,9 @@ class Live {
       {},
       field("Answers", this.interval),
       field("Longest answer", this.length),
+      field("Camera", this.camera),
     );
+    this.camera.parentElement.hidden = true;
     const buttons = element("div.live-buttons", {}, this.start, this.keep);
     const said = element("div.live-said", {}, this.answer, this.speed, this.problem, this.earlier);
     return element(
@@ -98,19 +107,21 @@ class Live {
   /** Answers about the newest picture, one after the other, until it is stopped: no picture ever waits. */
   async run() {
     const abort = new AbortController();
+    const { signal } = abort;
     this.#abort = abort;
     this.start.textContent = "Stop";
     this.problem.hidden = true;
     try {
-      await this.#openCamera();
-      while (!abort.signal.aborted) {
+      await this.#openCamera(signal);
+      while (!signal.aborted) {
         const startedAt = performance.now();
-        const pause = (await this.#answerOnce(abort.signal)) ? Number(this.interval.value) : RETRY_SECONDS;
-        await delay(startedAt + 1000 * pause - performance.now(), abort.signal);
+        const pause = (await this.#answerOnce(signal)) ? Number(this.interval.value) : RETRY_SECONDS;
+        await delay(startedAt + 1000 * pause - performance.now(), signal);
       }
     } catch (error) {
-      if (error.name !== "AbortError") this.#say(error.message);
+      if (!signal.aborted) this.#say(error.message);
     }
+    abort.abort();
     if (this.#abort === abort) this.stop();
   }
 
@@ -121,39 +132,53 @@ class Live {
     this.start.textContent = "Start";
     this.keep.hidden = true;
     this.video.pause(); // its last picture stays
-    for (const track of this.#stream?.getTracks() ?? []) track.stop();
-    this.#stream = null;
   }
 
   close() {
     document.removeEventListener("visibilitychange", this.watchVisibility);
     this.stop();
+    this.video.srcObject = null;
   }
 
-  async #openCamera() {
-    if (!navigator.mediaDevices) {
-      throw new Error(
-        "The browser gives the camera only to pages at https:// or on this machine (localhost).",
-      );
-    }
-    try {
-      this.#stream = await navigator.mediaDevices.getUserMedia(CAMERA);
-    } catch (error) {
-      throw new Error(describeRefusal(error));
-    }
-    this.video.srcObject = this.#stream;
+  /** Shows what the camera sees until the signal is aborted. @throws {Error} there is no camera, in words. */
+  async #openCamera(signal) {
+    const stream = await openStream(this.camera.value);
+    const turnOff = () => stream.getTracks().forEach((track) => track.stop());
+    signal.addEventListener("abort", turnOff);
+    if (signal.aborted) turnOff(); // it was stopped while the browser asked for leave
+    signal.throwIfAborted();
+    stream.getTracks()[0].addEventListener("ended", () => {
+      this.stop();
+      this.#say("The camera is gone: connect it again, then press Start.");
+    });
+    this.video.srcObject = stream;
     this.video.hidden = false;
     this.hint.hidden = true;
     await this.video.play();
-    if (!this.#abort) this.stop(); // it was stopped while the browser asked for leave
+    signal.throwIfAborted();
     this.keep.hidden = false;
+    await this.#listCameras();
+  }
+
+  /** Lets people choose, where there are several cameras. */
+  async #listCameras() {
+    const devices = await navigator.mediaDevices.enumerateDevices();
+    const cameras = devices.filter(({ kind, deviceId }) => kind === "videoinput" && deviceId);
+    const field = this.camera.parentElement;
+    if (cameras.length < 2 || !field.hidden) return;
+    field.hidden = false;
+    this.camera.append(
+      ...cameras.map(({ deviceId, label }, index) =>
+        element("option", { value: deviceId, text: label || `camera ${index + 1}` }),
+      ),
+    );
   }
 
   /** Whether the server answered about what the camera sees now. */
   async #answerOnce(signal) {
     const startedAt = performance.now();
     const image = await snapshot(this.video);
-    const words = this.words.value.trim() || "What is in this image?";
+    const words = this.words.value.trim() || QUESTION;
     const fields = { image, words, max_new_tokens: Number(this.length.value) };
     let text = "";
     try {
@@ -162,7 +187,7 @@ class Live {
         if (this.earlier.childElementCount === 0) this.answer.textContent = text; // the first one as it is written
       }
     } catch (error) {
-      if (error.name === "AbortError" || !isPassing(error)) throw error;
+      if (!error.isPassing) throw error;
       this.#say(`${error.message} Trying again…`);
       return false;
     }
@@ -210,24 +235,22 @@ function select(id, options, chosen) {
   return element("select.field", { id }, ...nodes);
 }
 
-/** Whether the same request may be answered later: the server was not reached, or is busy. @param {ApiError} error */
-const isPassing = ({ status, code }) =>
-  code ? ["rate_limit_exceeded", "shutting_down"].includes(code) : [0, 502, 503].includes(status);
+/** What a camera sees. @param {string} id of the camera; "": the one that looks away from the person. */
+async function openStream(id) {
+  const { mediaDevices } = navigator;
+  if (!mediaDevices)
+    throw new Error("The browser gives the camera only to pages at https:// or on this machine (localhost).");
+  const chosen = id ? { deviceId: { exact: id } } : { facingMode: "environment" };
+  try {
+    return await mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, ...chosen } });
+  } catch (error) {
+    throw new Error(describeRefusal(error));
+  }
+}
 
 function describeRefusal({ name }) {
   if (name === "NotAllowedError")
     return "The browser did not allow the camera: allow it in the address bar, then press Start.";
   if (name === "NotFoundError") return "No camera was found: connect one, then press Start.";
   return "The camera cannot be used: another program may have it. Close that, then press Start.";
-}
-
-/** Waits, or throws an AbortError. */
-function delay(milliseconds, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, Math.max(0, milliseconds));
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    });
-  });
 }

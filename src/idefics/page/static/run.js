@@ -174,17 +174,17 @@ export function parseLabels(words) {
   return (lines.length > 1 ? lines : words.split(/[,،]/)).map((label) => label.trim()).filter(Boolean);
 }
 
+/** Few-shot examples as the API has them. @param {Shot[]} shots */
+export const shotFields = (shots) =>
+  Promise.all(
+    shots.map(async ({ picture, question, answer }) => ({ image_url: await toDataUri(picture.blob), question, answer })),
+  );
+
 /** The fields of a task's request for a turn. @param {Conversation} conversation @param {Turn} turn */
 export async function taskFields(conversation, turn) {
   const picture = pictureOf(conversation, turn.pictureIds[0]);
   if (!picture) throw new Error("The picture of this question was removed. Undo that, or ask about another one.");
-  const shots = await Promise.all(
-    turn.shots.map(async ({ picture: shown, question, answer }) => ({
-      image_url: await toDataUri(shown.blob),
-      question,
-      answer,
-    })),
-  );
+  const shots = await shotFields(turn.shots);
   return {
     image: picture.blob,
     ...(turn.task === "classify" ? { labels: parseLabels(turn.words) } : turn.words && { words: turn.words }),

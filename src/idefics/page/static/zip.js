@@ -8,6 +8,8 @@ const DEFLATED = 8;
 const UTF8_FLAG = 0x800;
 const ENCRYPTED_FLAG = 1;
 const VERSION = 20;
+const MAX_DIRECTORY_BYTES = 64 << 20; // of the names of 65,534 files
+const MAX_ENTRY_BYTES = 256 << 20; // unpacked, of one file
 const EARLIEST_DATE = 0x21; // 1 January 1980
 
 const viewOf = async (blob) => new DataView(await blob.arrayBuffer());
@@ -15,14 +17,17 @@ const viewOf = async (blob) => new DataView(await blob.arrayBuffer());
 /**
  * The entries of an archive; folders are left out.
  * @param {File} file
- * @returns {Promise<{path: string, bytes: number, read: function(): Promise<Blob>}[]>}
+ * @returns {Promise<{path: string, bytes: number, checksum: number, read: function(): Promise<Blob>}[]>}
  * @throws {Error} it is no zip that can be read here.
  */
 export async function listZip(file) {
   const tail = await viewOf(file.slice(-END_BYTES - MAX_COMMENT_BYTES));
   let end = tail.byteLength - END_BYTES;
   while (end >= 0 && tail.getUint32(end, true) !== END_MARK) end--;
-  if (end < 0) throw new Error(`${file.name} is not a zip that can be read: unpack it, and add the folder.`);
+  const refuse = () => {
+    throw new Error(`${file.name} is not a zip that can be read: unpack it, and add the folder.`);
+  };
+  if (end < 0) refuse();
   const [count, size, start] = [
     tail.getUint16(end + 10, true),
     tail.getUint32(end + 12, true),
@@ -31,14 +36,17 @@ export async function listZip(file) {
   if (count === 0xffff || start === 0xffffffff) {
     throw new Error(`${file.name} is a zip of more than 4 GB or 65,534 files: unpack it, and add the folder.`);
   }
+  if (size > MAX_DIRECTORY_BYTES) refuse();
   const directory = await viewOf(file.slice(start, start + size));
   const entries = [];
+  let packedBytes = 0;
   for (let at = 0; at + 46 <= directory.byteLength && directory.getUint32(at, true) === CENTRAL_MARK;) {
     const entry = readEntry(directory, at);
-    if (!entry.path.endsWith("/"))
-      entries.push({ path: entry.path, bytes: entry.bytes, read: () => readContent(file, entry) });
+    if (!entry.path.endsWith("/")) entries.push({ ...entry, read: () => readContent(file, entry) });
+    packedBytes += entry.packedBytes;
     at += entry.length;
   }
+  if (packedBytes > file.size) refuse(); // entries share their bytes
   return entries;
 }
 
@@ -50,6 +58,7 @@ function readEntry(view, at) {
     path: new TextDecoder(short(8) & UTF8_FLAG ? "utf-8" : "windows-1252").decode(name),
     isEncrypted: Boolean(short(8) & ENCRYPTED_FLAG),
     method: short(10),
+    checksum: long(16),
     packedBytes: long(20),
     bytes: long(24),
     start: long(42),
@@ -57,20 +66,29 @@ function readEntry(view, at) {
   };
 }
 
+/** Unpacks an entry: no more than the archive says, which has a limit. */
 async function readContent(file, { path, isEncrypted, method, packedBytes, bytes, start }) {
   if (isEncrypted || ![STORED, DEFLATED].includes(method)) {
     throw new Error(`${path} is encrypted or packed in a way that the browser cannot read: unpack the zip first.`);
   }
+  if (bytes > MAX_ENTRY_BYTES) {
+    throw new Error(
+      `${path} has ${Math.round(bytes / (1 << 20)).toLocaleString("en")} MB unpacked, and at most ${MAX_ENTRY_BYTES >> 20} MB are read from a zip.`,
+    );
+  }
   const header = await viewOf(file.slice(start, start + 30));
   const from = start + 30 + header.getUint16(26, true) + header.getUint16(28, true);
   const packed = file.slice(from, from + packedBytes);
-  if (method === STORED) return packed;
+  if (method === STORED && packed.size === bytes) return packed;
   const reader = packed.stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
   const parts = [];
   for (let total = 0; ;) {
     const { value, done } = await reader.read().catch(() => ({ done: true }));
     total += value?.length ?? 0;
-    if (total > bytes || (done && total < bytes)) throw new Error(`${path} is damaged in the zip.`);
+    if (total > bytes || (done && total < bytes)) {
+      reader.cancel().catch(() => {});
+      throw new Error(`${path} is damaged in the zip.`);
+    }
     if (done) return new Blob(parts);
     parts.push(value);
   }
