@@ -182,7 +182,8 @@ def test_a_camera_that_comes_late_is_turned_off(live_page, demo_model):
     live_page.get_by_role("link", name="Pictures").click()
     expect(live_page.locator("#welcome")).to_be_visible()
     live_page.evaluate("goOn()")
-    wait_until(live_page, lambda: streams_are_active(live_page) == [False])
+    wait_until(live_page, lambda: False in streams_are_active(live_page))
+    assert True not in streams_are_active(live_page)
     wait_until(live_page, lambda: is_idle(demo_model))
 
 
@@ -239,7 +240,7 @@ def test_a_camera_that_goes_away_is_said_and_one_is_chosen(live_page):
 
 def test_the_view_that_was_chosen_last_is_shown(web_page):
     held = []
-    web_page.route("**/ui/batch.js", held.append)
+    web_page.route("**/ui/batch.js", lambda route: held.append(route))
     web_page.get_by_role("link", name="Batch").click()
     wait_until(web_page, lambda: held)
     web_page.get_by_role("link", name="Live").click()
