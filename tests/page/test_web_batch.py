@@ -387,11 +387,13 @@ def test_what_failed_on_the_server_is_sent_again_from_there(batch_page, folder):
     batch_page.unroute("**/results?*")
     batch_page.reload()
     expect(card(batch_page, "b/2.png").locator(".failed")).to_contain_text("It took too long.")
-    batch_page.get_by_role("button", name="Retry b/2.png").evaluate(
-        "button => { button.click(); button.click(); }"
-    )
+    begun = []
+    batch_page.on("request", lambda sent: begun.append(sent) if sent.url.endswith("/v1/batches") else None)
+    retry = batch_page.get_by_role("button", name="Retry b/2.png")
+    retry.evaluate("button => { button.click(); button.click(); }")
     expect(batch_page.locator(".run-progress")).to_have_text("1 answer · 2 failed")
     expect(answer(batch_page, "b/2.png")).to_have_value("animals")
+    assert len(begun) == 1
 
 
 def test_what_was_not_sent_is_sent_again(web_browser, web_url, folder):

@@ -20,7 +20,7 @@ export class AnswerReader {
    * @throws {ApiError} the server does not answer.
    */
   async read(batch, rows) {
-    const page = await this.#fetch(batch);
+    const page = await this.#fetchPage(batch);
     const open = rows.filter((row) => row.batch === batch && isOpen(row));
     const waiting = new Map(open.map((row) => [row.path, row]));
     const lines = page.data.filter((line) => waiting.has(line.custom_id));
@@ -31,7 +31,7 @@ export class AnswerReader {
     return changed;
   }
 
-  async #fetch(batch) {
+  async #fetchPage(batch) {
     try {
       const page = await fetchResults(batch, this.#lastLines.get(batch) ?? 0);
       this.#lastLines.set(batch, page.last);
