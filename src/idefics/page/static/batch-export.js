@@ -60,12 +60,3 @@ export function toSidecars(run) {
   }
   return writeZip(texts);
 }
-
-/** Lets the browser save a file. @param {Blob} blob @param {string} name */
-export function download(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}

@@ -1,7 +1,6 @@
 /** Batch runs: their rows, and what is done for them. Windows that have the same run open tell each other about it. */
 
-import { AnswerReader, Speed } from "./batch-answers.js";
-import { cancelBatch, lineReader } from "./batch-api.js";
+import { AnswerReader, Speed, cancelBatch, lineReader } from "./batch-api.js";
 import { ANSWER_FIELDS, isOpen, newRow, noAnswer, prepareRequest } from "./batch-rows.js";
 import { Sender } from "./batch-sender.js";
 import { withOwnPath } from "./batch-sources.js";

@@ -2,7 +2,7 @@
 
 import { createBatch, uploadFile } from "./batch-api.js";
 import { endpointOf } from "./batch-rows.js";
-import { delay } from "./delay.js";
+import { delay } from "./dom.js";
 
 const [FIRST_FILE_BYTES, MAX_FILE_BYTES] = [1 << 20, 32 << 20]; // each file may be twice as large as the one before
 const [POLL_MILLISECONDS, RETRY_MILLISECONDS] = [700, 3000]; // until there may be another batch; if the server is away

@@ -1,5 +1,7 @@
 /** Batch runs as the browser keeps them: IndexedDB has each run, and each row with its thumbnail and its answer. */
 
+import { Database } from "./database.js";
+
 /**
  * @typedef {Object} Row A picture of a run.
  * @property {string} run id of its run.
@@ -29,97 +31,73 @@
  * @property {number} deletedAt milliseconds since 1970; 0: it is not deleted.
  */
 
-let database = null;
-
-function openDatabase() {
-  database ??= new Promise((resolve, reject) => {
-    const opening = indexedDB.open("idefics-batch", 2);
-    opening.onupgradeneeded = ({ oldVersion }) => {
-      if (oldVersion < 1) {
-        opening.result.createObjectStore("runs", { keyPath: "id" });
-        opening.result.createObjectStore("rows", { keyPath: ["run", "path"] });
-      }
-      opening.result.createObjectStore("shots"); // key: the run's id
-    };
-    opening.onsuccess = () => resolve(opening.result);
-    opening.onerror = () => reject(opening.error);
-  });
-  return database;
-}
-
-async function transact(store, mode, work) {
-  const transaction = (await openDatabase()).transaction(store, mode);
-  const request = work(transaction.objectStore(store));
-  return new Promise((resolve, reject) => {
-    transaction.oncomplete = () => resolve(request?.result);
-    transaction.onabort = transaction.onerror = () => reject(transaction.error);
-  });
-}
+const database = new Database("idefics-batch", { runs: "id", rows: ["run", "path"], shots: null }, 2);
+const transact = database.transact.bind(database);
 
 const rowsOf = (run) => IDBKeyRange.bound([run], [run, []]);
 
 /** Runs, the newest first. @returns {Promise<RunRecord[]>} */
 export async function listRuns() {
-  const runs = await transact("runs", "readonly", (store) => store.getAll());
-  return runs.sort((first, second) => second.createdAt - first.createdAt);
+  const found = await transact("readonly", (runs) => runs.getAll());
+  return found.sort((first, second) => second.createdAt - first.createdAt);
 }
 
 /** A run; undefined if there is none. @param {string} id @returns {Promise<RunRecord|undefined>} */
-export const loadRun = (id) => transact("runs", "readonly", (store) => store.get(id));
+export const loadRun = (id) => transact("readonly", (runs) => runs.get(id));
 
 /** Keeps a run, new or brought back. @param {RunRecord} run */
-export const saveRun = (run) => transact("runs", "readwrite", (store) => store.put(run));
+export const saveRun = (run) => transact("readwrite", (runs) => runs.put(run));
 
 /** Changes fields of a run, unless it is deleted for good. @param {string} id @param {Partial<RunRecord>} changes */
 export const updateRun = (id, changes) =>
-  transact("runs", "readwrite", (store) => {
-    store.get(id).onsuccess = ({ target: { result } }) => result && store.put({ ...result, ...changes });
+  transact("readwrite", (runs) => {
+    runs.get(id).onsuccess = ({ target: { result } }) => result && runs.put({ ...result, ...changes });
   });
 
-/** Keeps the few-shot examples of a run. @param {string} run @param {Shot[]} shots */
-export const saveShots = (run, shots) => transact("shots", "readwrite", (store) => store.put(shots, run));
+/** Keeps the few-shot examples of a run. @param {string} id of the run. @param {Shot[]} examples */
+export const saveShots = (id, examples) => transact("readwrite", (runs, rows, shots) => shots.put(examples, id));
 
-/** The few-shot examples of a run. @param {string} run @returns {Promise<Shot[]>} */
-export const loadShots = async (run) => (await transact("shots", "readonly", (store) => store.get(run))) ?? [];
+/** The few-shot examples of a run. @param {string} id of the run. @returns {Promise<Shot[]>} */
+export const loadShots = async (id) => (await transact("readonly", (runs, rows, shots) => shots.get(id))) ?? [];
 
-/** The rows of a run, in their order. @param {string} run @returns {Promise<Row[]>} */
-export async function loadRows(run) {
-  const rows = await transact("rows", "readonly", (store) => store.getAll(rowsOf(run)));
-  return rows.sort((first, second) => first.index - second.index);
+/** The rows of a run, in their order. @param {string} id of the run. @returns {Promise<Row[]>} */
+export async function loadRows(id) {
+  const found = await transact("readonly", (runs, rows) => rows.getAll(rowsOf(id)));
+  return found.sort((first, second) => first.index - second.index);
 }
 
-/** Keeps new rows. @param {Row[]} rows */
-export const saveRows = (rows) => transact("rows", "readwrite", (store) => void rows.forEach((row) => store.put(row)));
-
-/** Some rows of a run. @param {string} run @param {string[]} paths @returns {Promise<Row[]>} those that there are. */
-export async function loadSomeRows(run, paths) {
-  const rows = [];
-  await transact("rows", "readonly", (store) => {
-    for (const path of paths)
-      store.get([run, path]).onsuccess = ({ target: { result } }) => result && rows.push(result);
+/** Some rows of a run. @param {string} id of the run. @param {string[]} paths @returns {Promise<Row[]>} those that there are. */
+export async function loadSomeRows(id, paths) {
+  const found = [];
+  await transact("readonly", (runs, rows) => {
+    for (const path of paths) rows.get([id, path]).onsuccess = ({ target: { result } }) => result && found.push(result);
   });
-  return rows;
+  return found;
 }
+
+/** Keeps new rows. @param {Row[]} added */
+export const saveRows = (added) => transact("readwrite", (runs, rows) => added.forEach((row) => rows.put(row)));
 
 /**
  * Changes fields of rows; what another window has changed meanwhile stays.
- * @param {Row[]} rows
+ * @param {Row[]} changed
  * @param {string[]} fields
  * @param {function(Row, Row): boolean} [isCurrent] whether the stored row is still the one that is to be changed.
  */
-export const updateRows = (rows, fields, isCurrent = () => true) =>
-  transact("rows", "readwrite", (store) => {
-    for (const row of rows)
-      store.get([row.run, row.path]).onsuccess = ({ target: { result: stored } }) => {
+export const updateRows = (changed, fields, isCurrent = () => true) =>
+  transact("readwrite", (runs, rows) => {
+    for (const row of changed)
+      rows.get([row.run, row.path]).onsuccess = ({ target: { result: stored } }) => {
         if (!stored || !isCurrent(stored, row)) return;
         for (const field of fields) stored[field] = row[field];
-        store.put(stored);
+        rows.put(stored);
       };
   });
 
 /** Deletes a run with its rows. @param {string} id */
-export async function deleteRun(id) {
-  await transact("rows", "readwrite", (store) => void store.delete(rowsOf(id)));
-  await transact("shots", "readwrite", (store) => void store.delete(id));
-  await transact("runs", "readwrite", (store) => void store.delete(id));
-}
+export const deleteRun = (id) =>
+  transact("readwrite", (runs, rows, shots) => {
+    runs.delete(id);
+    rows.delete(rowsOf(id));
+    shots.delete(id);
+  });

@@ -1,10 +1,10 @@
 /** A batch run on the page: how far it is, its contact sheet, and the files that come of it. */
 
 import { fetchReport } from "./batch-api.js";
-import { download, toCsv, toJsonLines, toSidecars } from "./batch-export.js";
+import { toCsv, toJsonLines, toSidecars } from "./batch-export.js";
 import { Sheet } from "./batch-sheet.js";
 import { readSources } from "./batch-sources.js";
-import { button, count, element } from "./dom.js";
+import { button, count, element, saveFile } from "./dom.js";
 import { taskByName } from "./state.js";
 
 /**
@@ -105,7 +105,7 @@ function saveButtons(run, report) {
   const name = (suffix) =>
     `${taskByName(run.record.task).label.toLowerCase()}-${new Date(run.record.createdAt).toISOString().slice(0, 10)}${suffix}`;
   const save = (label, toBlob, suffix, title) =>
-    button(label, () => download(toBlob(run), name(suffix)), { class: "tool outlined", title });
+    button(label, () => saveFile(toBlob(run), name(suffix)), { class: "tool outlined", title });
   return element(
     "div.save-tools",
     { role: "group", "aria-label": "Save the answers" },
@@ -123,7 +123,7 @@ async function saveReport(run, pressed, say) {
   pressed.textContent = "Making it…";
   try {
     const answered = new Set(run.rows.filter((row) => row.text !== null).map((row) => row.batch));
-    download(await fetchReport([...answered]), `${run.record.task}-report.html`);
+    saveFile(await fetchReport([...answered]), `${run.record.task}-report.html`);
   } catch (error) {
     say(error.message);
   }

@@ -1,4 +1,4 @@
-/** Builds elements without HTML: what people or models write is always text. */
+/** Builds elements without HTML (what people or models write is always text), and small things that all views use. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -95,4 +95,23 @@ export function saveFile(blob, name) {
   const link = element("a", { download: name, href: URL.createObjectURL(blob) });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/**
+ * Waits.
+ * @param {number} milliseconds
+ * @param {AbortSignal} signal
+ * @throws {DOMException} the signal was aborted.
+ */
+export function delay(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      if (signal.aborted) reject(signal.reason);
+      else resolve();
+    };
+    const timer = setTimeout(end, Math.max(0, milliseconds));
+    signal.addEventListener("abort", end);
+  });
 }

@@ -2,7 +2,6 @@
 
 import { answerText } from "./actions.js";
 import { describeCost } from "./answers.js";
-import { element } from "./dom.js";
 import { toDataUri } from "./run.js";
 import { DEFAULT_SETTINGS, TASKS, emptyConversation, newId, taskByName } from "./state.js";
 import { allPictures } from "./store.js";
@@ -10,13 +9,6 @@ import { allPictures } from "./store.js";
 const FORMAT = "idefics.conversation";
 const PICTURE = /^data:(image\/(?:jpeg|png|webp|gif|bmp|avif));base64,/;
 const STATUSES = ["done", "stopped", "failed"];
-
-/** Gives a file to the browser's downloads. @param {string} name @param {Blob} blob */
-export function download(name, blob) {
-  const link = element("a", { href: URL.createObjectURL(blob), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
 
 /** A title as the name of a file, without what file systems refuse. @param {string} title @param {string} ending */
 export const fileName = (title, ending) =>

@@ -1,6 +1,6 @@
 /** The drawer of conversations: open, search, rename, export, import, delete. */
 
-import { button, count, element, icon } from "./dom.js";
+import { button, count, element, icon, saveFile } from "./dom.js";
 import {
   keepConversation,
   removeConversation,
@@ -191,14 +191,14 @@ function rename(drawer, record, node) {
 }
 
 async function exportAs(drawer, record, ending) {
-  const { download, fileName, toJson, toMarkdown } = await import("./exports.js");
+  const { fileName, toJson, toMarkdown } = await import("./exports.js");
   const conversation = await loadConversation(record.id);
   if (!conversation) return void refresh(drawer); // deleted in another window
   const isJson = ending === "json";
   const text = isJson ? await toJson(conversation) : toMarkdown(conversation);
-  download(
-    fileName(record.title, ending),
+  saveFile(
     new Blob([text], { type: isJson ? "application/json" : "text/markdown" }),
+    fileName(record.title, ending),
   );
 }
 

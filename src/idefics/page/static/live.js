@@ -1,8 +1,7 @@
 /** The view of the camera: an instruction, and an answer about what it sees every moment that it can. */
 
 import { streamTask } from "./api.js";
-import { delay } from "./delay.js";
-import { button, count, duration, element } from "./dom.js";
+import { button, count, delay, duration, element } from "./dom.js";
 import { snapshot } from "./pictures.js";
 
 const INTERVALS = [

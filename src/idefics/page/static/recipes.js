@@ -1,9 +1,9 @@
 /** Recipes: named lists of few-shot examples, those that the page knows and those that the browser keeps. */
 
+import { Database } from "./database.js";
 import { newId } from "./state.js";
 
-const DATABASE = "idefics.recipes";
-const STORE = "recipes"; // key: the name
+const recipes = new Database("idefics.recipes", { recipes: "name" });
 const RECEIPT_SIZE = { width: 420, height: 520 };
 
 /**
@@ -118,32 +118,16 @@ function drawReceipt(lines) {
 }
 
 /** What one request on the stored recipes gives. */
-async function store(mode, body) {
-  const database = await settled(
-    Object.assign(indexedDB.open(DATABASE, 1), {
-      onupgradeneeded: ({ target }) => target.result.createObjectStore(STORE, { keyPath: "name" }),
-    }),
-  );
-  try {
-    return await settled(body(database.transaction(STORE, mode).objectStore(STORE)));
-  } finally {
-    database.close();
-  }
-}
-
-function settled(request) {
-  return new Promise((resolve, reject) => {
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () =>
-      reject(new Error("The browser does not keep recipes: its storage is full or switched off."));
+const store = (mode, body) =>
+  recipes.transact(mode, body).catch(() => {
+    throw new Error("The browser does not keep recipes: its storage is full or switched off.");
   });
-}
 
 /** The recipes that the browser keeps, by name. @returns {Promise<{name: string, shots: Shot[]}[]>} */
-export const listSavedRecipes = () => store("readonly", (recipes) => recipes.getAll());
+export const listSavedRecipes = () => store("readonly", (stored) => stored.getAll());
 
 /** Keeps a recipe; one of the same name is replaced. @param {{name: string, shots: Shot[]}} recipe */
-export const saveRecipe = (recipe) => store("readwrite", (recipes) => recipes.put(recipe));
+export const saveRecipe = (recipe) => store("readwrite", (stored) => stored.put(recipe));
 
 /** Deletes a kept recipe. @param {string} name */
-export const deleteRecipe = (name) => store("readwrite", (recipes) => recipes.delete(name));
+export const deleteRecipe = (name) => store("readwrite", (stored) => stored.delete(name));

@@ -1,35 +1,10 @@
 /** The conversations that the browser keeps in IndexedDB: their texts in one store, their pictures in another. */
 
-const DATABASE = "idefics";
-const STORES = ["conversations", "pictures"]; // keys: the id; [the conversation's id, the picture's id]
+import { Database } from "./database.js";
 
-let opening = null;
-let database = null;
-
-function openDatabase() {
-  opening ??= new Promise((resolve, reject) => {
-    const request = indexedDB.open(DATABASE, 1);
-    request.onupgradeneeded = () => {
-      request.result.createObjectStore("conversations", { keyPath: "id" });
-      request.result.createObjectStore("pictures");
-    };
-    request.onsuccess = () => resolve((database = request.result));
-    request.onerror = () => reject(request.error);
-  });
-  opening.catch(() => (opening = null));
-  return opening;
-}
-
-/** Runs `body(conversations, pictures)` in one transaction; what its request gave, after the transaction is complete. */
-async function transact(mode, body) {
-  await openDatabase();
-  return new Promise((resolve, reject) => {
-    const transaction = database.transaction(STORES, mode);
-    const request = body(...STORES.map((name) => transaction.objectStore(name)));
-    transaction.oncomplete = () => resolve(request?.result);
-    transaction.onabort = () => reject(transaction.error);
-  });
-}
+// Keys: the id; [the conversation's id, the picture's id].
+const database = new Database("idefics", { conversations: "id", pictures: null });
+const transact = database.transact.bind(database);
 
 const picturesOf = (id) => IDBKeyRange.bound([id], [id, []]);
 const withoutBlob = ({ blob, frames, ...rest }) => rest;
@@ -78,7 +53,7 @@ export async function updateStored(conversation, storedPictures, merge) {
 
 /** Stores texts at once, as the page is left: whether another window changed them is not seen. @param {Object} record */
 export function putRecord(record) {
-  const transaction = database?.transaction("conversations", "readwrite");
+  const transaction = database.opened?.transaction("conversations", "readwrite");
   transaction?.objectStore("conversations").put(record);
   transaction?.commit();
 }
