@@ -36,6 +36,7 @@ def forecast(
     dtype=torch.float32,
     weight_dtype=torch.float32,
     disk_bytes=1 << 40,
+    device="cpu",
     **values,
 ):
     settings = TrainSettings(data="photos", model=model, out="adapter", **values)
@@ -47,7 +48,7 @@ def forecast(
         schedule=make_schedule(settings, sizes.num_rows),
         dtype=dtype,
         weight_dtype=weight_dtype,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         free=free,
         disk=DiskSpace(disk_bytes, 5 << 40),
     )
@@ -93,6 +94,10 @@ def test_the_terms_are_those_of_the_model():
     kept = SIZES.num_distinct_image_tokens * text.hidden_size * 4
     assert made.pictures == kept + patches * (12 * vision.hidden_size + 4 * vision.intermediate_size) * 4
     assert made.needed == sum(size for _, size in made.terms)
+    on_gpu, _ = forecast(rank=4, micro_batch_tokens=300, device="cuda")
+    assert (on_gpu.pictures, on_gpu.process) == (made.pictures - kept, 0), (
+        "features stay in the machine's memory"
+    )
 
 
 def test_settings_change_the_terms():

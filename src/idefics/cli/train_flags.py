@@ -103,9 +103,11 @@ class StepsFlags:
     micro_batch_tokens: int = number_flag(
         "Steps", "Tokens computed at once, of which fewer take less memory", 4096
     )
-    learning_rate: float | None = steps_flag("The highest; else 2e-4, and 2e-5 with --full.", metavar="X")
+    learning_rate: float | None = steps_flag(
+        "The highest; else 2e-4, and 2e-5 with --full. With --resume, another one may be given.", metavar="X"
+    )
     warmup_steps: int = number_flag(
-        "Steps", "Steps in which the learning rate rises, before it falls to 0", 20
+        "Steps", "Steps in which the learning rate rises, at most half of all, before it falls to 0", 20
     )
     weight_decay: float = number_flag("Steps", "Of AdamW", 0.01, metavar="X")
     max_gradient_norm: float = number_flag(

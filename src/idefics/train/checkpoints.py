@@ -164,5 +164,6 @@ def _check_unchanged(path: Path, state: TrainingState, now: TrainingState) -> No
         changes.append("the model has other weights")
     if changes:
         raise BadSetting(
-            f"{path} is of another training: {'; '.join(changes)}: give the same settings and data, or another out"
+            f"{path} is of another training: {'; '.join(changes)}: give the same settings, data and model, or "
+            "another out"
         )

@@ -46,7 +46,8 @@ class Forecast:
         activations: bytes that are kept until the gradients are computed.
         layer: bytes of the layer that is being computed again; 0 if all activations are kept.
         logits: bytes of the logits of learned tokens.
-        pictures: bytes of the layer of the vision tower that is being computed, and of what is kept of pictures.
+        pictures: bytes of the layer of the vision tower that is being computed, and on a CPU of what is kept of
+            pictures: it is in the memory of the machine.
         process: bytes of Python and torch.
         free: bytes that are free on the device.
         kept: what is kept of pictures, in memory and in files.
@@ -167,7 +168,7 @@ def forecast_training(
         activations=activations,
         layer=layer_bytes,
         logits=num_targets * (text.vocab_size + text.additional_vocab_size) * LOGIT_BYTES,
-        pictures=vision_bytes + kept.memory,
+        pictures=vision_bytes + (kept.memory if device.type == "cpu" else 0),
         process=PROCESS_OVERHEAD_BYTES if device.type == "cpu" else 0,
         free=free,
         kept=kept,

@@ -130,7 +130,8 @@ class JSONLinesLog(TrainingListener):
             self._file.flush()
         except OSError as error:
             raise OutputError(
-                f"the log {self.path} cannot be written ({error.strerror}): make room, then --resume"
+                f"the log {self.path} cannot be written ({error.strerror}): make room, then continue with "
+                "resume=True, or begin again if there is no checkpoint"
             ) from None
 
     def on_step(self, record: StepRecord) -> None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from idefics.errors import MissingExtra
-
 
 @dataclass(frozen=True, slots=True)
 class Processes:
@@ -68,16 +66,10 @@ def _exchange_device() -> torch.device:
 
 
 def join_processes() -> Processes:
-    """Joins the processes that were started together with this one; alone if the environment names no others.
-
-    Raises:
-        MissingExtra: there are several, and accelerate is not installed.
-    """
+    """Joins the processes that were started together with this one; alone if the environment names no others."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    try:
-        from accelerate import PartialState
-    except ImportError:
-        raise MissingExtra("training in several processes", "train") from None
+    from accelerate import PartialState
+
     state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.process_index, state.num_processes)
