@@ -294,4 +294,4 @@ def test_stop_ids_that_are_none_are_told_with_their_file(wrong):
         with pytest.raises(
             BrokenCheckpoint, match=f"^{name} sets eos_token_id to {re.escape(repr(wrong))}: "
         ):
-            read_stop_ids(raw, generation, default=2)
+            read_stop_ids(raw, generation)

@@ -14,12 +14,10 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from idefics.engine.request import Deadline, Request
 from idefics.errors import BadSetting
-from idefics.explain.covering import gray_picture
-from idefics.explain.occlusion import Steps, TokenEvidence, token_scores
+from idefics.explain.evidence import EvidenceMethod, Steps, TokenEvidence
 from idefics.generation.loading import LoadedModel
-from idefics.prompt import PreprocessedImage, ScoringPrompt
+from idefics.prompt import PreprocessedImage
 
 
 def has_token_grid(model: LoadedModel) -> bool:
@@ -28,23 +26,12 @@ def has_token_grid(model: LoadedModel) -> bool:
 
 
 @dataclass(frozen=True)
-class RelativeAttention:
+class RelativeAttention(EvidenceMethod):
     """One explanation by relative attention.
-
-    Attributes:
-        model: its image tokens lie in a grid over each frame.
-        prompt: the prompt and the continuations whose T tokens are explained.
-        num_pictures: how many of the last pictures of the prompt are explained.
-        deadline: when the explanation fails with RequestTimeout; None: never.
 
     Raises:
         BadSetting: the model's image tokens lie in no grid.
     """
-
-    model: LoadedModel
-    prompt: ScoringPrompt
-    num_pictures: int
-    deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
         if not has_token_grid(self.model):
@@ -66,10 +53,7 @@ class RelativeAttention:
         Raises:
             RequestTimeout: the deadline is over.
         """
-        images = self.prompt.prompt.pictures[-self.num_pictures :]
-        gray = [gray_picture(image, self.model.processor.image_config) for image in images]
-        full_scores = token_scores((yield [self._request(images)])[0])
-        gray_scores = token_scores((yield [self._request(gray)])[0])
+        images, full_scores, gray_scores = yield from self.pictures_and_scores()
         positions = self.prompt.prompt.image_token_positions[-self.num_pictures :]
         keys = [*chain.from_iterable(positions)]
         rows = []
@@ -94,11 +78,6 @@ class RelativeAttention:
         common = recorded[:num_before].mean(axis=0) if num_before else np.zeros(len(keys))
         above: NDArray[np.float64] = np.maximum(recorded[num_before:] - common, 0)
         return above
-
-    def _request(self, images: Sequence[PreprocessedImage]) -> Request:
-        """The request that scores the tokens with these pictures."""
-        prompt, continuations = self.prompt
-        return Request(prompt.with_last_pictures(images), continuations=continuations, deadline=self.deadline)
 
 
 def _arrange(values: NDArray[np.float64], image: PreprocessedImage) -> NDArray[np.float64]:

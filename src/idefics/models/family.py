@@ -136,8 +136,8 @@ def read_rope_config(text: RawConfig) -> RopeConfig:
         raise BrokenCheckpoint(f"config.json names llama3's rotary scaling without its {key}") from None
 
 
-def read_stop_ids(raw: RawConfig, generation: RawConfig, default: int) -> tuple[int, ...]:
-    """The ids that end an answer: of generation_config.json, else of config.json or its text_config, else `default`.
+def read_stop_ids(raw: RawConfig, generation: RawConfig) -> tuple[int, ...]:
+    """The ids that end an answer: of generation_config.json, else of config.json or its text_config, else 2.
 
     Raises:
         BrokenCheckpoint: `eos_token_id` is neither an id nor a list of ids.
@@ -151,7 +151,7 @@ def read_stop_ids(raw: RawConfig, generation: RawConfig, default: int) -> tuple[
                     f"{name} sets eos_token_id to {eos_token_id!r}: it must be the id of a token, or a list of ids"
                 )
             return ids
-    return (default,)
+    return (2,)
 
 
 def read_text_config(
@@ -197,7 +197,11 @@ def read_text_config(
     )
 
 
-def read_dtype_name(raw: RawConfig, text: RawConfig) -> str | None:
-    """The dtype that config.json names in any of its fields; None if it names none. `text` is its text_config."""
-    dtype: str | None = raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype")))
-    return dtype
+def read_model_kwargs(raw: RawConfig, generation: RawConfig) -> dict[str, Any]:
+    """Fields of `ModelConfig` that every family reads in the same way: keyword arguments for it."""
+    text = raw.get("text_config") or {}
+    return {
+        "model_type": raw["model_type"],
+        "stop_ids": read_stop_ids(raw, generation),
+        "dtype": raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype"))),
+    }

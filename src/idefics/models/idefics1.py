@@ -25,7 +25,7 @@ from idefics.errors import UnsupportedModel
 from idefics.models.family import RECOMPUTED_BUFFERS, ModelFamily
 from idefics.models.idefics1_config import read_config, read_image_config, read_prompt_format
 from idefics.models.vision_language_model import ModelBackbone, VisionLanguageModel
-from idefics.nn.attention import Attn, CrossKV, LayerCrossKV
+from idefics.nn.attention import AttentionProjections, Attn, CrossKV, LayerCrossKV
 from idefics.nn.decoder import DecoderLayer, GatedMLP
 from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
 from idefics.nn.gates import AdapterGates, GatedLayer
@@ -87,18 +87,14 @@ class DecoupledHead(nn.Linear):
         return torch.cat((logits, self.additional_fc(h)), dim=-1) if self.num_additional_outputs else logits
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(AttentionProjections):
     """Attention of tokens to image features: optional norms of each head's queries and keys, no rotary embedding."""
 
     def __init__(self, config: ModelConfig, cross: CrossAttentionConfig) -> None:
-        super().__init__()
         text = config.text
-        self.num_heads = text.num_heads
-        inner = text.num_heads * text.head_size
-        self.q_proj = nn.Linear(text.hidden_size, inner, bias=False)
-        self.k_proj = nn.Linear(config.vision.hidden_size, inner, bias=False)
-        self.v_proj = nn.Linear(config.vision.hidden_size, inner, bias=False)
-        self.o_proj = nn.Linear(inner, text.hidden_size, bias=False)
+        super().__init__(
+            text.hidden_size, text.num_heads, text.num_heads, text.head_size, config.vision.hidden_size
+        )
         if cross.has_qk_norms:
             self.q_layer_norm: nn.Module = RMSNorm(text.head_size, text.norm_epsilon)
             self.k_layer_norm: nn.Module = RMSNorm(text.head_size, text.norm_epsilon)
@@ -107,7 +103,7 @@ class CrossAttention(nn.Module):
 
     def compute_cross_kv(self, features: Tensor) -> LayerCrossKV:
         """Image features (P, M, D') -> keys and values, (P, M, H, K) each."""
-        keys, values = (p(features).unflatten(-1, (self.num_heads, -1)) for p in (self.k_proj, self.v_proj))
+        keys, values = (p(features).unflatten(-1, (-1, self.head_size)) for p in (self.k_proj, self.v_proj))
         return LayerCrossKV(self.k_layer_norm(keys), values)
 
     def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
@@ -117,7 +113,7 @@ class CrossAttention(nn.Module):
             index: number of the cross-attention layer, from 0, which selects the keys and values.
             attn: computes the attention.
         """
-        queries = self.q_layer_norm(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))
+        queries = self.q_layer_norm(self.q_proj(x).unflatten(-1, (-1, self.head_size)))
         out: Tensor = self.o_proj(attn.cross_attention(index, queries).flatten(1))
         return out
 

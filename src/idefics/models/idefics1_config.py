@@ -16,9 +16,8 @@ from idefics.models.family import (
     DEFAULT_CHAT_TEMPLATE,
     END_OF_UTTERANCE,
     RawConfig,
-    read_dtype_name,
+    read_model_kwargs,
     read_resample_and_normalize_kwargs,
-    read_stop_ids,
     read_text_config,
     validate_activation_name,
 )
@@ -41,7 +40,6 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
     )
     return ModelConfig(
-        model_type=raw["model_type"],
         text=replace(text, additional_vocab_size=raw.get("additional_vocab_size", 0)),
         vision=_read_vision_config(raw),
         resampler=_read_resampler_config(raw) if raw.get("use_resampler", False) else None,
@@ -50,8 +48,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
             has_qk_norms=raw.get("qk_layer_norms", False),
             alpha_type=raw.get("alpha_type", "float"),
         ),
-        stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=read_dtype_name(raw, {}),
+        **read_model_kwargs(raw, generation),
     )
 
 

@@ -23,9 +23,8 @@ from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
-    read_dtype_name,
+    read_model_kwargs,
     read_resample_and_normalize_kwargs,
-    read_stop_ids,
     read_text_config,
     validate_activation_name,
 )
@@ -90,7 +89,6 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
     )
     return ModelConfig(
-        model_type=raw["model_type"],
         text=text,
         vision=read_siglip_config(raw.get("vision_config") or {}, hidden_size=768, num_heads=12),
         perceiver=PerceiverConfig(
@@ -102,8 +100,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
             norm_epsilon=perceiver.get("rms_norm_eps", text.norm_epsilon),
             activation=validate_activation_name(perceiver.get("hidden_act", "silu")),
         ),
-        stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=read_dtype_name(raw, raw_text),
+        **read_model_kwargs(raw, generation),
     )
 
 

@@ -24,9 +24,8 @@ from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
-    read_dtype_name,
+    read_model_kwargs,
     read_resample_and_normalize_kwargs,
-    read_stop_ids,
     read_text_config,
 )
 from idefics.models.vision_language_model import (
@@ -93,7 +92,6 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
     # Without any text_config, the released class makes one that has another epsilon than Llama's.
     text: RawConfig = raw.get("text_config") or {"rms_norm_eps": 1e-5}
     return ModelConfig(
-        model_type=raw["model_type"],
         text=read_text_config(
             text,
             model_type="llama",
@@ -104,8 +102,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
         ),
         vision=read_siglip_config(raw.get("vision_config") or {}, hidden_size=1152, num_heads=16),
         pixel_shuffle_factor=raw.get("scale_factor", 2),
-        stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=read_dtype_name(raw, text),
+        **read_model_kwargs(raw, generation),
     )
 
 

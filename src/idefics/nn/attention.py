@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
 
@@ -49,6 +49,29 @@ def causal_window_mask(query_positions: Tensor, key_positions: Tensor, sliding_w
     """
     distance = query_positions[:, None] - key_positions
     return distance >= 0 if sliding_window is None else (distance >= 0) & (distance < sliding_window)
+
+
+class AttentionProjections(nn.Module):
+    """The linear layers around an attention, without biases.
+
+    Args:
+        context_size: width of what keys and values are computed from; None: `hidden_size`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        context_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.head_size = head_size
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_size, bias=False)
+        self.k_proj = nn.Linear(context_size or hidden_size, num_kv_heads * head_size, bias=False)
+        self.v_proj = nn.Linear(context_size or hidden_size, num_kv_heads * head_size, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_size, hidden_size, bias=False)
 
 
 class DenseAttn:

@@ -5,7 +5,7 @@ B rows, T queries, L keys, H query heads, h key/value heads, K head size.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +21,24 @@ from idefics.nn.native_attention import (
 )
 
 
-class AttentionBackend(Protocol):
-    """An implementation of attention: q (B, H, T, K), k and v (B, h, L, K) -> (B, H, T, K).
+class AttentionOptions(TypedDict, total=False):
+    """Options of an attention backend.
 
-    Args:
+    Attributes:
         mask: broadcastable to (B, H, T, L); True: the query attends to the key. Not together with `causal`.
         causal: whether query t attends to keys up to L - T + t only.
         dropout_p: probability with which each attention weight is dropped, in training.
     """
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        dropout_p: float = 0.0,
-    ) -> Tensor: ...
+    mask: Tensor | None
+    causal: bool
+    dropout_p: float
+
+
+class AttentionBackend(Protocol):
+    """An implementation of attention: q (B, H, T, K), k and v (B, h, L, K) -> (B, H, T, K)."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Unpack[AttentionOptions]) -> Tensor: ...
 
 
 def sdpa_attention(
@@ -114,19 +113,11 @@ def bfloat16_or_sdpa_attention(
     return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
 
 
-def flash_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    dropout_p: float = 0.0,
-) -> Tensor:
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[AttentionOptions]) -> Tensor:
     """`AttentionBackend` by torch's FlashAttention-2 (arXiv 2307.08691); with a mask, by another of torch's kernels."""
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
-        return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
+        return sdpa_attention(q, k, v, **options)
 
 
 class EagerAttention:
@@ -160,17 +151,9 @@ class EagerAttention:
         return dropout(weights, dropout_p) @ v
 
 
-def eager_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    dropout_p: float = 0.0,
-) -> Tensor:
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[AttentionOptions]) -> Tensor:
     """`AttentionBackend` in plain torch operations, with the softmax in float32: the reference for the others."""
-    return EagerAttention()(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
+    return EagerAttention()(q, k, v, **options)
 
 
 # Those of attn_implementation="sdpa", by device and kernels.

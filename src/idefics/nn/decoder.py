@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from idefics.config import Activation, TextConfig
 from idefics.nn.activation import ACTIVATIONS, gated
-from idefics.nn.attention import Attn
+from idefics.nn.attention import AttentionProjections, Attn
 from idefics.nn.native_decoder import (
     find_native_decoder_layer,
     find_native_mlp,
@@ -39,16 +39,11 @@ class GatedMLP(nn.Module):
         return out
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(AttentionProjections):
     """Projections and rotary embedding around `Attn.self_attention`, whose keys are rotated already."""
 
     def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.head_size = config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_size, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=False)
+        super().__init__(config.hidden_size, config.num_heads, config.num_kv_heads, config.head_size)
 
     def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
         """Projects hidden states, rotates queries and keys, and attends: (N, D) -> (N, D).

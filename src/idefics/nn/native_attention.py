@@ -12,7 +12,7 @@ from torch import Tensor
 from idefics.native import library
 from idefics.native.library import Kernel
 from idefics.native.structures import AttentionArgs
-from idefics.nn.native_linear import thread_args
+from idefics.nn.native_linear import call_kernel
 
 MIN_QUERIES = 16  # with fewer, packing the keys costs more than the kernels win
 
@@ -61,8 +61,6 @@ def _can_use_kernel(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def _call_kernel(function: str, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     """Calls an attention function of the C library by its name; arguments as in `bfloat16_attention`."""
-    kernels = library.load_library()
-    assert kernels is not None, "see the can_ functions"
     frames, heads, queries, size = q.shape
     out = q.new_empty(frames, queries, heads, size).transpose(1, 2)
     args = AttentionArgs(
@@ -70,6 +68,6 @@ def _call_kernel(function: str, q: Tensor, k: Tensor, v: Tensor, *, causal: bool
         *(stride for x in (q, k, v, out) for stride in x.stride()[:3]),
         *(frames, heads, k.shape[1], queries, k.shape[2], size, size**-0.5, causal),
     )
-    if not getattr(kernels, function)(args, *thread_args()):
+    if not call_kernel(function, args):
         raise MemoryError(f"not enough memory for attention to {k.shape[2]} keys")
     return out

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
-from idefics.native import library
 from idefics.native.structures import ACTIVATION_NAMES, GatedMlpArgs, MlpStruct, QkvArgs
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.native_linear import (
     NativeLinear,
     NativeWeight,
+    call_kernel,
     can_use_native_inputs,
     has_hooks,
     is_plain_float32,
-    thread_args,
 )
 
 if TYPE_CHECKING:
@@ -143,9 +142,7 @@ def gated_mlp(
 
 def _call_kernel(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
     """Calls a function of the C library for `num_rows` tokens; raises MemoryError if it has no memory."""
-    kernels = library.load_library()
-    assert kernels is not None, "see the find_ functions"
-    if not getattr(kernels, function)(args, *thread_args()):
+    if not call_kernel(function, args):
         raise MemoryError(f"not enough memory for the activations of {num_rows} tokens")
 
 

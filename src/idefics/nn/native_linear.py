@@ -7,6 +7,7 @@ or the number of threads.
 
 from __future__ import annotations
 
+from ctypes import Structure
 from typing import NamedTuple
 
 import torch
@@ -155,14 +156,18 @@ def _call_matmul(
         out=out.data_ptr(),
         rows=len(rows),
     )
-    kernels = library.load_library()
-    assert kernels is not None, "see can_use_native_weight"
-    if not getattr(kernels, function)(args, *thread_args()):
+    if not call_kernel(function, args):
         raise MemoryError(f"not enough memory for a product of {len(rows)} rows of {rows.shape[1]} inputs")
     return out.view(*input.shape[:-1], len(weight.weight))
 
 
-def thread_args() -> tuple[int, int | None]:
-    """The last two arguments of each C kernel: number of threads, and address of the function that starts them."""
+def call_kernel(function: str, args: Structure) -> bool:
+    """Calls a function of the C library by its name, with torch's threads.
+
+    Its callers have checked that there is a library. False: there is no memory for what the function needs.
+    """
+    kernels = library.load_library()
+    assert kernels is not None, "see the can_ and find_ functions"
     parallel = library.gomp_parallel_address()
-    return torch.get_num_threads() if parallel else 1, parallel
+    threads = torch.get_num_threads() if parallel else 1
+    return bool(getattr(kernels, function)(args, threads, parallel))

@@ -17,7 +17,7 @@ from idefics.config import VisionConfig
 from idefics.native import library
 from idefics.native.structures import ACTIVATION_NAMES, BiasedLinearStruct, VisionArgs, VisionLayerStruct
 from idefics.nn.attention_backends import bfloat16_or_sdpa_attention
-from idefics.nn.native_linear import NativeLinear, has_hooks, is_plain_float32, thread_args
+from idefics.nn.native_linear import NativeLinear, call_kernel, has_hooks, is_plain_float32
 
 if TYPE_CHECKING:
     from idefics.nn.vit import VisionLayer
@@ -64,9 +64,7 @@ def native_vision_encode(config: VisionConfig, layers: Sequence[VisionLayerStruc
         activation=ACTIVATION_NAMES.index(config.activation),
         epsilon=config.norm_epsilon,
     )
-    kernels = library.load_library()
-    assert kernels is not None, "see find_native_layers"
-    if not kernels.idefics_vision_encode(args, *thread_args()):
+    if not call_kernel("idefics_vision_encode", args):
         raise MemoryError(f"not enough memory for {patches} patches in a vision encoder")
     return out
 

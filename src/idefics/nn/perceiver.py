@@ -10,21 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from idefics.config import PerceiverConfig
+from idefics.nn.attention import AttentionProjections
 from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.norm import RMSNorm
 
 
-class PerceiverAttention(HasAttentionBackend):
+class PerceiverAttention(AttentionProjections, HasAttentionBackend):
     """Attention of latents to the patches and to each other, without rotary embedding."""
 
     def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:
-        super().__init__()
-        self.head_size = config.head_size
-        self.q_proj = nn.Linear(hidden_size, config.num_heads * config.head_size, bias=False)
-        self.k_proj = nn.Linear(hidden_size, config.num_kv_heads * config.head_size, bias=False)
-        self.v_proj = nn.Linear(hidden_size, config.num_kv_heads * config.head_size, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_size, hidden_size, bias=False)
+        super().__init__(hidden_size, config.num_heads, config.num_kv_heads, config.head_size)
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:
         """Attends from latents (P, M, D) to patches (P, S, D) and latents: returns (P, M, D)."""

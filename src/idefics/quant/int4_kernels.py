@@ -6,15 +6,13 @@ inputs are rounded before torch's integer product, and its sums are scaled after
 
 from __future__ import annotations
 
-from ctypes import CDLL
-
 import torch
 from torch import Tensor
 
 from idefics.native import library
 from idefics.native.library import InstructionSet
 from idefics.native.structures import GROUP_SIZE, DequantizeInt4Args, Int4MatmulArgs, QuantizeRowsArgs
-from idefics.nn.native_linear import thread_args
+from idefics.nn.native_linear import call_kernel
 
 SCALE_DTYPES = torch.float32, torch.bfloat16
 
@@ -55,7 +53,7 @@ def dequantize_int4(
             _given_or_fastest_instruction_set(instruction_set),
         ),
     )
-    _loaded_kernels().idefics_dequantize_int4(args, *thread_args())
+    call_kernel("idefics_dequantize_int4", args)
     return out
 
 
@@ -91,7 +89,7 @@ def w4a8_matmul(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | Non
         *(None if float_bias is None else float_bias.data_ptr(), out.data_ptr()),
         *(len(rows), outputs, inputs, scale.dtype == torch.bfloat16),
     )
-    _loaded_kernels().idefics_int4_matmul(args, *thread_args())
+    call_kernel("idefics_int4_matmul", args)
     return out.view(*input.shape[:-1], outputs).to(input.dtype)
 
 
@@ -133,17 +131,9 @@ def w8a8_matmul_native(
         None if float_bias is None else float_bias.data_ptr(),
         *(*rows.shape, len(weight), _given_or_fastest_instruction_set(instruction_set)),
     )
-    kernels, threads = _loaded_kernels(), thread_args()
-    kernels.idefics_quantize_rows(args, *threads)
+    call_kernel("idefics_quantize_rows", args)
     torch._int_mm(row_levels, weight.t(), out=sums)
-    kernels.idefics_scale_rows(args, *threads)
-
-
-def _loaded_kernels() -> CDLL:
-    """The loaded C library; callers have checked by a `can_use_` function that there is one."""
-    kernels = library.load_library()
-    assert kernels is not None, "see the can_ functions"
-    return kernels
+    call_kernel("idefics_scale_rows", args)
 
 
 def _given_or_fastest_instruction_set(instruction_set: InstructionSet | None) -> InstructionSet:

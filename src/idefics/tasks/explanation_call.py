@@ -12,7 +12,8 @@ import PIL.Image
 from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, BadRequest, BadSetting
 from idefics.explain.explanation import Explanation, Method, build_explanation
-from idefics.explain.occlusion import Occlusion, TokenEvidence, run_steps
+from idefics.explain.evidence import TokenEvidence, run_steps
+from idefics.explain.occlusion import Occlusion
 from idefics.explain.parts import CellGrid
 from idefics.explain.relative_attention import RelativeAttention
 from idefics.explain.words import TokenGroup, group_labels, group_words
@@ -260,4 +261,4 @@ class ExplanationCall:
         if self.method == "fast":
             return RelativeAttention(self.model, prompt, len(shown), self.deadline)
         grids = [CellGrid.for_size(*picture.size, self.grid) for picture in shown]
-        return Occlusion(self.model, prompt, groups, grids, self.grid, self.deadline)
+        return Occlusion(self.model, prompt, len(shown), self.deadline, groups, grids, self.grid)
