@@ -9,7 +9,7 @@ import typer
 
 from idefics.catalog import DEFAULT_MODEL
 from idefics.cli.command import command, download_progress_callback
-from idefics.cli.flags import flag_group, input_flag, model_flag, output_flag
+from idefics.cli.flags import flag_group, input_flag, model_flag, output_flag, values_for
 from idefics.cli.output import OutputWriter, one_line
 from idefics.config import KernelMode, QuantKind
 from idefics.errors import OutputError
@@ -68,20 +68,9 @@ def check(writer: OutputWriter, flags: CheckFlags) -> None:
     from idefics.generation.load_settings import LoadSettings
 
     check_folders(flags.record, flags.report)
-    settings = LoadSettings(
-        adapter=flags.adapter,
-        device=flags.device,
-        dtype=flags.dtype,
-        quantize=flags.quantize,
-        kernels=flags.kernels,
-        threads=flags.threads,
-        revision=flags.revision,
-        offline=flags.offline or None,
-        progress=download_progress_callback(flags.model, writer),
-    )
-    subject = make_subject(
-        flags.model, settings, CheckSettings(quick=flags.quick, fetch=flags.fetch, against=flags.against)
-    )
+    load_values = values_for(LoadSettings, flags) | {"offline": flags.offline or None}
+    settings = LoadSettings(**load_values, progress=download_progress_callback(flags.model, writer))
+    subject = make_subject(flags.model, settings, CheckSettings(**values_for(CheckSettings, flags)))
     results: list[CheckResult] = []
     try:
         writer.progress.start(f"Checking {flags.model}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.eval_flags import EvalFlags, EvalOutputFlags
 from idefics.cli.eval_reports import check_outputs, write_reports
-from idefics.cli.flags import ModelFlags
+from idefics.cli.flags import ModelFlags, values_for
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
 from idefics.cli.run_end import report_end
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.batch.answerers import Answerer
     from idefics.evaluate.evaluation import Evaluation
-    from idefics.evaluate.evaluation_settings import EvaluationSettings
 
 
 @command(
@@ -102,10 +101,13 @@ def _run(
     from idefics.batch.text_settings import TextSettings
     from idefics.batch.text_writer import TextWriter
     from idefics.evaluate.evaluation import Evaluation
-    from idefics.evaluate.evaluation_settings import read_checkpoint_facts
+    from idefics.evaluate.evaluation_settings import EvaluationSettings, read_checkpoint_facts
     from idefics.processing.fetch import Fetcher
 
-    settings, selection = _settings(flags), control.selection()
+    settings = EvaluationSettings(
+        suite=flags.arguments[0], num_shots=flags.shots, **values_for(EvaluationSettings, flags)
+    )
+    selection = control.selection()
     inputs = (flags.data, flags.support, str(flags.embeddings or ""))
     out = check_outputs(outputs, inputs, writer, overwrites=control.overwrite)
     sources = SourceSettings(image_column=flags.image_column, fetcher=Fetcher(policy=model.remote_images))
@@ -138,28 +140,6 @@ def _run(
         progress.stop()
         report_end(writer, batch_run)
         write_reports(outputs, evaluation, batch_run, ledger, run_number, selection, started)
-
-
-def _settings(flags: EvalFlags) -> EvaluationSettings:
-    """The flags as settings."""
-    from idefics.evaluate.evaluation_settings import EvaluationSettings
-
-    return EvaluationSettings(
-        suite=flags.arguments[0],
-        data=flags.data,
-        split=flags.split,
-        num_shots=flags.shots,
-        selection=flags.selection,
-        embeddings=flags.embeddings,
-        support=flags.support,
-        seed=flags.seed,
-        prompts=flags.prompts,
-        by=flags.by,
-        num_beams=flags.num_beams,
-        max_new_tokens=flags.max_new_tokens,
-        question=flags.question,
-        metric=flags.metric,
-    )
 
 
 def _create_answerer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -40,6 +40,14 @@ def flag(section: str, help: str, *, default: Any = None, **option: Any) -> Any:
 def flag_group(cls: type[T]) -> type[T]:
     """Decorator: makes a class with flags as fields a dataclass, which a command takes as a parameter."""
     return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def values_for(record_type: Any, *groups: Any) -> dict[str, Any]:
+    """The values of flags, or of other records, that are fields of `record_type` too, as keywords for it."""
+    names = {one.name for one in fields(record_type)}
+    return {
+        one.name: getattr(group, one.name) for group in groups for one in fields(group) if one.name in names
+    }
 
 
 input_flag = partial(flag, "Input")

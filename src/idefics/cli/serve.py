@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from idefics.cli.command import LoadModel, command, load_keywords
-from idefics.cli.flags import ModelFlags, flag, flag_group, model_flag, remote_images_flag
+from idefics.cli.flags import ModelFlags, flag, flag_group, model_flag, remote_images_flag, values_for
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
 from idefics.server.batch_folder import BatchFolder
@@ -109,10 +109,7 @@ class ServedModelFlags(ModelFlags):
 
 def _model_flags(settings: Settings) -> ServedModelFlags:
     """The settings that are also flags of other commands, and the adapters."""
-    shared = {
-        one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES
-    }
-    return ServedModelFlags(**shared, adapters=settings.adapter_by_name)
+    return ServedModelFlags(**values_for(ModelFlags, settings), adapters=settings.adapter_by_name)
 
 
 @flag_group
@@ -167,7 +164,7 @@ def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIMod
 
 def _make_ui_settings(model: UIModelFlags, batches: Path) -> Settings:
     """The settings of the server of `idefics ui`; the page shows code with the model's whole name."""
-    shared = {one.name: getattr(model, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES}
+    shared = values_for(Settings, model)
     return Settings(**shared, name=model.model, ui=True, batches=batches, drain=UI_DRAIN_SECONDS)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from idefics.catalog import DEFAULT_MODEL
-from idefics.cli.flags import flag, flag_group, input_flag, model_flag, output_flag
+from idefics.cli.flags import flag, flag_group, input_flag, model_flag, output_flag, values_for
 from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -164,12 +164,6 @@ def train_settings(
         if data.show is None and not watch.dry_run:
             raise BadSetting("nothing says where the result goes: give --out DIR")
         out = Path("adapter")  # nothing is written
-    names = {field.name for field in fields(TrainSettings)}
-    values: dict[str, Any] = {
-        field.name: getattr(group, field.name)
-        for group in (data, model, learn, steps, watch)
-        for field in fields(group)
-        if field.name in names
-    }
+    values = values_for(TrainSettings, data, model, learn, steps, watch)
     values["modules_to_save"] = tuple(filter(None, learn.modules_to_save.split(",")))
     return TrainSettings(**values, method="full" if learn.full else "lora", out=out)
