@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.eval_flags import EvalFlags, EvalOutputFlags
-from idefics.cli.eval_reports import check_outputs, write_reports
+from idefics.cli.eval_reports import check_reports, write_reports
 from idefics.cli.flags import ModelFlags, values_for
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
@@ -109,7 +109,7 @@ def _run(
     )
     selection = control.selection()
     inputs = (flags.data, flags.support, str(flags.embeddings or ""))
-    out = check_outputs(outputs, inputs, writer, overwrites=control.overwrite)
+    out = check_reports(outputs, inputs, writer, overwrites=control.overwrite)
     sources = SourceSettings(image_column=flags.image_column, fetcher=Fetcher(policy=model.remote_images))
 
     @cache

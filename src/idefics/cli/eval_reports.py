@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from idefics.cli.eval_flags import EvalOutputFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.run_end import command_line, find_thumbnail, summarize_run
+from idefics.cli.run_setup import check_outputs
 from idefics.errors import BadSetting, format_count
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 MAX_NAMED_ROWS = 5  # with the score 0
 
 
-def check_outputs(
+def check_reports(
     outputs: EvalOutputFlags, inputs: Sequence[str], writer: OutputWriter, *, overwrites: bool
 ) -> Path:
     """Checks before an evaluation that its reports can be written, and returns the path of the JSON report.
@@ -38,8 +39,6 @@ def check_outputs(
         BadSetting: no path is given, both are the same, or one is an input or a file of another kind.
         OutputError: a path cannot be written.
     """
-    from idefics.batch.output_file import check_writable
-    from idefics.batch.report import check_report_path
     from idefics.evaluate.report_comparison import read_report
 
     out, report = outputs.out, outputs.report
@@ -49,16 +48,8 @@ def check_outputs(
         raise BadSetting(
             f"{out} is named twice: give the page of --report another name than the report of --out"
         )
-    sources = {Path(name).resolve() for name in inputs if name}
-    for path in (out, report):
-        if path is None:
-            continue
-        if path.resolve() in sources:
-            raise BadSetting(f"{path} is an input of this evaluation too: name another file for the report")
-        if note := check_writable(path):
-            writer.print_note(note)
-    if report is not None:
-        check_report_path(report)
+    purpose = "evaluation too: name another file for the report"
+    check_outputs(out, report, filter(None, inputs), purpose, writer)
     if out.exists() and out.stat().st_size and not overwrites:
         try:
             read_report(out)

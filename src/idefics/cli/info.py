@@ -12,7 +12,7 @@ from idefics.catalog import DEFAULT_MODEL, checkpoint_peak_bytes, checkpoint_wei
 from idefics.cli.command import command
 from idefics.cli.flags import flag_group
 from idefics.cli.output import OutputWriter
-from idefics.errors import ModelNotFound, format_bytes
+from idefics.errors import ModelNotFound, format_bytes, format_count
 
 LABEL_WIDTH = 12  # characters of the first column
 
@@ -57,7 +57,7 @@ def info(writer: OutputWriter, argument: ModelArgument) -> None:
 def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields a label and a text for each line about this machine, then about the model if there is one."""
     yield "idefics", f"{report['idefics']}, Python {report['python']}"
-    cores, threads = _format_count(report["cores"], "core"), _format_count(report["threads"], "thread")
+    cores, threads = format_count(report["cores"], "core"), format_count(report["threads"], "thread")
     yield "processor", f"{report['processor']}, {cores}, {threads}"
     yield "device", f"{report['device']} (available: {', '.join(report['devices'])})"
     for name, instructions in report["kernels"].items():
@@ -81,11 +81,6 @@ def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "extra", f"{extra}: {'installed' if installed else missing}"
     if "model" in report:
         yield from _model_lines(report["model"])
-
-
-def _format_count(count: int, noun: str) -> str:
-    """A count with its noun: "1 core", "2 cores"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _describe_matmuls(kernel_choice: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from idefics.cli.ray_flags import RayFlags
 from idefics.cli.run_end import report_end, write_run_report
 from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
 from idefics.cli.run_progress import RunProgress
-from idefics.cli.run_setup import find_run_settings, stop_on_signals
+from idefics.cli.run_setup import check_outputs, find_run_settings, stop_on_signals
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.tasks import LabelFlags, read_shots_file
 from idefics.errors import BadPicture, BadPrompt, BadSetting
@@ -72,7 +72,7 @@ def run(
     if run_if_openai_batch(writer, load_model, inputs, model, outputs, control, others):
         return
     validate_choice("task", task.task, tuple(TASKS))
-    output_file = _check_outputs(inputs, outputs, writer)
+    output_file = _checked_output(inputs, outputs, writer)
     template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
     source, ledger_path = _open_source(inputs, model, template), _ledger_path(inputs, outputs, control)
@@ -118,24 +118,16 @@ def _create_answerer(
     )
 
 
-def _check_outputs(inputs: RunInputFlags, outputs: RunOutputFlags, writer: OutputWriter) -> OutputFile | None:
-    """The output file, if there is one; checks that it and the report can be written, and that neither is an input."""
+def _checked_output(
+    inputs: RunInputFlags, outputs: RunOutputFlags, writer: OutputWriter
+) -> OutputFile | None:
+    """The output file, if there is one, once it and the report are found writable."""
     from idefics.batch.export import exporter_for
-    from idefics.batch.output_file import OutputFile, check_writable
-    from idefics.batch.report import check_report_path
+    from idefics.batch.output_file import OutputFile
 
-    sources = {
-        Path(name).resolve() for name in (*inputs.inputs, *([inputs.list_file] if inputs.list_file else ()))
-    }
-    for path in (outputs.out, outputs.report):
-        if path is None:
-            continue
-        if path.resolve() in sources:
-            raise BadSetting(f"{path} is an input of this run too: name another file for the output")
-        if note := check_writable(path):
-            writer.print_note(note)
-    if outputs.report is not None:
-        check_report_path(outputs.report)
+    sources = filter(None, (*inputs.inputs, inputs.list_file))
+    purpose = "run too: name another file for the output"
+    check_outputs(outputs.out, outputs.report, sources, purpose, writer)
     return None if outputs.out is None else OutputFile(outputs.out, exporter_for(outputs.out))
 
 

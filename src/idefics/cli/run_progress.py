@@ -15,8 +15,8 @@ LINE_SECONDS = 10.0  # between plain lines
 BAR_SECONDS = 0.1
 
 
-class RunProgress:
-    """Shows how far a run is: rows, rows and tokens a second, the time left, errors.
+class RegularProgress:
+    """Shows a line with a bar on a terminal, else prints the line every ten seconds.
 
     Args:
         writer: its own progress display, such as that of loading the model, has priority.
@@ -25,7 +25,6 @@ class RunProgress:
     def __init__(self, writer: OutputWriter) -> None:
         self._writer, self._is_terminal = writer, sys.stderr.isatty()
         self._shown_time = time.monotonic()
-        self._start: tuple[float, int, int] | None = None  # time, finished rows and tokens when work began
 
     def __enter__(self) -> Self:
         return self
@@ -37,19 +36,33 @@ class RunProgress:
         """Removes the bar."""
         self._writer.progress.stop()
 
+    def is_due(self, now: float) -> bool:
+        """Whether nothing was shown a moment ago."""
+        return now - self._shown_time >= (BAR_SECONDS if self._is_terminal else LINE_SECONDS)
+
+    def show_line(self, line: str, done: int, total: int | None) -> None:
+        """Shows a line; `done` of `total` is where its bar stands."""
+        self._shown_time = time.monotonic()
+        if self._is_terminal:
+            self._writer.progress.update(line, done, total)
+        else:
+            self._writer.print_status(line)
+
+
+class RunProgress(RegularProgress):
+    """Shows how far a run is: rows, rows and tokens a second, the time left, errors."""
+
+    def __init__(self, writer: OutputWriter) -> None:
+        super().__init__(writer)
+        self._start: tuple[float, int, int] | None = None  # time, finished rows and tokens when work began
+
     def show(self, counts: RunCounts) -> None:
         """Shows the counts, if they were not shown a moment ago."""
         now = time.monotonic()
         if self._start is None and counts.num_written + counts.num_failed > counts.num_reused:
             self._start = (now, counts.num_written + counts.num_failed, counts.num_tokens)
-        if now - self._shown_time < (BAR_SECONDS if self._is_terminal else LINE_SECONDS):
-            return
-        self._shown_time = now
-        line = self.describe(counts, now)
-        if self._is_terminal:
-            self._writer.progress.update(line, counts.num_done, counts.num_expected)
-        else:
-            self._writer.print_status(line)
+        if self.is_due(now):
+            self.show_line(self.describe(counts, now), counts.num_done, counts.num_expected)
 
     def describe(self, counts: RunCounts, now: float) -> str:
         """One line: rows done, rows and tokens a second, time left, errors.

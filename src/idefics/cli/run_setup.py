@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from idefics.cli.command import download_progress_callback
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.run_end import StoppableRun, command_line
+from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     from idefics import Shot
@@ -20,6 +22,34 @@ if TYPE_CHECKING:
 
 # Flags of the model that change answers, and so belong to the key of each row.
 ANSWER_CHANGING_FLAGS = ("dtype", "quantize", "kernels")
+
+
+def check_outputs(
+    out: Path | None, report: Path | None, inputs: Iterable[str | Path], purpose: str, writer: OutputWriter
+) -> None:
+    """Checks before a run that its output file and its HTML report can be written, and that neither is an input.
+
+    Args:
+        out, report: None: it is not written.
+        inputs: what the run reads.
+        purpose: what the run is, and what it writes, for the message.
+        writer: prints a note on a disk that is almost full.
+
+    Raises:
+        BadSetting: a path is an input, or the report's is a file of another kind.
+        OutputError: a path cannot be written.
+    """
+    from idefics.batch.output_file import check_writable
+    from idefics.batch.report import check_report_path
+
+    sources = {Path(name).resolve() for name in inputs}
+    for path in filter(None, (out, report)):
+        if path.resolve() in sources:
+            raise BadSetting(f"{path} is an input of this {purpose}")
+        if note := check_writable(path):
+            writer.print_note(note)
+    if report is not None:
+        check_report_path(report)
 
 
 def find_run_settings(

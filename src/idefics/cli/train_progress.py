@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from idefics.cli.output import OutputWriter
-from idefics.cli.run_progress import BAR_SECONDS, LINE_SECONDS, format_duration
+from idefics.cli.run_progress import RegularProgress, format_duration
 from idefics.train.records import SampleRecord, StepRecord, TrainingListener, ValidationRecord
 
 if TYPE_CHECKING:
@@ -19,24 +18,16 @@ NUM_AVERAGED_STEPS = 20
 MAX_SAMPLE_CHARACTERS = 120
 
 
-class TrainProgress(TrainingListener):
-    """Shows how far a training is, on standard error.
-
-    Args:
-        writer: prints lines, and shows the bar.
-    """
+class TrainProgress(RegularProgress, TrainingListener):
+    """Shows how far a training is, on standard error."""
 
     def __init__(self, writer: OutputWriter) -> None:
-        self._writer, self._is_terminal = writer, sys.stderr.isatty()
-        self._shown_time = time.monotonic()
+        super().__init__(writer)
         self._recent: deque[StepRecord] = deque(maxlen=NUM_AVERAGED_STEPS)
 
     def __enter__(self) -> Self:
         self._writer.progress.start("Reading the rows")
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.progress.stop()
 
     def on_forecast(self, forecast: Forecast) -> None:
         """Prints the forecast."""
@@ -54,14 +45,8 @@ class TrainProgress(TrainingListener):
         if not self._recent:
             self._writer.progress.stop()  # the bar takes the place of what was shown before
         self._recent.append(record)
-        now, is_last = time.monotonic(), record.step == record.num_steps
-        if not is_last and now - self._shown_time < (BAR_SECONDS if self._is_terminal else LINE_SECONDS):
-            return
-        self._shown_time = now
-        if self._is_terminal:
-            self._writer.progress.update(self.describe(), record.step, record.num_steps)
-        else:
-            self._writer.print_status(self.describe())
+        if record.step == record.num_steps or self.is_due(time.monotonic()):
+            self.show_line(self.describe(), record.step, record.num_steps)
 
     def describe(self) -> str:
         """One line: the step, the mean loss and tokens a second of the latest steps, the time left."""
