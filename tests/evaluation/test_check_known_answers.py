@@ -12,8 +12,8 @@ from evaluation.spoilt_checkpoints import DEMO_FOLDERS
 from idefics.catalog import CATALOG, find_entry
 from idefics.errors import BadPicture
 from idefics.evaluate.check import known_answers
+from idefics.evaluate.check.checks import CheckSubject
 from idefics.evaluate.check.known_answers import known_answer_checks, make_check, read_known_answers
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.generation.load_settings import LoadSettings
 from idefics.processing.fetch import Fetcher
 from models import checkpoint_folders

@@ -27,8 +27,8 @@ from idefics.evaluate.check import (
 )
 from idefics.evaluate.check.activation_checks import find_broken_patterns, measure_activations
 from idefics.evaluate.check.check_run import CheckSettings, list_checks, make_subject, run_checks
+from idefics.evaluate.check.checks import CheckSubject
 from idefics.evaluate.check.logits_record import RECORDS_FOLDER, LogitsRecord, make_record
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.evaluate.check.weight_statistics import hashed_signs
 from idefics.generation.load_settings import LoadSettings
 from idefics.models import family_for

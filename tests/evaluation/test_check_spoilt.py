@@ -7,9 +7,9 @@ import pytest
 from evaluation.spoilt_checkpoints import DEMO_FOLDERS, FOUND_WITHOUT_RECORD, SPOILS, write_spoilt
 from idefics.evaluate.check.activation_checks import ACTIVATION_CHECKS
 from idefics.evaluate.check.check_run import FILE_CHECKS, CheckSettings, make_subject, run_checks
+from idefics.evaluate.check.checks import CheckSubject
 from idefics.evaluate.check.logits_record import RECORDS_FOLDER, make_record
 from idefics.evaluate.check.record_checks import RECORD_CHECKS
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.generation.load_settings import LoadSettings
 from models import checkpoint_folders
 from models.released import RELEASED_BY_NAME

@@ -22,9 +22,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, judge, skipped
 from idefics.evaluate.check.drawn_pictures import trained_prompts
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.nn.decoder import GatedMLP
 
 MIN_SIBLINGS = 3  # layers of one kind, the suspected one not counted

@@ -10,8 +10,7 @@ from typing import Any
 
 from idefics import __version__
 from idefics.errors import format_bytes
-from idefics.evaluate.check.checks import CheckResult
-from idefics.evaluate.check.subject import CheckSubject
+from idefics.evaluate.check.checks import CheckResult, CheckSubject
 from idefics.generation.environment import describe_environment
 
 HASHED_FILES = ("*.json", "*.jinja", "*.safetensors")

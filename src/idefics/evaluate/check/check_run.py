@@ -10,7 +10,7 @@ from pathlib import Path
 from idefics.catalog import find_entry
 from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.check.activation_checks import ACTIVATION_CHECKS
-from idefics.evaluate.check.checks import CheckOutcome, CheckResult, ModelCheck, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckResult, CheckSubject, ModelCheck, judge, skipped
 from idefics.evaluate.check.engine_checks import ENGINE_CHECKS
 from idefics.evaluate.check.kernel_checks import KERNEL_CHECKS
 from idefics.evaluate.check.known_answers import known_answer_checks
@@ -19,7 +19,6 @@ from idefics.evaluate.check.picture_checks import PICTURE_CHECKS
 from idefics.evaluate.check.quantization_checks import QUANTIZATION_CHECKS
 from idefics.evaluate.check.record_checks import RECORD_CHECKS
 from idefics.evaluate.check.released_checks import RELEASED_CHECKS
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.evaluate.check.text_checks import TEXT_CHECKS
 from idefics.evaluate.check.trained_checks import TRAINED_CHECKS
 from idefics.evaluate.check.weight_checks import WEIGHT_CHECKS

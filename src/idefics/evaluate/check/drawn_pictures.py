@@ -11,7 +11,7 @@ from idefics.demo import pictures
 from idefics.messages import Picture, user
 
 if TYPE_CHECKING:
-    from idefics.evaluate.check.subject import CheckSubject
+    from idefics.evaluate.check.checks import CheckSubject
     from idefics.generation.prompts import PromptItems
     from idefics.prompt import Prompt
 

@@ -13,8 +13,7 @@ from idefics.engine.handle import RequestHandle
 from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Request
 from idefics.errors import OutOfMemory
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
-from idefics.evaluate.check.subject import CheckSubject
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, judge, skipped
 from idefics.prompt import Prompt
 from idefics.tasks.idefics_model import Idefics
 

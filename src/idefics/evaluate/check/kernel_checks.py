@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, judge, skipped
 from idefics.evaluate.check.drawn_pictures import draw_landscape
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.native import library
 from idefics.nn.attention_backends import eager_attention
 from idefics.nn.native_attention import (

@@ -14,9 +14,8 @@ import torch
 
 from idefics import demo
 from idefics.errors import BadPicture
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, judge, skipped
 from idefics.evaluate.check.engine_checks import reference_logits, token_logprobs
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.generation.prompts import make_scoring_prompt
 from idefics.processing.fetch import Fetcher
 from idefics.prompt import Prompt

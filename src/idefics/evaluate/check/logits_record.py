@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from idefics.config import ModelConfig
-    from idefics.evaluate.check.subject import CheckSubject, Rounding
+    from idefics.evaluate.check.checks import CheckSubject, Rounding
     from idefics.prompt import Prompt
 
 RECORD_VERSION = 2

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, judge, skipped
 from idefics.evaluate.check.drawn_pictures import draw_landscape
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.processing.image_processor import preprocess_image
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from idefics import quant
 from idefics.config import QuantizationConfig
 from idefics.errors import OutOfMemory
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, join_names, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, join_names, judge, skipped
 from idefics.evaluate.check.engine_checks import compare_logits
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.quant.linear import Int4Linear, Int8Linear
 
 ERROR_LIMITS = {8: 0.03, 4: 0.2}  # of the weights of a layer, relative

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, Rounding, judge, skipped
 from idefics.evaluate.check.logits_record import (
     DIGEST_CHARACTERS,
     describe_config,
     describe_processing,
     prompt_logprobs,
 )
-from idefics.evaluate.check.subject import CheckSubject, Rounding
 from idefics.evaluate.check.weight_statistics import WeightStatistics
 
 NO_RECORD = "no record: give --against FILE"

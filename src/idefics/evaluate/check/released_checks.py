@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from idefics.catalog import CATALOG, CatalogEntry
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
-from idefics.evaluate.check.subject import CheckSubject
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, judge, skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from idefics.errors import IdeficsError
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, join_names, judge, skipped
-from idefics.evaluate.check.subject import CheckSubject
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, join_names, judge, skipped
 from idefics.generation.loading import collect_stop_ids
 from idefics.messages import Message, Picture, assistant, user
 from idefics.processing.chat_prompt import render_conversation

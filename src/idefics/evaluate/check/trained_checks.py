@@ -6,10 +6,9 @@ import math
 from itertools import product
 from typing import TYPE_CHECKING
 
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, judge, skipped
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, judge, skipped
 from idefics.evaluate.check.drawn_pictures import COLORS, PLAIN_TEXT, SHAPES, draw_shape
 from idefics.evaluate.check.logits_record import prompt_logprobs
-from idefics.evaluate.check.subject import CheckSubject
 from idefics.messages import Picture, user
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from idefics import models, quant
 from idefics.errors import format_bytes
-from idefics.evaluate.check.checks import CheckOutcome, ModelCheck, join_names, judge, skipped
-from idefics.evaluate.check.subject import CheckSubject
+from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, join_names, judge, skipped
 from idefics.evaluate.check.weight_statistics import WeightStatistics
 from idefics.weights import safetensors_files
 from idefics.weights.file_tensors import TORCH_NAME_BY_FILE_DTYPE
