@@ -7,8 +7,8 @@ import pytest
 
 from idefics.errors import BadSetting
 from idefics.evaluate.bootstrap import bootstrap_mean
-from idefics.evaluate.comparison import ChangedRow, ScoredRow, compare_rows
 from idefics.evaluate.metrics.ranking import roc_auc
+from idefics.evaluate.report_comparison import ChangedRow, ScoredRow, compare_rows
 
 
 def rows_of(scores, answer="a"):

@@ -12,8 +12,7 @@ from idefics.batch.sources.hub_dataset import HUB_PREFIX
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.layouts import find_layout
-from idefics.evaluate.layouts.easy_vqa import installed_easy_vqa
-from idefics.evaluate.layouts.scenes import SCENES_FOLDER
+from idefics.evaluate.layouts.drawn import SCENES_FOLDER, installed_easy_vqa
 from idefics.evaluate.layouts.table import TableSettings, answer_kind, has_questions, read_table
 from idefics.evaluate.suite import LAYOUT_METRICS, EvaluationRow, Suite
 from idefics.tasks.classify import MAX_LABELS

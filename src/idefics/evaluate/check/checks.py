@@ -1,4 +1,4 @@
-"""What checks look at, `CheckSubject`, which loads its parts when they are needed; what a check is, and what it finds."""
+"""What checks look at, `CheckSubject`, which loads its parts when they are needed; and what a check is and finds."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ _MODULE_BY_LAYOUT = {
         "choices": "scienceqa mmmu mmstar mathvista",
         "classes": "hateful_memes rendered_sst2 imagenet",
         "dialogs": "visdial winoground",
-        "easy_vqa": "easy_vqa",
-        "scenes": "scenes",
+        "drawn": "easy_vqa scenes",
     }.items()
     for layout in layouts.split()
 }

@@ -1,4 +1,4 @@
-"""easy-VQA (github.com/vzhou842/easy-VQA, MIT): 64x64 drawings of one shape, with questions of one word's answer."""
+"""Installed drawings with questions: easy-VQA (github.com/vzhou842/easy-VQA, MIT), and scenes that the demo knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from idefics.errors import BadSetting
-from idefics.evaluate.layouts.files import picture, read_json
+from idefics.evaluate.layouts.files import picture, read_json, read_json_lines
 from idefics.evaluate.suite import EvaluationRow
 
 
@@ -43,3 +43,22 @@ def installed_easy_vqa() -> Path:
             "easy-vqa is not installed: `pip install --no-deps easy-vqa`, or give its folder with --data"
         )
     return Path(spec.origin).parent
+
+
+SCENES_FOLDER = Path(__file__).parents[1] / "scenes"
+
+
+def read_scenes(folder: Path, split: str) -> Iterator[EvaluationRow]:
+    """Reads `SPLIT/questions.jsonl`, {"image", "question", "answer"} a line; pictures in `SPLIT/`.
+
+    Args:
+        split: "test", or "train" for few-shot examples.
+    """
+    for number, one in enumerate(read_json_lines(folder / split / "questions.jsonl")):
+        yield EvaluationRow(
+            name=f"demo/{split}#{number}",
+            id=str(number),
+            media=picture(folder / split, one["image"]),
+            fields={"question": one["question"]},
+            references=(one["answer"],),
+        )
