@@ -17,7 +17,7 @@ from engine.random_sequences import (
 )
 from idefics.engine.native import NativeDecode, unsupported_reason
 from idefics.native.library import available_instruction_sets
-from idefics.nn.decoder_parts import DecoderParts
+from idefics.nn.decoder import DecoderParts
 from idefics.nn.norm import RMSNorm
 from idefics.nn.upcast import UpcastLinear
 from idefics.quant.linear import Int4Linear, Int8Linear

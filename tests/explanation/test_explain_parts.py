@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from idefics.explain.heat import HeatMaps
+from idefics.explain.occlusion import HeatMaps
 from idefics.explain.parts import (
     CellGrid,
     Part,

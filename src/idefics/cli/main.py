@@ -24,6 +24,7 @@ import typer
 from idefics import __version__
 from idefics.cli.chat import chat
 from idefics.cli.check import check
+from idefics.cli.checkpoints import merge, quantize
 from idefics.cli.command import ModelLoader, add_command, load
 from idefics.cli.demo import demo
 from idefics.cli.eval import eval as eval_command
@@ -31,7 +32,6 @@ from idefics.cli.generate import generate
 from idefics.cli.help_format import CommandGroup
 from idefics.cli.info import info
 from idefics.cli.ledger import ledger
-from idefics.cli.merge import merge
 from idefics.cli.models import models
 from idefics.cli.output import (
     ClosedOutput,
@@ -43,7 +43,6 @@ from idefics.cli.output import (
     redirect_to_devnull,
 )
 from idefics.cli.pictures import is_picture_argument
-from idefics.cli.quantize import quantize
 from idefics.cli.read import read
 from idefics.cli.run import run as run_command
 from idefics.cli.serve import serve, ui

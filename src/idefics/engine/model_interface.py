@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from idefics.config import KVCacheLayout
 from idefics.nn.attention import Attn, CrossKV
 from idefics.nn.attention_backends import AttentionBackend
-from idefics.nn.decoder_parts import DecoderParts
+from idefics.nn.decoder import DecoderParts
 
 
 class VLM(Protocol):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from idefics.errors import BadSetting
-from idefics.explain.evidence import TokenEvidence
+from idefics.explain.occlusion import TokenEvidence
 from idefics.explain.rendering import Panel, draw_panels
 from idefics.explain.words import TokenGroup
 

@@ -1,21 +1,156 @@
-"""Occlusion: covers parts of the pictures, and measures what the log-probability of each token loses.
-
-All tokens of an answer, or of all labels, are scored in one pass for each covered part.
-"""
+"""Occlusion: covers parts of the pictures, and measures what the log-probability of each token loses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
-from idefics.explain.covering import CoverablePicture
-from idefics.explain.evidence import EvidenceMethod, Steps, TokenEvidence, token_scores
-from idefics.explain.heat import HeatMaps
+from idefics.engine.engine import Engine
+from idefics.engine.handle import RequestHandle
+from idefics.engine.request import Deadline, Request
+from idefics.explain.covering import CoverablePicture, gray_picture
 from idefics.explain.parts import CellGrid, Part, count_parts, part_sizes, plan_level, select_parts
 from idefics.explain.words import TokenGroup
-from idefics.prompt import PreprocessedImage
+from idefics.generation.loading import LoadedModel
+from idefics.prompt import PreprocessedImage, ScoringPrompt
+
+Scores = NDArray[np.float64]  # (T,) log-probabilities in nats
+
+
+@dataclass(frozen=True)
+class TokenEvidence:
+    """What is known about T tokens so far.
+
+    Attributes:
+        log_probabilities: (T,) with the pictures as they are.
+        without_picture: (T,) with plain grey pictures of the same tiles.
+        maps: (T, rows, columns) for each picture: the heat of each cell.
+        num_passes: how many passes of the model were made.
+        max_passes: how many will have been made at the end.
+    """
+
+    log_probabilities: Scores
+    without_picture: Scores
+    maps: Sequence[NDArray[np.float64]]
+    num_passes: int
+    max_passes: int
+
+
+Steps = Generator[list[Request] | TokenEvidence, list[RequestHandle]]
+
+
+@dataclass(frozen=True)
+class EvidenceMethod:
+    """What the methods of an explanation have in common.
+
+    Attributes:
+        model: scores the tokens.
+        prompt: the prompt and the continuations whose T tokens are explained.
+        num_pictures: how many of the last pictures of the prompt are explained.
+        deadline: when the explanation fails with RequestTimeout; None: never.
+    """
+
+    model: LoadedModel
+    prompt: ScoringPrompt
+    num_pictures: int
+    deadline: Deadline | None
+
+    def pictures_and_scores(
+        self,
+    ) -> Generator[list[Request], list[RequestHandle], tuple[Sequence[PreprocessedImage], Scores, Scores]]:
+        """Steps that return the explained pictures, and the scores with them and with plain grey ones."""
+        explained = self.prompt.prompt.pictures[-self.num_pictures :]
+        # The pictures as they are come first and alone: later pictures use the features of their frames.
+        full = token_scores((yield [self.request(explained)])[0])
+        image_config = self.model.processor.image_config
+        gray_pictures = [gray_picture(image, image_config) for image in explained]
+        gray = token_scores((yield [self.request(gray_pictures)])[0])
+        return explained, full, gray
+
+    def request(self, images: Sequence[PreprocessedImage]) -> Request:
+        """The request that scores the tokens with other pictures in the place of the explained ones."""
+        prompt, continuations = self.prompt
+        return Request(prompt.with_last_pictures(images), continuations=continuations, deadline=self.deadline)
+
+
+def run_steps(engine: Engine, steps: Steps) -> Iterator[TokenEvidence]:
+    """Yields what `steps` finds out, whose requests it has scored; the last is the result.
+
+    Raises:
+        IdeficsError: as `Engine.submit`, or RequestTimeout at the deadline.
+    """
+    step: list[Request] | TokenEvidence | None = next(steps)
+    while step is not None:
+        if isinstance(step, TokenEvidence):
+            yield step
+            step = next(steps, None)
+        else:
+            step = steps.send(_score(engine, step))
+
+
+def _score(engine: Engine, requests: Sequence[Request]) -> list[RequestHandle]:
+    """Waits for requests; cancels all if one fails or the caller leaves."""
+    handles: list[RequestHandle] = []
+    try:
+        handles.extend(engine.submit(request, wait=True) for request in requests)
+        return [handle.result() for handle in handles]
+    finally:
+        for handle in handles:
+            handle.cancel()
+
+
+def token_scores(handle: RequestHandle) -> Scores:
+    """(T,) log-probabilities of the continuations' tokens, one continuation after another."""
+    return np.array([*chain.from_iterable(handle.continuation_logprobs)])
+
+
+Losses = NDArray[np.float64]  # (T,) nats that the log-probability of each of T tokens loses
+
+
+class HeatMaps:
+    """The maps of T tokens over the cells of some pictures.
+
+    The heat of a cell is what a token's log-probability loses, in nats, when a part that holds the cell is covered: the
+    mean over the parts of one size, and then over the sizes. Parts overlap, so that each cell is in several; those in
+    whose middle it lies weigh more. Where parts of a size were left out since little was lost there, the loss of the
+    next larger size is shared out by area.
+
+    Args:
+        grids: the grid of each picture.
+        sizes: the edges of parts in cells, the largest first.
+        num_tokens: T.
+    """
+
+    def __init__(self, grids: Sequence[CellGrid], sizes: Sequence[int], num_tokens: int) -> None:
+        self.grids, self.sizes = grids, sizes
+        self._sums = [[np.zeros((num_tokens, one.rows, one.columns)) for one in grids] for _ in sizes]
+        self._weights = [[np.zeros((one.rows, one.columns)) for one in grids] for _ in sizes]
+
+    def add(self, level: int, part: Part, losses: Losses) -> None:
+        """Adds what was lost when a part of the size number `level` was covered."""
+        rows, columns = part.cells
+        weights = part.weights(self.grids[part.picture])
+        self._sums[level][part.picture][:, rows, columns] += losses[:, None, None] * weights
+        self._weights[level][part.picture][rows, columns] += weights
+
+    def maps(self, picture: int) -> NDArray[np.float64]:
+        """(T, rows, columns): the heat of a picture's cells, from all sizes of which parts were added."""
+        levels: list[NDArray[np.float64]] = []
+        for level, (sums, weights) in enumerate(zip(self._sums, self._weights, strict=True)):
+            if level and not any(one.any() for one in weights):
+                break
+            weight = weights[picture]
+            mean = sums[picture] / np.where(weight > 0, weight, 1)
+            if levels:
+                share = (self.sizes[level] / self.sizes[level - 1]) ** 2
+                mean = np.where(weight > 0, mean, levels[-1] * share)
+            levels.append(mean)
+        return np.mean(levels, axis=0)  # type: ignore[no-any-return]
+
 
 PARTS_AT_ONCE = 16  # parts whose pictures are held in memory together; a partial result follows each
 

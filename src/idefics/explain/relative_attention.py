@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idefics.errors import BadSetting
-from idefics.explain.evidence import EvidenceMethod, Steps, TokenEvidence
+from idefics.explain.occlusion import EvidenceMethod, Steps, TokenEvidence
 from idefics.generation.loading import LoadedModel
 from idefics.prompt import PreprocessedImage
 

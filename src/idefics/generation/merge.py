@@ -22,10 +22,14 @@ from idefics.generation.load_settings import LoadSettings
 from idefics.models import Checkpoint
 from idefics.processing.checkpoint_settings import read_json_object
 from idefics.weights.adapters import WeightChange, read_weight_changes
-from idefics.weights.file_tensors import FileTensor, open_file_tensors
 from idefics.weights.files import INDEX_FILE, copy_small_files
-from idefics.weights.model_tensors import TensorWithNames, state_dict_tensors_tied_once
 from idefics.weights.tensor_writer import TensorToWrite, write_safetensors
+from idefics.weights.tensors import (
+    FileTensor,
+    TensorWithNames,
+    open_file_tensors,
+    state_dict_tensors_tied_once,
+)
 from idefics.weights.whole_folder import write_whole_folder
 
 

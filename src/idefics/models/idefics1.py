@@ -26,8 +26,7 @@ from idefics.models.family import RECOMPUTED_BUFFERS, ModelFamily
 from idefics.models.idefics1_config import read_config, read_image_config, read_prompt_format
 from idefics.models.vision_language_model import ModelBackbone, VisionLanguageModel
 from idefics.nn.attention import AttentionProjections, Attn, CrossKV, LayerCrossKV
-from idefics.nn.decoder import DecoderLayer, GatedMLP
-from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
+from idefics.nn.decoder import CrossAttentionBlock, DecoderLayer, DecoderParts, GatedMLP
 from idefics.nn.gates import AdapterGates, GatedLayer
 from idefics.nn.norm import RMSNorm
 from idefics.nn.resampler import Resampler

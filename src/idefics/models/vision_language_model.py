@@ -20,8 +20,7 @@ from idefics.config import KVCacheLayout, ModelConfig, TextConfig, VisionConfig
 from idefics.models.family import RECOMPUTED_BUFFERS, RawConfig, validate_activation_name
 from idefics.nn.attention import Attn, CrossKV
 from idefics.nn.attention_backends import HasAttentionBackend
-from idefics.nn.decoder import LlamaDecoder
-from idefics.nn.decoder_parts import DecoderParts
+from idefics.nn.decoder import DecoderParts, LlamaDecoder
 from idefics.nn.vit import SiglipEmbeddings, VisionEncoder
 from idefics.weights import KeyRules
 

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from idefics.config import TextConfig
 from idefics.nn.attention import Attn
-from idefics.nn.decoder import DecoderLayer, GatedMLP
-from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
+from idefics.nn.decoder import CrossAttentionBlock, DecoderLayer, DecoderParts, GatedMLP
 from idefics.nn.norm import RMSNorm
 from idefics.nn.rope import rope_frequencies
 

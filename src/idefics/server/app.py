@@ -20,8 +20,7 @@ from idefics.server import (
     completions,
     explanations,
     files,
-    image_cost,
-    image_fetch,
+    images,
     responses,
     status,
     tasks,
@@ -65,7 +64,7 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     app.state.service = service
     for path, serve_description in (("/docs", _serve_docs_page), ("/openapi.json", _serve_openapi)):
         app.add_api_route(path, serve_description, methods=["GET", "HEAD"], include_in_schema=False)
-    for route_module in (chat, completions, responses, tasks, explanations, image_cost, image_fetch, status):
+    for route_module in (chat, completions, responses, tasks, explanations, images, status):
         app.include_router(route_module.router)
     if settings.batches is not None:
         _add_batches(app, service, settings.batches)

@@ -17,8 +17,8 @@ from pydantic import Field
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Request, RequestProgress
 from idefics.errors import EngineBusy
-from idefics.explain.evidence import TokenEvidence
 from idefics.explain.explanation import Explanation, Method
+from idefics.explain.occlusion import TokenEvidence
 from idefics.messages import Usage
 from idefics.server.request_body import JSONBodyRoute, read_json_or_form
 from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields

@@ -11,9 +11,8 @@ import PIL.Image
 
 from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, BadRequest, BadSetting
-from idefics.explain.evidence import TokenEvidence, run_steps
 from idefics.explain.explanation import Explanation, Method, build_explanation
-from idefics.explain.occlusion import Occlusion
+from idefics.explain.occlusion import Occlusion, TokenEvidence, run_steps
 from idefics.explain.parts import CellGrid
 from idefics.explain.relative_attention import RelativeAttention
 from idefics.explain.words import TokenGroup, group_labels, group_words

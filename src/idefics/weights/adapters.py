@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 from idefics.errors import AdapterMismatch
 from idefics.weights.adapter_config import ALL_LINEAR, AdapterConfig, read_adapter_config
 from idefics.weights.adapter_files import KEY_PREFIX, adapter_weights_file
-from idefics.weights.file_tensors import FileTensor, open_file_tensors
 from idefics.weights.key_rules import KeyRules
-from idefics.weights.model_tensors import concatenated_or_mismatched_shape
+from idefics.weights.tensors import FileTensor, concatenated_or_mismatched_shape, open_file_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from idefics.errors import UnsupportedModel
 from idefics.weights.adapters import WeightChange, read_weight_changes
-from idefics.weights.file_tensors import FileTensor, open_file_tensors
 from idefics.weights.files import refuse_wrapper_prefix, safetensors_files
 from idefics.weights.key_rules import KeyRules
-from idefics.weights.model_tensors import (
+from idefics.weights.tensors import (
+    FileTensor,
     TensorWithNames,
     check_names_shapes_and_dtypes,
+    open_file_tensors,
     state_dict_tensors_tied_once,
 )
 

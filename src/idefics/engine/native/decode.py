@@ -25,7 +25,7 @@ from idefics.native import library
 from idefics.native import structures as c
 from idefics.native.library import InstructionSet
 from idefics.nn.attention import CrossKV
-from idefics.nn.decoder_parts import DecoderParts
+from idefics.nn.decoder import DecoderParts
 
 
 def unsupported_reason(model: VLM, cache: PagedKVCache) -> str | None:

@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from idefics.engine.native.huge_pages import pack_into_huge_pages
 from idefics.native import structures as c
-from idefics.nn.decoder import GatedMLP
-from idefics.nn.decoder_parts import DecoderParts
+from idefics.nn.decoder import DecoderParts, GatedMLP
 from idefics.nn.low_rank import LowRankTerm, low_rank_terms
 
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from idefics.engine.native.native_adapters import LowRankStructs
 from idefics.native import structures as c
-from idefics.nn.decoder import GatedMLP
-from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
+from idefics.nn.decoder import CrossAttentionBlock, DecoderParts, GatedMLP
 from idefics.nn.low_rank import has_other_hooks
 from idefics.nn.rope import rope_frequencies
 from idefics.quant.linear import Int4Linear, Int8Linear

@@ -1,4 +1,4 @@
-"""Checks of compiled kernels on a weight of the model or small inputs, and of quantised weights against the original."""
+"""Checks of compiled kernels on a weight of the model or small inputs, and of quantised weights against originals."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from idefics.errors import format_bytes
 from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, join_names, judge, skipped
 from idefics.evaluate.check.weight_statistics import WeightStatistics
 from idefics.weights import safetensors_files
-from idefics.weights.file_tensors import TORCH_NAME_BY_FILE_DTYPE
+from idefics.weights.tensors import TORCH_NAME_BY_FILE_DTYPE
 
 MIN_COPIED_NUMBERS = 32  # smaller tensors may be equal by chance
 MAX_GATE = 10.0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idefics.weights import KeyRules, safetensors_files
-from idefics.weights.file_tensors import FileTensor, open_file_tensors
+from idefics.weights.tensors import FileTensor, open_file_tensors
 
 MAX_CHUNK_NUMBERS = 2**22  # read at once: 16 MiB of float32
 NUM_PROJECTIONS = 4

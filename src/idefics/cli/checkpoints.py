@@ -1,4 +1,4 @@
-"""`idefics quantize`: writes a checkpoint with int8 or int4 weights into a folder, which loads like any other."""
+"""`idefics quantize` and `idefics merge`: write a checkpoint into a folder, which loads like any other."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
     from idefics.generation.quantize import LayerError, QuantizedCheckpoint
+
 
 MAX_LAYERS = 20  # errors that are printed; --json has all
 
@@ -105,3 +106,54 @@ def _json_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]
             for row in layer_errors
         ],
     }
+
+
+@flag_group
+class MergeFlags:
+    """The checkpoint, its adapter, and the folder to write."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL")]
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER")]
+    out: Path = output_flag("A new folder, or an empty one.", default=MISSING, metavar="DIR")
+    revision: str | None = output_flag("Branch, tag or commit of the model on the hub.", metavar="NAME")
+    offline: bool = output_flag("Never download a model.", default=False)
+
+
+@command(
+    f"idefics merge {DEFAULT_MODEL} ./my-adapter --out my-model",
+    'idefics ask photo.jpg --model ./my-model "What is on the table?"',
+    usage="MODEL ADAPTER",
+)
+def merge(writer: OutputWriter, flags: MergeFlags) -> None:
+    """Merge an adapter into a model, and write the result into a folder.
+
+    The folder is an ordinary checkpoint, which --model, transformers and other programs take: its files, names and
+    number formats are those of MODEL. ADAPTER is a folder or hub id with adapter_config.json and
+    adapter_model.safetensors, as peft saves them. To use an adapter without writing anything: --adapter.
+    """
+    from idefics.generation.merge import merge_adapter
+
+    writer.progress.start(f"Merging {flags.adapter}")
+    merged = merge_adapter(
+        flags.model,
+        flags.adapter,
+        flags.out,
+        revision=flags.revision,
+        offline=flags.offline or None,  # None leaves it to the environment
+        progress=download_progress_callback(flags.model, writer),
+    )
+    writer.progress.stop()
+    if writer.as_json:
+        writer.write_json_line(
+            {
+                "folder": str(merged.folder),
+                "changed": merged.num_changed,
+                "tensors": merged.num_tensors,
+                "untied": merged.untied,
+            }
+        )
+        return
+    untied = "; head and embedding are two tensors now" if merged.untied else ""
+    print(
+        f"{merged.folder} was written: {merged.num_changed} of {merged.num_tensors} tensors changed{untied}"
+    )

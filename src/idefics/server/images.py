@@ -1,4 +1,4 @@
-"""`/v1/images/cost`: what a picture costs, before it is sent."""
+"""`/v1/images/cost`: what a picture costs, before it is sent; `/v1/images/fetch`: a picture from an address."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter
+from fastapi.responses import Response
 from pydantic import Field
 
-from idefics.messages import Detail, ImageDetail
+from idefics.formats import SIGNATURE_BYTES, detect_image_format
+from idefics.messages import Detail, ImageDetail, Picture
+from idefics.processing.fetch import Fetcher
 from idefics.processing.image_cost import compute_image_cost
+from idefics.processing.image_processor import open_picture
 from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
-from idefics.server.chat_messages import MaxTiles
+from idefics.server.chat_messages import MaxTiles, picture_from_url
 from idefics.server.errors import APIError
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel, make_field_table
@@ -68,3 +72,40 @@ async def image_cost(request: ImageCostRequest, context: RequestContextDep) -> I
         "tiles": cost.num_frames,
         "tokens": cost.num_tokens,
     }
+
+
+FILE_SCHEMA = {"type": "string", "contentMediaType": "application/octet-stream"}
+
+
+class ImageFetchRequest(RequestModel):
+    """The http(s) address of a picture, or a data URI."""
+
+    ignored_fields = make_field_table(any_value=("model",))  # there is only one
+
+    image_url: str
+
+
+@router.post(
+    "/fetch",
+    response_class=Response,
+    responses={
+        200: {"description": "The file of the picture.", "content": {"image/*": {"schema": FILE_SCHEMA}}}
+    },
+)
+async def fetch_image(request: ImageFetchRequest, context: RequestContextDep) -> Response:
+    """Fetches a picture as a question about it would, by the policy of `--remote-images`, and sends its file."""
+    picture = picture_from_url(request.image_url)
+    context.service.admission.reserve(context.slot, pictures=1)
+    fetcher = context.service.vlm.processor.fetcher
+    data = await context.run_in_worker(partial(_fetch_checked, fetcher, str(picture.source)), [picture])
+    image_format = detect_image_format(data[:SIGNATURE_BYTES])
+    assert image_format is not None  # it was opened
+    headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
+    return Response(data, headers=headers, media_type=f"image/{image_format.title.lower()}")
+
+
+def _fetch_checked(fetcher: Fetcher, url: str) -> bytes:
+    """The file at a URL. Raises BadPicture unless it is a picture that the server reads."""
+    data = fetcher.get(url)
+    open_picture(Picture(data), fetcher)
+    return data
