@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idefics.batch.ledger_file import LedgerFile
+from idefics.batch.records import escape_surrogates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class Ledger(LedgerFile):
         found = self.read_one(
             "SELECT number, run, name, key, id, path, prompt FROM rows WHERE run = ? AND name = ?",
             run,
-            storable_text(name),
+            escape_surrogates(name),
         )
         return None if found is None else _as_row(found)
 
@@ -109,12 +110,12 @@ class Ledger(LedgerFile):
                     "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)",
                     (row.key, "error_type" in answer, json.dumps(answer)),
                 )
-            arguments = (row.run, storable_text(row.name))
+            arguments = (row.run, escape_surrogates(row.name))
             if connection.execute("DELETE FROM rows WHERE run = ? AND name = ?", arguments).rowcount:
                 connection.execute("UPDATE exports SET size = -1")
             cursor = connection.execute(
                 "INSERT INTO rows (run, name, key, id, path, prompt) VALUES (?, ?, ?, ?, ?, ?)",
-                (*arguments, row.key, *map(storable_text, (row.id, row.path, row.prompt))),
+                (*arguments, row.key, *map(escape_surrogates, (row.id, row.path, row.prompt))),
             )
             assert cursor.lastrowid is not None
             return cursor.lastrowid
@@ -162,7 +163,7 @@ class Ledger(LedgerFile):
         """The content hash of a file that has not changed since `remember_content`."""
         found = self.read_one(
             "SELECT content FROM contents WHERE path = ? AND status = ?",
-            storable_text(path),
+            escape_surrogates(path),
             _identify(status),
         )
         return None if found is None else found[0]
@@ -172,7 +173,7 @@ class Ledger(LedgerFile):
         with self.writing() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO contents VALUES (?, ?, ?)",
-                (storable_text(path), _identify(status), content),
+                (escape_surrogates(path), _identify(status), content),
             )
 
     def original_content(self, content: bytes) -> bytes:
@@ -190,7 +191,7 @@ class Ledger(LedgerFile):
         """The text of a kind that a run has written, or was about to write, to a file."""
         found = self.read_one(
             "SELECT row, path, existing, is_written FROM texts WHERE target = ? AND kind = ?",
-            storable_text(target),
+            escape_surrogates(target),
             kind,
         )
         return None if found is None else WrittenText(found[0], found[1], found[2], bool(found[3]))
@@ -200,7 +201,7 @@ class Ledger(LedgerFile):
         with self.writing() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, 0)",
-                (storable_text(target), kind, row, storable_text(path), existing),
+                (escape_surrogates(target), kind, row, escape_surrogates(path), existing),
             )
         self.commit()
 
@@ -208,23 +209,26 @@ class Ledger(LedgerFile):
         """Stores that a planned text was written."""
         with self.writing() as connection:
             connection.execute(
-                "UPDATE texts SET is_written = 1 WHERE target = ? AND kind = ?", (storable_text(target), kind)
+                "UPDATE texts SET is_written = 1 WHERE target = ? AND kind = ?",
+                (escape_surrogates(target), kind),
             )
 
     def find_thumbnail(self, path: str) -> bytes | None:
         """The thumbnail of a picture, as a JPEG file."""
-        found = self.read_one("SELECT jpeg FROM thumbnails WHERE path = ?", storable_text(path))
+        found = self.read_one("SELECT jpeg FROM thumbnails WHERE path = ?", escape_surrogates(path))
         return None if found is None else found[0]
 
     def add_thumbnail(self, path: str, jpeg: bytes) -> None:
         """Stores the thumbnail of a picture."""
         with self.writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", (storable_text(path), jpeg))
+            connection.execute(
+                "INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", (escape_surrogates(path), jpeg)
+            )
 
     def find_export(self, path: str) -> ExportMark | None:
         """How much of an output file is written; None if none was written from this ledger."""
         found = self.read_one(
-            "SELECT last_number, size, digest FROM exports WHERE path = ?", storable_text(path)
+            "SELECT last_number, size, digest FROM exports WHERE path = ?", escape_surrogates(path)
         )
         return None if found is None else ExportMark(*found)
 
@@ -233,7 +237,7 @@ class Ledger(LedgerFile):
         with self.writing() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO exports VALUES (?, ?, ?, ?)",
-                (storable_text(path), mark.last_number, mark.size, mark.digest),
+                (escape_surrogates(path), mark.last_number, mark.size, mark.digest),
             )
         self.commit()
 
@@ -244,11 +248,6 @@ def _identify(status: os.stat_result) -> str:
     Programs can restore the time of the content, and set no other; so no other file passes for the same.
     """
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-
-
-def storable_text(text: str) -> str:
-    r"""The text with lone surrogates, which stand for bytes of file names that are not UTF-8, written as `\udcff`."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_row(found: tuple[Any, ...]) -> LedgerRow:

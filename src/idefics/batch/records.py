@@ -80,8 +80,11 @@ def compact_json(value: object) -> str:
 
 
 def escape_surrogates(text: str) -> str:
-    r"""The text with `\udcff` in the place of each lone surrogate, as `compact_json` has it."""
-    return LONE_SURROGATE.sub(lambda match: rf"\u{ord(match[0]):04x}", text)
+    r"""The text with `\udcff` in the place of each lone surrogate, as `compact_json` has it.
+
+    Lone surrogates stand for bytes of file names that are not UTF-8.
+    """
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from idefics.batch.answerers import Answerer, WorkItem, error_fields
-from idefics.batch.ledger import Ledger, LedgerRow, storable_text
+from idefics.batch.ledger import Ledger, LedgerRow
 from idefics.batch.ledger_export import LedgerExport
 from idefics.batch.prompt_template import PromptRenderer
+from idefics.batch.records import escape_surrogates
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.rows import BatchRow, RowSource
 from idefics.batch.run_counts import RunCounts
@@ -211,7 +212,7 @@ class BatchRun:
             return answer is not None
         answer = self._ledger.find_answer(key)
         assert answer is not None
-        if found.id != storable_text(row.id):  # another id column than before
+        if found.id != escape_surrogates(row.id):  # another id column than before
             self._ledger.add_row(replace(found, id=row.id))
         if "error_type" in answer:
             self.counts.num_failed_before += 1

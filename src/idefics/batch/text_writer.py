@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from idefics.batch.file_replacement import FULL_DISK_ERRORS
-from idefics.batch.ledger import Ledger, storable_text
+from idefics.batch.ledger import Ledger
+from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.run_settings import RunSettings
 from idefics.batch.sidecars import join_texts, read_sidecar, sidecar_path, write_sidecar
@@ -86,7 +87,7 @@ class TextWriter:
         """Writes one text, unless it is written already."""
         target, text = _target(file, kind), self._run.decorate(answer["text"])
         planned = self._ledger.find_text(str(target), kind)
-        if planned is not None and planned.path != storable_text(str(file)):
+        if planned is not None and planned.path != escape_surrogates(str(file)):
             raise BadRequest(
                 f"{file}: its text would be written to {target}, which is that of {planned.path}"
             )

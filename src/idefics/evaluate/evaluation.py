@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from idefics.batch.ledger import Ledger, LedgerRow, storable_text
+from idefics.batch.ledger import Ledger, LedgerRow
+from idefics.batch.records import escape_surrogates
 from idefics.batch.row_selection import RowSelection
 from idefics.batch.run_settings import RunSettings
 from idefics.batch.sources.settings import SourceSettings
@@ -233,7 +234,10 @@ class Evaluation:
         try:
             prompt = self.prompts.render(row, None)
             if "error_type" in answer or row.media.container is None:
-                return (found.path, found.prompt) == (storable_text(row.media.path), storable_text(prompt))
+                return (found.path, found.prompt) == (
+                    escape_surrogates(row.media.path),
+                    escape_surrogates(prompt),
+                )
             content = ledger.find_content(row.media.path, row.media.container.stat())
         except (IdeficsError, OSError) as error:
             return bool(answer.get("error") == str(error))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from idefics.batch.records import escape_surrogates
 from idefics.batch.sources.csv_table import CsvReader
 from idefics.batch.sources.files import MediaFile
 from idefics.batch.sources.jsonl_table import JsonLinesReader
-from idefics.batch.sources.media import encodable
 from idefics.batch.sources.parquet_table import ParquetReader
 from idefics.batch.sources.pdf import PdfDocument
 from idefics.batch.sources.settings import SingleInput, SourceSettings
@@ -41,7 +41,7 @@ def input_of_file(text: str, settings: SourceSettings) -> SingleInput:
     """
     from idefics.processing.picture_files import read_file_head
 
-    name, path = encodable(text), Path(text)
+    name, path = escape_surrogates(text), Path(text)
     lower = path.name.lower()
     for suffix, make_input in INPUT_BY_SUFFIX.items():
         if lower.endswith(suffix):

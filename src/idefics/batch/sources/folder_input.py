@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.sources.file_kinds import input_of_file
 from idefics.batch.sources.files import MediaFile
 from idefics.batch.sources.folders import PictureSearch, is_folder
-from idefics.batch.sources.media import encodable
 from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, error_row
 from idefics.errors import BadPicture
 
@@ -70,7 +70,7 @@ class FolderOrPattern:
                     yield (
                         input_of_file(str(path), self.settings)
                         if is_pattern
-                        else MediaFile(encodable(str(path)), path)
+                        else MediaFile(escape_surrogates(str(path)), path)
                     )
                 except BadPicture as error:
                     yield error_row(str(path), error)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.sources.csv_table import CsvReader
 from idefics.batch.sources.folders import PictureSearch
 from idefics.batch.sources.included import IncludedFiles
 from idefics.batch.sources.jsonl_table import JsonLinesReader
-from idefics.batch.sources.media import encodable
 from idefics.batch.sources.settings import SourcePass, SourceSettings
 from idefics.batch.sources.skipped import UNLISTED
 from idefics.batch.sources.tables import TableInput
@@ -78,4 +78,4 @@ class ImageFolder:
         """The metadata as a table, whose pictures are in the column `file_name`."""
         reader = READER_BY_FILE_NAME[self.metadata.name](self.metadata)
         settings = replace(self.settings, image_column=self.settings.image_column or "file_name")
-        return TableInput(encodable(str(self.metadata)), reader, settings)
+        return TableInput(escape_surrogates(str(self.metadata)), reader, settings)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import Media
 from idefics.errors import BadPicture
 from idefics.media_sources import BinaryFile
@@ -17,11 +18,6 @@ MAX_MEDIA_BYTES = (
     2**29
 )  # of one picture or video: half a gigabyte, as the largest picture that is decoded has in RGB
 MAX_PATH_CHARACTERS = 4096
-
-
-def encodable(text: str) -> str:
-    """A text in which lone surrogates are written as escapes; that is how Python reads names that are not UTF-8."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def too_large_error(name: str) -> BadPicture:
@@ -112,9 +108,9 @@ def cell_media(value: object, name: str, folder: Path, container: Path | None, f
         raise BadPicture(
             f"{name} has {describe_type(value)} as picture: give a path, a URL, base64 or the bytes of a file"
         )
-    if encodable(value) != value or "\0" in value:
+    if escape_surrogates(value) != value or "\0" in value:
         raise BadPicture(
-            f"{name} has {encodable(value)[:100]!r} as picture, which neither a path nor a URL can be"
+            f"{name} has {escape_surrogates(value)[:100]!r} as picture, which neither a path nor a URL can be"
         )
     text = normalize_source_text(value)
     if is_data_uri(text):
@@ -126,4 +122,4 @@ def cell_media(value: object, name: str, folder: Path, container: Path | None, f
             f"{name} has a picture text of {len(text):,} characters that is neither a path nor base64 of a picture"
         )
     path = folder / text
-    return file_media(path, encodable(str(path)))
+    return file_media(path, escape_surrogates(str(path)))

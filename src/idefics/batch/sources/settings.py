@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow, Media
 from idefics.batch.sources.included import IncludedFiles
-from idefics.batch.sources.media import encodable
 from idefics.batch.sources.skipped import DUPLICATE
 from idefics.errors import BadPicture
 from idefics.processing.fetch import Fetcher
@@ -83,7 +83,7 @@ class SingleInput(Protocol):
 
 def error_row(name: str, error: object) -> BatchRow:
     """A row that cannot be answered."""
-    return BatchRow(name=encodable(name), media=None, error=encodable(str(error)))
+    return BatchRow(name=escape_surrogates(name), media=None, error=escape_surrogates(str(error)))
 
 
 def column_row(name: str, media: Media, columns: Mapping[str, Any], settings: SourceSettings) -> BatchRow:
@@ -98,4 +98,4 @@ def column_row(name: str, media: Media, columns: Mapping[str, Any], settings: So
     if value is None or value == "":
         error = BadPicture(f"{name} has no value in the id column {settings.id_column!r}")
         return BatchRow(name=name, media=None, columns=columns, error=str(error))
-    return BatchRow(name=name, id=encodable(str(value)), media=media, columns=columns)
+    return BatchRow(name=name, id=escape_surrogates(str(value)), media=media, columns=columns)

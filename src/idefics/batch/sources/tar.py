@@ -20,8 +20,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow, Media
-from idefics.batch.sources.media import MAX_MEDIA_BYTES, bytes_media, encodable, read_whole, too_large_error
+from idefics.batch.sources.media import MAX_MEDIA_BYTES, bytes_media, read_whole, too_large_error
 from idefics.batch.sources.settings import SourcePass, SourceSettings, column_row, error_row
 from idefics.batch.sources.skipped import DUPLICATE, SPECIAL_FILE, archive_skip_reason
 from idefics.errors import BadPicture
@@ -86,7 +87,7 @@ class TarArchive:
         try:
             with closing(_open_tar(self.path)) as archive:
                 for member in _read_members(archive):
-                    path = encodable(str(PurePosixPath(member.name)))
+                    path = escape_surrogates(str(PurePosixPath(member.name)))
                     match = SAMPLE_KEY.fullmatch(path)
                     key, field_name = (match[1], match[2]) if match else (path, "")
                     if key != sample.key:

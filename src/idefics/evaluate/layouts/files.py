@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import Media
-from idefics.batch.sources.media import encodable, file_media
+from idefics.batch.sources.media import file_media
 from idefics.errors import BadPrompt, BadSetting
 from idefics.validation import short_repr
 
@@ -69,7 +70,7 @@ def picture(folder: Path, *names: str) -> Media:
     """A picture in a folder: the first of the names that is there, else the first."""
     paths = [folder / name for name in names]
     path = next((one for one in paths if one.is_file()), paths[0])
-    return file_media(path, encodable(str(path)))
+    return file_media(path, escape_surrogates(str(path)))
 
 
 def text_list(value: Any, key: str = "answer") -> tuple[str, ...]:
