@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from source_inputs import FakeFetcher, open_rows, png, write
 
-from idefics.batch.sources import csv_table
+from idefics.batch.sources import text_tables
 from idefics.batch.sources.hub_dataset import HubReader
 from idefics.batch.sources.inputs import list_source, open_source
-from idefics.batch.sources.jsonl_table import is_openai_batch
 from idefics.batch.sources.settings import SourceSettings
+from idefics.batch.sources.text_tables import is_openai_batch
 from idefics.errors import BadPicture, BadSetting, MissingExtra
 
 
@@ -171,13 +171,13 @@ def test_csv_with_other_bytes_and_large_cells():
 
 
 def test_a_malformed_csv_row_is_an_error(monkeypatch):
-    monkeypatch.setattr(csv_table, "MAX_FIELD_CHARACTERS", 10)
-    limit = csv_table.csv.field_size_limit(10)
+    monkeypatch.setattr(text_tables, "MAX_FIELD_CHARACTERS", 10)
+    limit = text_tables.csv.field_size_limit(10)
     try:
         write("rows.csv", b"image,n\na.png,1\n" + b"x" * 30 + b",2\nc.png,3\n")
         first, broken, last = open_rows("rows.csv")
     finally:
-        csv_table.csv.field_size_limit(limit)
+        text_tables.csv.field_size_limit(limit)
     assert first.media.path == "a.png" and last.media.path == "c.png"
     assert broken.error.startswith("rows.csv#2 is not valid CSV: field larger than field limit")
 

@@ -68,7 +68,7 @@ def run_if_openai_batch(
     """
     from idefics.batch.openai_batch import OpenAIBatchExporter, check_batch_file
     from idefics.batch.output_file import OutputFile, check_writable
-    from idefics.batch.sources.jsonl_table import is_openai_batch
+    from idefics.batch.sources.text_tables import is_openai_batch
 
     batch_files = [one for one in inputs.inputs if is_openai_batch(one)]
     if not batch_files:

@@ -234,10 +234,8 @@ class Evaluation:
         try:
             prompt = self.prompts.render(row, None)
             if "error_type" in answer or row.media.container is None:
-                return (found.path, found.prompt) == (
-                    escape_surrogates(row.media.path),
-                    escape_surrogates(prompt),
-                )
+                written = tuple(map(escape_surrogates, (row.media.path, prompt)))
+                return (found.path, found.prompt) == written
             content = ledger.find_content(row.media.path, row.media.container.stat())
         except (IdeficsError, OSError) as error:
             return bool(answer.get("error") == str(error))

@@ -1,14 +1,17 @@
-"""Makes the `Media` of rows: a file, a URL, bytes, or the value of a table's cell. Nothing is read before `read`."""
+"""Makes the `Media` of rows; inputs that are one picture or video each: a file or a URL. `Media.read` reads it."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from idefics.batch.records import escape_surrogates
-from idefics.batch.rows import Media
+from idefics.batch.rows import BatchRow, Media
+from idefics.batch.sources.settings import SourcePass, SourceSettings
 from idefics.errors import BadPicture
 from idefics.media_sources import BinaryFile
 from idefics.processing.fetch import Fetcher, is_data_uri, is_url, normalize_source_text
@@ -123,3 +126,70 @@ def cell_media(value: object, name: str, folder: Path, container: Path | None, f
         )
     path = folder / text
     return file_media(path, escape_surrogates(str(path)))
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """A picture or video file.
+
+    Attributes:
+        name: its path as given, in UTF-8.
+        path: the file.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The real path."""
+        return os.path.realpath(self.path)
+
+    @property
+    def has_columns(self) -> bool:
+        """False."""
+        return False
+
+    def check(self) -> None:
+        """Does nothing: `Media.read` reports what is wrong with the file."""
+
+    def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
+        """Yields one row."""
+        yield BatchRow(name=self.name, media=file_media(self.path, self.name))
+
+    def count(self, source_pass: SourcePass) -> int:
+        """1."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A picture or video at an http(s) URL, or in a data URI."""
+
+    url: str
+    settings: SourceSettings
+
+    @property
+    def key(self) -> str:
+        """The URL."""
+        return self.url
+
+    @property
+    def has_columns(self) -> bool:
+        """False."""
+        return False
+
+    def check(self) -> None:
+        """Does nothing: the file is fetched when it is read."""
+
+    def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
+        """Yields one row; that of a data URI is named by its media type and a hash."""
+        name = self.url
+        if is_data_uri(name):
+            digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:16]
+            name = f"{name[:40].split(',', 1)[0]}#{digest}"
+        yield BatchRow(name=name, media=url_media(self.url, name, self.settings.fetcher))
+
+    def count(self, source_pass: SourcePass) -> int:
+        """1."""
+        return 1
