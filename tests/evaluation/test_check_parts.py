@@ -18,7 +18,6 @@ from idefics.evaluate.check import (
     engine_checks,
     kernel_checks,
     picture_checks,
-    quantization_checks,
     record_checks,
     released_checks,
     text_checks,
@@ -195,7 +194,7 @@ def test_reference_kernels_that_differ(monkeypatch):
     logits = {name: value + torch.randn_like(value) for name, value in subject.fixed_logits.items()}
     monkeypatch.setitem(subject.__dict__, "fixed_logits", logits)
     assert len(details(engine_checks.check_reference_kernels, subject)) == 2
-    assert len(details(quantization_checks.check_int8_agreement, subject)) == 1
+    assert len(details(kernel_checks.check_int8_agreement, subject)) == 1
     assert subject._vlm is None  # one copy in memory at a time
     subject.close()
 
@@ -214,7 +213,7 @@ def test_a_layer_that_int4_cannot_hold(demo_copy):
     def edit(weights):
         weights["model.text_model.layers.0.mlp.up_proj.weight"][:, ::8] *= 100
 
-    [line] = details(quantization_checks.check_layer_errors, demo_copy("demo", edit))
+    [line] = details(kernel_checks.check_layer_errors, demo_copy("demo", edit))
     assert line.startswith("model.text_model.layers.0.mlp.up_proj: int4 changes its weights by")
 
 

@@ -15,10 +15,11 @@ from idefics.evaluate.check.engine_checks import ENGINE_CHECKS
 from idefics.evaluate.check.kernel_checks import KERNEL_CHECKS, QUANTIZATION_CHECKS
 from idefics.evaluate.check.known_answers import known_answer_checks
 from idefics.evaluate.check.logits_record import RECORDS_FOLDER, LogitsRecord
-from idefics.evaluate.check.picture_checks import PICTURE_CHECKS, TRAINED_CHECKS
+from idefics.evaluate.check.picture_checks import PICTURE_CHECKS
 from idefics.evaluate.check.record_checks import RECORD_CHECKS
 from idefics.evaluate.check.released_checks import RELEASED_CHECKS
 from idefics.evaluate.check.text_checks import TEXT_CHECKS
+from idefics.evaluate.check.trained_checks import TRAINED_CHECKS
 from idefics.evaluate.check.weight_checks import WEIGHT_CHECKS
 from idefics.generation.load_settings import LoadSettings
 
