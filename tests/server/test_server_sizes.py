@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idefics.processing.tokenizer import Tokenizer
-from idefics.server import request_body, server_state
+from idefics.server import routing, server_state
 from idefics.server.errors import APIError
-from idefics.server.request_body import MAX_JSON_VALUES, check_num_values
+from idefics.server.routing import MAX_JSON_VALUES, check_num_values
 from server.request_bodies import chat_request, image_part, picture_data_uri, text_part, user_message
 from server.test_server_live import run_server, wait_until
 
@@ -126,7 +126,7 @@ REQUESTS_WITH_MANY_VALUES = [
 @pytest.mark.parametrize("body", REQUESTS_WITH_MANY_VALUES, ids=range(len(REQUESTS_WITH_MANY_VALUES)))
 def test_many_values_are_refused_before_they_are_parsed(client, monkeypatch, path, body):
     data = json.dumps(body).encode()
-    monkeypatch.setattr(request_body.json, "loads", lambda *_: pytest.fail("it was parsed"))
+    monkeypatch.setattr(routing.json, "loads", lambda *_: pytest.fail("it was parsed"))
     answer = client("POST", path, content=data, headers={"Content-Type": "application/json"})
     monkeypatch.undo()
     assert answer.status_code == 400
@@ -176,10 +176,10 @@ def count_values(value):
 def test_values_are_counted_without_the_contents_of_texts(value):
     body, many = json.dumps(value).encode(), count_values(value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_body, "MAX_JSON_VALUES", max(many, 1))
+        patch.setattr(routing, "MAX_JSON_VALUES", max(many, 1))
         check_num_values(body)
         if many > 1:
-            patch.setattr(request_body, "MAX_JSON_VALUES", many - 1)
+            patch.setattr(routing, "MAX_JSON_VALUES", many - 1)
             with pytest.raises(APIError):
                 check_num_values(body)
 

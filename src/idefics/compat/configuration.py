@@ -10,8 +10,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from idefics.compat.pretrained import CONFIG_FILES, PretrainedMixin
-from idefics.compat.serialization import AnnotatedFields, StrPath, read_json_object, write_json
+from idefics.compat.pretrained import (
+    CONFIG_FILES,
+    AnnotatedFields,
+    PretrainedMixin,
+    StrPath,
+    read_json_object,
+    write_json,
+)
 from idefics.config import ModelConfig
 from idefics.errors import UnsupportedModel
 from idefics.models import family_for

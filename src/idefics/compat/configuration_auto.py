@@ -10,8 +10,14 @@ from typing import Any
 from idefics.compat.configuration import CONFIG_FILE, PretrainedConfig
 from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
-from idefics.compat.pretrained import CONFIG_FILES, AutoClass, resolve_folder_and_settings
-from idefics.compat.serialization import StrPath, config_to_dict, read_json_object
+from idefics.compat.pretrained import (
+    CONFIG_FILES,
+    AutoClass,
+    StrPath,
+    config_to_dict,
+    read_json_object,
+    resolve_folder_and_settings,
+)
 from idefics.errors import BadSetting
 from idefics.models import family_for
 

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from idefics.compat.generation_config_values import validate_field
-from idefics.compat.pretrained import GENERATION_CONFIG_FILES, PretrainedMixin
-from idefics.compat.serialization import config_to_dict, read_json_object, to_json, write_json
+from idefics.compat.pretrained import (
+    GENERATION_CONFIG_FILES,
+    PretrainedMixin,
+    config_to_dict,
+    read_json_object,
+    to_json,
+    write_json,
+)
 from idefics.errors import BadSetting, UnknownArgument
 from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, NEUTRAL_VALUE_BY_FIELD, changes_no_answer
 

@@ -19,8 +19,7 @@ from idefics.compat.batch_feature import Array
 from idefics.compat.image_utils import load_image
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.media_inputs import as_picture, is_float_array
-from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.serialization import AnnotatedFields, StrPath, write_json
+from idefics.compat.pretrained import PROCESSOR_FILES, AnnotatedFields, PretrainedMixin, StrPath, write_json
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPicture, BadSetting, UnknownArgument
 from idefics.messages import ImageDetail, Picture

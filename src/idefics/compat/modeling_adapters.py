@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from idefics.compat.serialization import read_json_object
+from idefics.compat.pretrained import read_json_object
 from idefics.errors import BadSetting, MissingExtra, UnsupportedModel
 from idefics.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from idefics.weights.adapter_files import KEY_PREFIX

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from idefics.compat.image_processing import ImageProcessor
-from idefics.compat.pretrained import PROCESSOR_FILES, AutoClass, resolve_folder_and_settings
+from idefics.compat.pretrained import PROCESSOR_FILES, AutoClass, StrPath, resolve_folder_and_settings
 from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_idefics import IdeficsProcessor
 from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
-from idefics.compat.serialization import StrPath
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import UnsupportedModel
 from idefics.processing.checkpoint_settings import read_json_object, read_preprocessor_config

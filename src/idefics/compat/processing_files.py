@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Self
 
 from idefics.compat.image_processing import ImageProcessor, size_settings
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
-from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.serialization import JsonMixin, StrPath, write_json
+from idefics.compat.pretrained import PROCESSOR_FILES, JsonMixin, PretrainedMixin, StrPath, write_json
 from idefics.compat.tokenization import CALL_KWARG_NAMES, DEFAULT_SETTINGS, PreTrainedTokenizer
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import family_for, read_checkpoint

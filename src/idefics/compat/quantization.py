@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, cast
 
-from idefics.compat.serialization import config_to_dict
+from idefics.compat.pretrained import config_to_dict
 from idefics.config import UNQUANTIZED_MODULES, QuantizationConfig, QuantKind
 from idefics.errors import BadSetting
 

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Self
 
 from idefics.compat.batch_feature import VERY_LARGE_INTEGER, BatchFeature
 from idefics.compat.keyword_arguments import check_save_kwargs
-from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.serialization import StrPath, write_json
+from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin, StrPath, write_json
 from idefics.compat.tokenization_encoding import EncodingMixin, span_overlap_mask
 from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
 from idefics.errors import UnknownArgument

@@ -17,7 +17,7 @@ from idefics.batch.ledger import Ledger, LedgerRow
 from idefics.batch.openai_batch import BatchFileLimits, BatchLine, answered_line, read_batch_lines
 from idefics.server.admission import AdmissionControl
 from idefics.server.in_process import InProcessResponse, post_in_process
-from idefics.server.request_body import MAX_JSON_VALUES
+from idefics.server.routing import MAX_JSON_VALUES
 from idefics.server.settings import Settings
 
 LINE_OVERHEAD = 1 << 16  # bytes of a line without its body, whose size is limited like that of any request

@@ -27,11 +27,10 @@ from idefics.server.files import (
     find_file,
     paginate,
 )
-from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel
 from idefics.server.response_builder import OutputTokensDetails
 from idefics.server.response_fields import PromptTokensDetails, ResponseFields
-from idefics.server.routing import document_responses
+from idefics.server.routing import JSONBodyRoute, document_responses
 
 COMPLETION_SECONDS = 24 * 3600  # of the `completion_window` "24h"
 MAX_UNFINISHED_BATCHES, MAX_BATCHES = (

@@ -17,7 +17,6 @@ from idefics.server.chat_messages import MAX_MESSAGES, ChatMessage, submit_conve
 from idefics.server.choices import ChoiceFields, ChoicesResponseBuilder
 from idefics.server.errors import APIError
 from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
-from idefics.server.request_body import JSONBodyRoute
 from idefics.server.response_fields import (
     ChoicesFields,
     CompletionUsage,
@@ -27,7 +26,7 @@ from idefics.server.response_fields import (
     StreamUsageField,
 )
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
-from idefics.server.routing import RequestContextDep, document_responses, select_model
+from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses, select_model
 from idefics.server.sampling_fields import ChoicesRequest, ConversationRequest, TokenLimit
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)

@@ -24,7 +24,6 @@ from idefics.server.logprobs import (
     compute_prompt_logprobs,
     concatenate_logprobs,
 )
-from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import text_or_list
 from idefics.server.response_fields import (
     ChoicesFields,
@@ -34,7 +33,7 @@ from idefics.server.response_fields import (
     ResponseFinishReason,
     StreamUsageField,
 )
-from idefics.server.routing import RequestContextDep, document_responses, select_model
+from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses, select_model
 from idefics.server.sampling_fields import MAX_NEW_TOKENS, ChoicesRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default for this route

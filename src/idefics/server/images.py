@@ -17,10 +17,9 @@ from idefics.processing.image_processor import open_picture
 from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
 from idefics.server.chat_messages import MaxTiles, picture_from_url
 from idefics.server.errors import APIError
-from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel, make_field_table
 from idefics.server.response_fields import ResponseFields
-from idefics.server.routing import RequestContextDep, document_responses
+from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses
 
 MAX_SIDE = 65_535  # pixels; that of JPEG
 

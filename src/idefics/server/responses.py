@@ -20,7 +20,6 @@ from idefics.server.chat_messages import (
     picture_from_url,
     submit_conversation,
 )
-from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import (
     RequestModel,
     make_field_table,
@@ -30,7 +29,7 @@ from idefics.server.request_model import (
 )
 from idefics.server.response_builder import ResponseBuilder, ResponseObject, ResponseStreamEvent
 from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
-from idefics.server.routing import RequestContextDep, document_responses, select_model
+from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses, select_model
 from idefics.server.sampling_fields import ConversationRequest, StreamOptions, TokenLimit
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)

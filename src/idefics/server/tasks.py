@@ -17,15 +17,17 @@ from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_PICTURES, MaxTiles, picture_from_url
 from idefics.server.errors import APIError
-from idefics.server.request_body import FILE_FIELD, JSONBodyRoute, read_json_or_form
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import collect_notes, sum_usage
 from idefics.server.routing import (
+    FILE_FIELD,
     SCHEMA_REF_TEMPLATE,
+    JSONBodyRoute,
     RequestContextDep,
     ResponseDocs,
     document_responses,
+    read_json_or_form,
     select_model,
 )
 from idefics.server.sampling_fields import SamplingFields, StreamFields, TokenLimit

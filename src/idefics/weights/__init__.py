@@ -6,10 +6,9 @@ Importing this package does not import torch; `load` does.
 from idefics.weights.adapter_config import read_adapter_config
 from idefics.weights.adapter_files import check_base_model, find_adapter, fingerprint_adapter
 from idefics.weights.files import digest_files, fingerprint_files, safetensors_files
-from idefics.weights.hub import complete_cached_folder
 from idefics.weights.hub_files import ProgressCallback, cache_folder
 from idefics.weights.key_rules import KeyRules
-from idefics.weights.locate import find_checkpoint
+from idefics.weights.locate import complete_cached_folder, find_checkpoint
 from idefics.weights.streaming_loader import DeviceByModule, load
 
 __all__ = [

@@ -18,9 +18,8 @@ from idefics.weights.adapter_config import (
     AdapterConfig,
 )
 from idefics.weights.files import pickle_error
-from idefics.weights.hub import find_or_download_adapter
 from idefics.weights.hub_files import ProgressCallback
-from idefics.weights.locate import HUB_ID
+from idefics.weights.locate import HUB_ID, find_or_download_adapter
 from idefics.weights.whole_folder import write_whole_folder
 
 if TYPE_CHECKING:
