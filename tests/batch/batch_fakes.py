@@ -8,10 +8,9 @@ from idefics.batch.ledger import Ledger
 from idefics.batch.ledger_export import LedgerExport
 from idefics.batch.output_file import OutputFile
 from idefics.batch.prompt_template import PromptTemplate
-from idefics.batch.row_selection import RowSelection
 from idefics.batch.rows import BatchRow, Media
 from idefics.batch.run import BatchRun
-from idefics.batch.run_settings import RunSettings
+from idefics.batch.run_settings import RowSelection, RunSettings
 from idefics.batch.text_settings import TextSettings
 from idefics.batch.text_writer import TextWriter
 from idefics.errors import BadPicture

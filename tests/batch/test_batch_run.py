@@ -14,8 +14,8 @@ import pytest
 from batch_fakes import SETTINGS, FakeAnswerer, FakeSource, file_row, run_batch
 
 from idefics.batch.ledger import Ledger
-from idefics.batch.row_selection import RowSelection
 from idefics.batch.rows import BatchRow
+from idefics.batch.run_settings import RowSelection
 from idefics.errors import BadSetting, ModelClosed, OutputError
 
 ROOT = Path(__file__).parents[2]

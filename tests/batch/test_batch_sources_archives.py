@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from source_inputs import open_rows, png
 
-from idefics.batch.sources import media, pdf, tar
+from idefics.batch.sources import media, tar, zip_and_pdf
 from idefics.batch.sources.inputs import open_source
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadPicture, MissingExtra
@@ -349,11 +349,11 @@ def test_pdfium_is_called_by_one_thread_at_a_time(monkeypatch):
     calls = []
 
     def open_locked(path):
-        calls.append(pdf.PDFIUM_LOCK.locked())
+        calls.append(zip_and_pdf.PDFIUM_LOCK.locked())
         return opening(path)
 
     def close_locked(self):
-        calls.append(pdf.PDFIUM_LOCK.locked())
+        calls.append(zip_and_pdf.PDFIUM_LOCK.locked())
         closing(self)
 
     monkeypatch.setattr(opening, "close", close_locked)
@@ -361,7 +361,7 @@ def test_pdfium_is_called_by_one_thread_at_a_time(monkeypatch):
     (row,) = open_source(["book.pdf"], SourceSettings())
     row.media.read()
     assert calls == [True] * 4, "opened to count its pages, closed, opened to render one, closed"
-    assert not pdf.PDFIUM_LOCK.locked()
+    assert not zip_and_pdf.PDFIUM_LOCK.locked()
 
 
 def test_a_page_with_too_many_pixels_is_refused():

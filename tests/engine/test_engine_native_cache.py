@@ -16,7 +16,7 @@ from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
 from idefics.engine.native import NativeDecode, unsupported_reason
 from idefics.engine.prefill import PrefillAttn
-from idefics.engine.scheduler_output import PrefillChunk
+from idefics.engine.request_state import PrefillChunk
 from idefics.native.library import available_instruction_sets
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model
 

@@ -14,13 +14,13 @@ from idefics.engine import scheduler as scheduler_module
 from idefics.engine.handle import RequestHandle
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request import Request
-from idefics.engine.request_state import RequestState
-from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import (
+from idefics.engine.request_state import (
     BeamSearchResult,
     NextBeams,
+    RequestState,
     SampledToken,
 )
+from idefics.engine.scheduler import Scheduler
 from idefics.errors import BadSetting, EngineBusy
 
 

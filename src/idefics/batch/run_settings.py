@@ -1,16 +1,18 @@
-"""`RunSettings`: what all rows of a batch run have in common. With the picture and prompt of a row it gives its key."""
+"""`RunSettings`: what all rows of a run have in common, of which keys are made; `RowSelection`: which are taken."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from idefics.batch.records import OutputRecord
-from idefics.errors import BadPicture
+from idefics.batch.rows import BatchRow, RowSource
+from idefics.errors import BadPicture, BadSetting
 from idefics.messages import Shot
 
 KEY_BYTES = 16
@@ -134,3 +136,46 @@ def _hash_source(source: object) -> str:
         except OSError as error:
             raise BadPicture(f"{source}: {error.strerror}") from None
     return hashlib.sha256(str(source).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSelection:
+    """Which rows of a source a run takes.
+
+    Attributes:
+        shard, num_shards: this run is one of several that share the work; each row belongs to one of them, always the
+            same, whatever other rows there are. `shard` counts from 1.
+        limit: at most so many rows, from the beginning; None: all.
+
+    Raises:
+        BadSetting: a number is out of range.
+    """
+
+    shard: int = 1
+    num_shards: int = 1
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard <= self.num_shards:
+            raise BadSetting(
+                f"shard is {self.shard}/{self.num_shards}; give i/n with i from 1 to n, such as 1/4"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise BadSetting(f"limit is {self.limit}; give a number of rows above 0")
+
+    def select(self, source: RowSource) -> Iterator[BatchRow]:
+        """Yields the rows of the source that the run takes."""
+        return islice((row for row in source if self._is_in_shard(row.name)), self.limit)
+
+    def _is_in_shard(self, name: str) -> bool:
+        """Whether the row of that name belongs to the shard."""
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.num_shards == self.shard - 1
+
+    def count(self, source: RowSource) -> int | None:
+        """About how many rows the run takes; None if that is not known."""
+        count = source.count_rows()
+        if count is None:
+            return None
+        share = round(count / self.num_shards)
+        return share if self.limit is None else min(share, self.limit)

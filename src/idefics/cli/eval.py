@@ -9,16 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idefics.cli.batch_runs import find_run_settings, report_end, stop_on_signals
 from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.eval_flags import EvalFlags, EvalOutputFlags
 from idefics.cli.eval_reports import check_reports, write_reports
 from idefics.cli.flags import ModelFlags, values_for
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
-from idefics.cli.run_end import report_end
 from idefics.cli.run_flags import RunControlFlags
 from idefics.cli.run_progress import RunProgress
-from idefics.cli.run_setup import find_run_settings, stop_on_signals
 from idefics.errors import BadSetting
 
 if TYPE_CHECKING:

@@ -8,16 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idefics.cli.batch_runs import check_outputs, command_line, find_thumbnail, summarize_run
 from idefics.cli.eval_flags import EvalOutputFlags
 from idefics.cli.output import OutputWriter
-from idefics.cli.run_end import command_line, find_thumbnail, summarize_run
-from idefics.cli.run_setup import check_outputs
 from idefics.errors import BadSetting, format_count
 
 if TYPE_CHECKING:
     from idefics.batch.ledger import Ledger
-    from idefics.batch.row_selection import RowSelection
     from idefics.batch.run import BatchRun
+    from idefics.batch.run_settings import RowSelection
     from idefics.evaluate.evaluation import Evaluation
     from idefics.evaluate.scores import EvaluatedRow, Scores
 

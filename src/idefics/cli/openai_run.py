@@ -9,13 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idefics.cli.batch_runs import find_run_settings, report_end, stop_on_signals
 from idefics.cli.command import LoadModel
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
-from idefics.cli.run_end import report_end
 from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags
 from idefics.cli.run_progress import RunProgress
-from idefics.cli.run_setup import find_run_settings, stop_on_signals
 from idefics.errors import BadPrompt, BadSetting, MissingExtra
 
 if TYPE_CHECKING:

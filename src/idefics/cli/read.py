@@ -20,6 +20,7 @@ from idefics.batch.documents import (
 )
 from idefics.batch.page_selection import PageSelection, SelectedPages
 from idefics.catalog import DOCTAGS_MODELS
+from idefics.cli.batch_runs import INTERRUPTED, command_line, find_run_settings, stop_on_signals
 from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import (
     ModelFlags,
@@ -32,10 +33,8 @@ from idefics.cli.flags import (
     output_flag,
 )
 from idefics.cli.output import OutputWriter
-from idefics.cli.run_end import INTERRUPTED, command_line
 from idefics.cli.run_flags import LedgerControlFlags
 from idefics.cli.run_progress import RunProgress
-from idefics.cli.run_setup import find_run_settings, stop_on_signals
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.tasks import split_pictures_and_words
 from idefics.errors import BadPicture, BadSetting
@@ -175,8 +174,8 @@ def _read_pages(
 ) -> bool:
     """Reads the pages that are not in the ledger yet; returns whether Ctrl-C stopped it."""
     from idefics.batch.prompt_template import PromptTemplate
-    from idefics.batch.row_selection import RowSelection
     from idefics.batch.run import BatchRun
+    from idefics.batch.run_settings import RowSelection
     from idefics.batch.text_settings import TextSettings
     from idefics.batch.text_writer import TextWriter
 

@@ -7,14 +7,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idefics.cli.batch_runs import (
+    check_outputs,
+    find_run_settings,
+    report_end,
+    stop_on_signals,
+    write_run_report,
+)
 from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, ShotsFlags
 from idefics.cli.output import OutputWriter
 from idefics.cli.ray_flags import RayFlags
-from idefics.cli.run_end import report_end, write_run_report
 from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
 from idefics.cli.run_progress import RunProgress
-from idefics.cli.run_setup import check_outputs, find_run_settings, stop_on_signals
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.tasks import LabelFlags, read_shots_file
 from idefics.errors import BadPicture, BadPrompt, BadSetting

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from idefics.batch.row_selection import RowSelection
+from idefics.batch.run_settings import RowSelection
 from idefics.batch.text_settings import TextSettings
 from idefics.cli.flags import PositionalArguments, flag, flag_group, input_flag, output_flag
 from idefics.errors import BadSetting

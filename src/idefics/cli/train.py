@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idefics.cli.batch_runs import INTERRUPTED, command_line
 from idefics.cli.command import command
 from idefics.cli.output import OutputWriter
-from idefics.cli.run_end import INTERRUPTED, command_line
 from idefics.cli.train_flags import (
     LearnFlags,
     StepsFlags,

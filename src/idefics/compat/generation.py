@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idefics.compat.generate_call import GenerateCall, LogitsProcessorFn, PrefixAllowedTokensFn
+from idefics.compat.generate_call import (
+    GenerateCall,
+    GenerationRunner,
+    LogitsProcessorFn,
+    PrefixAllowedTokensFn,
+)
 from idefics.compat.generation_arguments import (
     merge_generation_configs,
     pop_or_make_attention_mask,
@@ -21,7 +26,6 @@ from idefics.compat.generation_arguments import (
 )
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.generation_padding import LeftPaddedPrompts
-from idefics.compat.generation_runner import GenerationRunner
 from idefics.compat.generation_strategies import GenerateOutput, generate_answers
 from idefics.compat.stopping_criteria import StoppingCriterionFn
 from idefics.compat.streamers import BaseStreamer, TokenizerLike

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from idefics.compat.generate_call import LogitsProcessorFn, PrefixAllowedTokensFn
-from idefics.compat.generation_runner import GenerationRunner
+from idefics.compat.generate_call import GenerationRunner, LogitsProcessorFn, PrefixAllowedTokensFn
 from idefics.errors import BadSetting
 
 

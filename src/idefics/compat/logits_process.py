@@ -11,10 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from idefics.compat.generate_call import GenerateCall, LogitsProcessorFn
+from idefics.compat.generate_call import GenerateCall, GenerationRunner, LogitsProcessorFn
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.generation_padding import LeftPaddedPrompts
-from idefics.compat.generation_runner import GenerationRunner
 from idefics.compat.logits_constraints import (
     apply_guidance,
     check_ids_in_vocabulary,

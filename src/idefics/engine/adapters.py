@@ -11,8 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from idefics.engine.request_state import SequenceState
-from idefics.engine.scheduler_output import PrefillChunk
+from idefics.engine.request_state import PrefillChunk, SequenceState
 from idefics.errors import BadPrompt, BadSetting
 from idefics.nn.low_rank import AdapterRows
 from idefics.prompt import Prompt, PromptAdapter

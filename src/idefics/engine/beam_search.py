@@ -30,7 +30,7 @@ from idefics.engine.logits_processors import (
     token_mask,
 )
 from idefics.engine.request import BeamConstraint, Request
-from idefics.engine.scheduler_output import BeamSearchResult, NextBeams
+from idefics.engine.request_state import BeamSearchResult, NextBeams
 
 # Added to the scores of excluded candidates. Finite, so that they keep an order if fewer than n are finished.
 EXCLUDED_SCORE = -1e9

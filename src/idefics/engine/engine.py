@@ -31,9 +31,8 @@ from idefics.engine.output_processor import OutputProcessor
 from idefics.engine.page_pool import PagePool
 from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Continuation, Deadline, Request, validate_prompt, validate_request
-from idefics.engine.request_state import RequestState
+from idefics.engine.request_state import RequestOutputs, RequestState, SchedulerOutput
 from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import RequestOutputs, SchedulerOutput
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import PreprocessedImage, Prompt
 

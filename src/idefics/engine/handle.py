@@ -12,7 +12,7 @@ from idefics.engine.request import Request
 from idefics.messages import Alternative, FinishReason, Usage
 
 if TYPE_CHECKING:
-    from idefics.engine.scheduler_output import SampledToken
+    from idefics.engine.request_state import SampledToken
 
 
 class RequestHandle:

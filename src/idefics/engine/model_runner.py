@@ -17,8 +17,7 @@ from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.engine.prefill import PrefillRunner
-from idefics.engine.request_state import SequenceState
-from idefics.engine.scheduler_output import PrefillChunk, SchedulerOutput
+from idefics.engine.request_state import PrefillChunk, SchedulerOutput, SequenceState
 
 
 class StepOutput(NamedTuple):

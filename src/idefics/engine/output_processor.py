@@ -15,9 +15,14 @@ from idefics.engine.beam_search import RequestBeamSearch
 from idefics.engine.continuation_scores import CandidateTrie, ContinuationScores
 from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import StepOutput
-from idefics.engine.request_state import RequestState, SequenceState
+from idefics.engine.request_state import (
+    RequestOutput,
+    RequestOutputs,
+    RequestState,
+    SampledToken,
+    SequenceState,
+)
 from idefics.engine.sampler import Sampler
-from idefics.engine.scheduler_output import RequestOutput, RequestOutputs, SampledToken
 from idefics.messages import Alternative
 
 

@@ -20,7 +20,7 @@ from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.model_interface import VLM
 from idefics.engine.page_pool import PAGE_SIZE
-from idefics.engine.scheduler_output import PrefillChunk
+from idefics.engine.request_state import PrefillChunk
 from idefics.nn.attention import CrossKV, causal_window_mask
 from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
 

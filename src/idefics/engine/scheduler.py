@@ -20,13 +20,13 @@ from idefics.engine.progress import (
     report_queue_position,
     reports_progress,
 )
-from idefics.engine.request_state import RequestState
-from idefics.engine.scheduler_output import (
+from idefics.engine.request_state import (
     BeamSearchResult,
     NextBeams,
     PrefillChunk,
     RequestOutput,
     RequestOutputs,
+    RequestState,
     SampledToken,
     SchedulerOutput,
 )

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from idefics.batch.ledger import Ledger, LedgerRow
 from idefics.batch.records import escape_surrogates
-from idefics.batch.row_selection import RowSelection
-from idefics.batch.run_settings import RunSettings
+from idefics.batch.run_settings import RowSelection, RunSettings
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings, checked_metric

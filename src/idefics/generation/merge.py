@@ -23,12 +23,13 @@ from idefics.models import Checkpoint
 from idefics.processing.checkpoint_settings import read_json_object
 from idefics.weights.adapters import WeightChange, read_weight_changes
 from idefics.weights.files import INDEX_FILE, copy_small_files
-from idefics.weights.tensor_writer import TensorToWrite, write_safetensors
 from idefics.weights.tensors import (
     FileTensor,
+    TensorToWrite,
     TensorWithNames,
     open_file_tensors,
     state_dict_tensors_tied_once,
+    write_safetensors,
 )
 from idefics.weights.whole_folder import write_whole_folder
 

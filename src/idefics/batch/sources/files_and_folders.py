@@ -11,12 +11,11 @@ from idefics.batch.rows import BatchRow
 from idefics.batch.sources.folders import PictureSearch, is_folder
 from idefics.batch.sources.media import MediaFile
 from idefics.batch.sources.parquet_table import ParquetReader
-from idefics.batch.sources.pdf import PdfDocument
 from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, error_row
 from idefics.batch.sources.tables import TableInput
 from idefics.batch.sources.tar import TarArchive
 from idefics.batch.sources.text_tables import CsvReader, JsonLinesReader
-from idefics.batch.sources.zip import ZipArchive
+from idefics.batch.sources.zip_and_pdf import PdfDocument, ZipArchive
 from idefics.errors import BadPicture
 from idefics.formats import VIDEO_SUFFIXES, detect_image_format, detect_video_format, image_format_by_suffix
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from idefics.batch.sources.included import IncludedFiles
 from idefics.batch.sources.skipped import (
     DUPLICATE,
     DUPLICATE_LINK,
     SUBFOLDER,
+    IncludedFiles,
     describe_skipped,
     skip_reason,
 )

@@ -13,9 +13,8 @@ from pathlib import Path
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.sources.folders import PictureSearch
-from idefics.batch.sources.included import IncludedFiles
 from idefics.batch.sources.settings import SourcePass, SourceSettings
-from idefics.batch.sources.skipped import UNLISTED
+from idefics.batch.sources.skipped import UNLISTED, IncludedFiles
 from idefics.batch.sources.tables import TableInput
 from idefics.batch.sources.text_tables import CsvReader, JsonLinesReader
 

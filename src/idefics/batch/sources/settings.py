@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow, Media
-from idefics.batch.sources.included import IncludedFiles
-from idefics.batch.sources.skipped import DUPLICATE
+from idefics.batch.sources.skipped import DUPLICATE, IncludedFiles
 from idefics.errors import BadPicture
 from idefics.processing.fetch import Fetcher
 from idefics.validation import validate_range
