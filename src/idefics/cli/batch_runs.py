@@ -32,13 +32,17 @@ ANSWER_CHANGING_FLAGS = ("dtype", "quantize", "kernels")
 
 
 def check_outputs(
-    out: Path | None, report: Path | None, inputs: Iterable[str | Path], purpose: str, writer: OutputWriter
+    out: Path | None,
+    report: Path | None,
+    inputs: Iterable[str | Path | None],
+    purpose: str,
+    writer: OutputWriter,
 ) -> None:
     """Checks before a run that its output file and its HTML report can be written, and that neither is an input.
 
     Args:
         out, report: None: it is not written.
-        inputs: what the run reads.
+        inputs: what the run reads; blank ones do not count.
         purpose: what the run is, and what it writes, for the message.
         writer: prints a note on a disk that is almost full.
 
@@ -49,7 +53,7 @@ def check_outputs(
     from idefics.batch.output_file import check_writable
     from idefics.batch.report import check_report_path
 
-    sources = {Path(name).resolve() for name in inputs}
+    sources = {Path(name).resolve() for name in inputs if name}
     for path in filter(None, (out, report)):
         if path.resolve() in sources:
             raise BadSetting(f"{path} is an input of this {purpose}")

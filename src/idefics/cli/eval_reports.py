@@ -48,7 +48,7 @@ def check_reports(
             f"{out} is named twice: give the page of --report another name than the report of --out"
         )
     purpose = "evaluation too: name another file for the report"
-    check_outputs(out, report, filter(None, inputs), purpose, writer)
+    check_outputs(out, report, inputs, purpose, writer)
     if out.exists() and out.stat().st_size and not overwrites:
         try:
             read_report(out)

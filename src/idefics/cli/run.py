@@ -130,9 +130,8 @@ def _checked_output(
     from idefics.batch.export import exporter_for
     from idefics.batch.output_file import OutputFile
 
-    sources = filter(None, (*inputs.inputs, inputs.list_file))
     purpose = "run too: name another file for the output"
-    check_outputs(outputs.out, outputs.report, sources, purpose, writer)
+    check_outputs(outputs.out, outputs.report, (*inputs.inputs, inputs.list_file), purpose, writer)
     return None if outputs.out is None else OutputFile(outputs.out, exporter_for(outputs.out))
 
 
