@@ -48,20 +48,20 @@ def input_of_file(text: str, settings: SourceSettings) -> SingleInput:
         if lower.endswith(suffix):
             return make_input(name, path, settings)
     if image_format_by_suffix(lower) is not None or lower.endswith(VIDEO_SUFFIXES):
-        return MediaFile(name, path)
+        return MediaFile(name, path, settings)
     try:
         head = read_file_head(path) if path.is_file() else b""
     except OSError as error:
         raise BadPicture(f"{name} cannot be read: {error.strerror}") from None
     if detect_image_format(head) is not None or detect_video_format(head) is not None:
-        return MediaFile(name, path)
+        return MediaFile(name, path, settings)
     kinds = ", ".join(INPUT_BY_SUFFIX)
     hint = f"; is it a list of paths? then --from {name}" if lower.endswith(".txt") else ""
     raise BadPicture(f"{name} is no input that is read: give pictures, videos, folders or {kinds}{hint}")
 
 
 @dataclass(frozen=True, slots=True)
-class FolderOrPattern:
+class FolderOrPattern(SingleInput):
     """The pictures of a folder, or the files that match a pattern, as `PictureSearch` finds them.
 
     Archives, tables and documents that match a pattern are inputs of their own.
@@ -69,11 +69,6 @@ class FolderOrPattern:
 
     name: str
     settings: SourceSettings
-
-    @property
-    def key(self) -> None:
-        """None: its files are compared, each on its own."""
-        return
 
     @property
     def has_columns(self) -> bool:
@@ -116,7 +111,7 @@ class FolderOrPattern:
                     yield (
                         input_of_file(str(path), self.settings)
                         if is_pattern
-                        else MediaFile(escape_surrogates(str(path)), path)
+                        else MediaFile(escape_surrogates(str(path)), path, self.settings)
                     )
                 except BadPicture as error:
                     yield error_row(str(path), error)

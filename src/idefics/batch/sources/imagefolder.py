@@ -13,7 +13,7 @@ from pathlib import Path
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.sources.folders import PictureSearch
-from idefics.batch.sources.settings import SourcePass, SourceSettings
+from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings
 from idefics.batch.sources.skipped import UNLISTED, IncludedFiles
 from idefics.batch.sources.tables import TableInput
 from idefics.batch.sources.text_tables import CsvReader, JsonLinesReader
@@ -31,7 +31,7 @@ def find_metadata(folder: Path) -> Path | None:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFolder:
+class ImageFolder(SingleInput):
     """A folder with metadata: its rows are the lines of the metadata, "photos/metadata.jsonl#17".
 
     Attributes:

@@ -136,7 +136,7 @@ class InputSource:
 
 
 @dataclass(frozen=True, slots=True)
-class PathList:
+class PathList(SingleInput):
     """A list of paths or URLs, one a line; relative paths begin at the working directory."""
 
     file: ListFile

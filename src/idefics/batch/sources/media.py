@@ -11,7 +11,7 @@ from pathlib import Path
 
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow, Media
-from idefics.batch.sources.settings import SourcePass, SourceSettings
+from idefics.batch.sources.settings import FileInput, SingleInput, SourcePass, SourceSettings
 from idefics.errors import BadPicture
 from idefics.media_sources import BinaryFile
 from idefics.processing.fetch import Fetcher, is_data_uri, is_url, normalize_source_text
@@ -128,30 +128,8 @@ def cell_media(value: object, name: str, folder: Path, container: Path | None, f
     return file_media(path, escape_surrogates(str(path)))
 
 
-@dataclass(frozen=True, slots=True)
-class MediaFile:
-    """A picture or video file.
-
-    Attributes:
-        name: its path as given, in UTF-8.
-        path: the file.
-    """
-
-    name: str
-    path: Path
-
-    @property
-    def key(self) -> str:
-        """The real path."""
-        return os.path.realpath(self.path)
-
-    @property
-    def has_columns(self) -> bool:
-        """False."""
-        return False
-
-    def check(self) -> None:
-        """Does nothing: `Media.read` reports what is wrong with the file."""
+class MediaFile(FileInput):
+    """A picture or video file."""
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields one row."""
@@ -163,7 +141,7 @@ class MediaFile:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
+class RemoteFile(SingleInput):
     """A picture or video at an http(s) URL, or in a data URI."""
 
     url: str
@@ -173,14 +151,6 @@ class RemoteFile:
     def key(self) -> str:
         """The URL."""
         return self.url
-
-    @property
-    def has_columns(self) -> bool:
-        """False."""
-        return False
-
-    def check(self) -> None:
-        """Does nothing: the file is fetched when it is read."""
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields one row; that of a data URI is named by its media type and a hash."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow, Media
@@ -54,30 +56,50 @@ class SourcePass:
         return False
 
 
-class SingleInput(Protocol):
-    """One of the inputs: a file, a folder, an archive, a table, ..."""
+class SingleInput:
+    """Base of the inputs: a file, a folder, an archive, a table, ..."""
 
     @property
     def key(self) -> str | None:
         """What makes it the same as another input: its real path, or its URL; None if it is a folder or a pattern."""
-        ...
+        return None
 
     @property
     def has_columns(self) -> bool:
-        """Whether its rows may have columns."""
-        ...
+        """Whether its rows may have columns: False."""
+        return False
 
     def check(self) -> None:
-        """Raises BadPicture, BadSetting or MissingExtra if nothing of the input can be read; broken content is none."""
-        ...
+        """Raises BadPicture, BadSetting or MissingExtra if nothing of the input can be read; broken content is none.
+
+        Does nothing: what is wrong with a file is a row with an error.
+        """
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields the rows; what cannot be read is a row with an error."""
-        ...
+        raise NotImplementedError
 
     def count(self, source_pass: SourcePass) -> int | None:
         """The number of rows; None if it is not known without reading all of the input."""
-        ...
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class FileInput(SingleInput):
+    """An input that is a file.
+
+    Attributes:
+        name: its path as given, in UTF-8.
+    """
+
+    name: str
+    path: Path
+    settings: SourceSettings
+
+    @property
+    def key(self) -> str:
+        """The real path."""
+        return os.path.realpath(self.path)
 
 
 def error_row(name: str, error: object) -> BatchRow:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from idefics.batch.rows import BatchRow, Media
 from idefics.batch.sources.media import cell_media
-from idefics.batch.sources.settings import SourcePass, SourceSettings, column_row, error_row
+from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, column_row, error_row
 from idefics.errors import BadPicture, BadSetting, IdeficsError
 from idefics.processing.fetch import Fetcher
 
@@ -81,7 +81,7 @@ class FileTable:
 
 
 @dataclass(frozen=True, slots=True)
-class TableInput:
+class TableInput(SingleInput):
     """A table.
 
     Attributes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 import re
 import tarfile
 import zlib
@@ -23,7 +22,7 @@ from typing import Any
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow, Media
 from idefics.batch.sources.media import MAX_MEDIA_BYTES, bytes_media, read_whole, too_large_error
-from idefics.batch.sources.settings import SourcePass, SourceSettings, column_row, error_row
+from idefics.batch.sources.settings import FileInput, SourcePass, column_row, error_row
 from idefics.batch.sources.skipped import DUPLICATE, SPECIAL_FILE, archive_skip_reason
 from idefics.errors import BadPicture
 from idefics.formats import SIGNATURE_BYTES
@@ -53,32 +52,16 @@ class TarSample:
     errors: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class TarArchive:
+class TarArchive(FileInput):
     """A tar archive, which may be compressed.
 
     Members of an uncompressed archive are read when their row is; the rows of a compressed one hold their bytes.
-
-    Attributes:
-        name: its path as given, in UTF-8.
     """
-
-    name: str
-    path: Path
-    settings: SourceSettings
-
-    @property
-    def key(self) -> str:
-        """The real path."""
-        return os.path.realpath(self.path)
 
     @property
     def has_columns(self) -> bool:
         """True."""
         return True
-
-    def check(self) -> None:
-        """Does nothing: a broken archive is a row with an error."""
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields the rows of the samples; a last one with an error if the archive is broken or cut off."""
@@ -99,9 +82,6 @@ class TarArchive:
             yield error_row(self.name, f"{self.name} is broken or cut off, what follows is not read: {error}")
             return
         yield from self._sample_rows(sample)
-
-    def count(self, source_pass: SourcePass) -> None:
-        """None: the whole archive would have to be read."""
 
     def _add(
         self,

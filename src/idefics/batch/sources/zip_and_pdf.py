@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import lzma
-import os
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from idefics.batch.rows import BatchRow, Media
 from idefics.batch.sources.media import read_whole
-from idefics.batch.sources.settings import SourcePass, SourceSettings, error_row
+from idefics.batch.sources.settings import FileInput, SourcePass, error_row
 from idefics.batch.sources.skipped import DUPLICATE, archive_skip_reason
 from idefics.errors import BadPicture, MissingExtra
 from idefics.formats import SIGNATURE_BYTES
@@ -30,30 +28,8 @@ ZIP_ERRORS = (
 ENCRYPTED_FLAG = 1  # of a member's flag bits (APPNOTE.TXT, 4.4.4)
 
 
-@dataclass(frozen=True, slots=True)
-class ZipArchive:
-    """A zip archive.
-
-    Attributes:
-        name: its path as given, in UTF-8.
-    """
-
-    name: str
-    path: Path
-    settings: SourceSettings
-
-    @property
-    def key(self) -> str:
-        """The real path."""
-        return os.path.realpath(self.path)
-
-    @property
-    def has_columns(self) -> bool:
-        """False."""
-        return False
-
-    def check(self) -> None:
-        """Does nothing: a broken archive is a row with an error."""
+class ZipArchive(FileInput):
+    """A zip archive."""
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields a row for each picture or video, in the order of the archive; one with an error if it is broken."""
@@ -119,27 +95,8 @@ POINTS_PER_INCH = 72  # of PDF's default user space (ISO 32000-1, 8.3.2.3)
 PDFIUM_LOCK = threading.Lock()  # PDFium is not thread-safe: held from opening a document to closing it
 
 
-@dataclass(frozen=True, slots=True)
-class PdfDocument:
-    """A PDF document; rows are named "book.pdf#page=3" (RFC 8118, 3).
-
-    Attributes:
-        name: its path as given, in UTF-8.
-    """
-
-    name: str
-    path: Path
-    settings: SourceSettings
-
-    @property
-    def key(self) -> str:
-        """The real path."""
-        return os.path.realpath(self.path)
-
-    @property
-    def has_columns(self) -> bool:
-        """False."""
-        return False
+class PdfDocument(FileInput):
+    """A PDF document; rows are named "book.pdf#page=3" (RFC 8118, 3)."""
 
     def check(self) -> None:
         """Raises MissingExtra if pypdfium2 is not installed; a broken document is a row with an error."""
