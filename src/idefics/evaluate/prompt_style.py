@@ -58,9 +58,8 @@ def choose_style(
     Raises:
         BadSetting: there are no prompts of that kind.
     """
-    known = cast(
-        "dict[str, dict[str, Any]]", _read_prompts()["suites"].get(suite.prompts, {}).get(family, {})
-    )
+    name = suite.name if suite.prompts is None else suite.prompts
+    known = cast("dict[str, dict[str, Any]]", _read_prompts()["suites"].get(name, {}).get(family, {}))
     if choice == "chat" and kind == "base":
         raise BadSetting("prompts is 'chat', but this checkpoint has no chat template: give base or auto")
     if choice in ("base", "instruct") and choice not in known:

@@ -43,11 +43,11 @@ class Suite:
         files: what is in the folder that `--data` names, in a few words.
         answer: "caption" and "text" are generated; "rank": labels are ranked by their log-probability.
         metric: a key of `scoring.METRICS`.
-        layout: a key of `layouts.LAYOUTS`: how the folder of its official download is read.
+        layout: how the folder of its official download is read, by a function `read_` and this; "": and its name.
         split: the part that is evaluated if `--data` does not name another: that of the published figures where its
             answers are public.
         support_split: the part that few-shot examples are taken from.
-        prompts: the name of the authors' prompts in `prompts.json`; "" if they have none.
+        prompts: the name of the authors' prompts in `prompts.json`, who may have none; None: its own name.
         open_prompts: the name of those for questions of the suite whose answers are generated; "" if they are the same.
         has_questions: whether rows have a question; else labels or captions are all that a prompt needs.
         labels: the labels of all rows; empty: each row has its own, or answers are free text.
@@ -61,13 +61,18 @@ class Suite:
     files: str = ""
     answer: AnswerKind
     metric: str
-    layout: str
+    layout: str = ""
     split: str = "val"
     support_split: str = "train"
-    prompts: str = ""
+    prompts: str | None = None
     open_prompts: str = ""
     has_questions: bool = False
     labels: tuple[str, ...] = ()
     excluded_fields: tuple[str, ...] = ()
     is_length_normalized: bool = False
     max_new_tokens: int = 15
+
+    @property
+    def layout_name(self) -> str:
+        """The name of its layout."""
+        return self.layout or self.name.replace("-", "_")
