@@ -94,10 +94,9 @@ def measure_memory(report: BenchmarkReport, name: str, size: BenchmarkSize) -> N
     from idefics.batch.ledger import Ledger
     from idefics.batch.ledger_export import LedgerExport
     from idefics.batch.output_file import OutputFile
-    from idefics.batch.run_settings import RowSelection
     from idefics.batch.run import BatchRun
     from idefics.batch.run_counts import RunCounts
-    from idefics.batch.run_settings import RunSettings
+    from idefics.batch.run_settings import RowSelection, RunSettings
     from idefics.batch.sources.inputs import open_source
     from idefics.batch.sources.settings import SourceSettings
     from idefics.batch.text_settings import TextSettings

@@ -43,7 +43,8 @@ class Suite:
         files: what is in the folder that `--data` names, in a few words.
         answer: "caption" and "text" are generated; "rank": labels are ranked by their log-probability.
         metric: a key of `scoring.METRICS`.
-        layout: how the folder of its official download is read, by a function `read_` and this; "": and its name.
+        layout: how the folder of its official download is read, as `layouts.find_layout` names it; ""
+            stands for its own name.
         split: the part that is evaluated if `--data` does not name another: that of the published figures where its
             answers are public.
         support_split: the part that few-shot examples are taken from.
@@ -72,7 +73,5 @@ class Suite:
     is_length_normalized: bool = False
     max_new_tokens: int = 15
 
-    @property
-    def layout_name(self) -> str:
-        """The name of its layout."""
-        return self.layout or self.name.replace("-", "_")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", self.layout or self.name.replace("-", "_"))

@@ -64,7 +64,7 @@ class SuiteData:
     def is_table(self) -> bool:
         """Whether the data are a table rather than a folder in the suite's layout."""
         return (
-            self.suite.layout_name == "table"
+            self.suite.layout == "table"
             or self.location.startswith(HUB_PREFIX)
             or self.location.lower().endswith(TABLE_SUFFIXES)
         )
@@ -92,7 +92,7 @@ class SuiteData:
     def _read_folder(self) -> Iterator[EvaluationRow]:
         """Yields the rows of a folder. Raises BadSetting if it is not laid out as the suite's."""
         try:
-            yield from find_layout(self.suite.layout_name)(self._folder(), self.split)
+            yield from find_layout(self.suite.layout)(self._folder(), self.split)
         except IdeficsError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -169,9 +169,9 @@ class SuiteData:
     def _folder(self) -> Path:
         """The folder of the data. Raises BadSetting if there is none."""
         if not self.location:
-            if self.suite.layout_name == "easy_vqa":
+            if self.suite.layout == "easy_vqa":
                 return installed_easy_vqa()
-            if self.suite.layout_name == "scenes":
+            if self.suite.layout == "scenes":
                 return SCENES_FOLDER
             raise BadSetting(
                 f"no data given: name the folder of {self.suite.name} with --data; docs/evaluation.md describes it"
