@@ -2,9 +2,10 @@
 
 `python bench/training.py [--model smolvlm-256m] [--rows 16] [--batch-size 4] [--epochs 2]`
 
-Both train factors of rank 16 for the decoder's linear layers, on the same rows in the same order; the vision tower is
-frozen. Each system runs in a process of its own, whose peak memory is measured. transformers gets padded batches with
-labels for the answers only, and encodes the pictures of each batch without gradients. One tile a picture.
+Both train factors of rank 16 for the decoder's linear layers, on the same rows in the same order with the same learning
+rates; the vision tower is frozen. Each system runs in a process of its own, whose peak memory is measured. transformers
+gets padded batches with labels for the answers only, and encodes the pictures of each batch without gradients. One tile
+a picture.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from comparison import DTYPES
 from harness import BenchmarkReport
 from idefics.train.data.training_rows import read_training_rows
 from idefics.train.rows import TrainingRow
+from idefics.train.schedule import make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import part_of
 from idefics.train.trainee import find_trainable_checkpoint, load_trainee, make_processor
@@ -98,20 +100,21 @@ def run_theirs(settings: TrainSettings, dtype: torch.dtype) -> list[tuple[int, f
     config = LoraConfig(r=settings.rank, lora_alpha=int(settings.alpha), target_modules=names)
     model = get_peft_model(base, config).train()
     learned = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=2e-4, weight_decay=settings.weight_decay)
-    num_steps = -(-round(settings.epochs * len(rows)) // settings.batch_size)
+    optimizer = torch.optim.AdamW(learned, weight_decay=settings.weight_decay)
+    schedule = make_schedule(settings, len(rows))
 
     def step(number: int) -> tuple[int, float]:
-        start = (number - 1) * settings.batch_size
-        some = [rows[index % len(rows)] for index in range(start, start + settings.batch_size)]
+        some = [rows[index] for index in schedule.rows_of_step(number)]
         loss = model(**collate(some, dtype)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, settings.max_gradient_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.learning_rate(number)
         optimizer.step()
         optimizer.zero_grad()
         return sum(map(len, some)), loss.item()
 
-    return time_steps(step, num_steps)
+    return time_steps(step, schedule.num_steps)
 
 
 def collate(rows: Sequence[TrainingRow], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from idefics.train import forward
 from idefics.train.forward import compute_token_losses
 from idefics.train.packing import pack_rows
 from idefics.train.pictures import PictureStore
@@ -61,6 +62,23 @@ def test_packed_rows_equal_each_row_by_itself(family, tmp_path):
     largest = max(one.abs().max().item() for one in expected_gradients.values())
     for name, expected in expected_gradients.items():
         torch.testing.assert_close(gradients[name], expected, atol=1e-12 * largest, rtol=1e-12, msg=name)
+
+
+@pytest.mark.usefixtures("float64")
+def test_logits_computed_a_part_at_a_time_give_the_same_gradients(tmp_path, monkeypatch):
+    model = make_model("idefics").double()
+    rows = make_rows(model)
+    whole_losses, whole_gradients = compute_gradients(model, [rows], tmp_path)
+    monkeypatch.setattr(forward, "MAX_LOGITS_AT_ONCE", 3 * model.layout.vocab_size)
+    sizes = []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    losses, gradients = compute_gradients(model, [rows], tmp_path)
+    assert max(sizes) == 3
+    assert sum(sizes) == 2 * len(losses)  # again in the backward pass
+    torch.testing.assert_close(losses, whole_losses, atol=1e-12, rtol=1e-12)
+    for name, expected in whole_gradients.items():
+        torch.testing.assert_close(gradients[name], expected, atol=1e-12, rtol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -19,6 +19,7 @@ from idefics import quant
 from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import OutOfMemory, format_bytes
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES
+from idefics.train.forward import MAX_LOGITS_AT_ONCE
 from idefics.train.picture_forecast import KeptPictures, forecast_kept_pictures, image_tokens_per_frame
 from idefics.train.pictures import MAX_FROZEN_FRAMES, DiskSpace
 from idefics.train.rows import RowSizes
@@ -167,7 +168,8 @@ def forecast_training(
         learned=learned.num_parameters * LEARNED_BYTES[settings.optimizer],
         activations=activations,
         layer=layer_bytes,
-        logits=num_targets * (text.vocab_size + text.additional_vocab_size) * LOGIT_BYTES,
+        logits=min(num_targets * (text.vocab_size + text.additional_vocab_size), MAX_LOGITS_AT_ONCE)
+        * LOGIT_BYTES,
         pictures=vision_bytes + (kept.memory if device.type == "cpu" else 0),
         process=PROCESS_OVERHEAD_BYTES if device.type == "cpu" else 0,
         free=free,

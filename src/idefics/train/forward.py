@@ -19,7 +19,7 @@ from idefics.nn.attention import CrossKV
 from idefics.train.packing import PackedBatch, TrainingAttn
 from idefics.train.pictures import Frames, PictureStore
 
-MAX_LOGITS_AT_ONCE = 1 << 25  # numbers: 128 MiB in float32
+MAX_LOGITS_AT_ONCE = 1 << 22  # numbers: 16 MiB in float32
 
 
 class TokenLosses(NamedTuple):
