@@ -89,7 +89,7 @@ def test_rows_that_cannot_be_read_are_errors():
         "rows.jsonl#4 has no picture: its cell is empty",
         "rows.jsonl#5 has no picture: its cell is empty",
         "rows.jsonl#6 has an int as picture: give a path",
-        "rows.jsonl#7 is not valid JSON: ",
+        "rows.jsonl#7 is not UTF-8: save the file as UTF-8",
         "rows.jsonl#8 has no value in the id column 'id'",
         "rows.jsonl#9 has a picture text of 6,000 characters",
         "",

@@ -70,10 +70,12 @@ def test_an_adapter_is_trained_watched_and_used(train, data_folder, capsys):
         ),
     )
     assert code == 0, err
-    assert err[0].startswith("4 rows of ") and "6 steps, " in err[1] and err[2].startswith("memory: about ")
-    assert re.match(
-        r"one batch of \d+ tokens: at most .* of memory, .* tokens/s; all steps take about ", err[3]
+    assert (
+        err[0].startswith("4 rows of ")
+        and "6 steps, " in err[1]
+        and err[2].startswith("memory: at most about ")
     )
+    assert re.match(r"one batch of \d+ tokens: took .* of memory, .* tokens/s; the steps take about ", err[3])
     assert err[4].startswith("before training: validation loss ") and "of 4 answers right" in err[4]
     assert err[5].startswith("before training: photos/metadata.jsonl#1: ") and err[5].endswith(
         "(right: 'Red.')"
@@ -163,7 +165,8 @@ def test_a_training_that_ends_at_once_says_how_it_goes_on(train, data_folder, mo
 def test_a_dry_run_writes_nothing(train, data_folder):
     code, out, err = train("--dry-run", out=None)
     assert (code, out) == (0, "")
-    assert len(err) == 4 and err[3].startswith("one batch of ")
+    assert len(err) == 5 and err[4].startswith("one batch of ")
+    assert err[3] == "1 step will change little: 200 epochs have 50"
     assert "has no checkpoint: begin without --resume" in train("--dry-run", "--resume")[2][0]
     assert [path.name for path in data_folder.iterdir()] == ["photos"]
     checkpoint = data_folder / "adapter.training" / "step-00000001"

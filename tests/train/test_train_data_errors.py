@@ -36,12 +36,12 @@ BAD_ROWS = {
     "no picture": (GOOD | {"image": "notes.txt"}, "notes.txt is not a picture that can be read"),
     "video": (GOOD | {"image": "film.mp4"}, "film.mp4 is a video"),
     "number as picture": (GOOD | {"image": 3}, "has an int as picture"),
-    "empty answer": (GOOD | {"answer": "  "}, "has an empty answer"),
-    "null answer": (GOOD | {"answer": None}, "has an empty answer"),
-    "empty answers": (GOOD | {"answer": None, "answers": []}, "has an empty answers"),
+    "empty answer": (GOOD | {"answer": "  "}, "has an empty column answer"),
+    "null answer": (GOOD | {"answer": None}, "has an empty column answer"),
+    "empty answers": (GOOD | {"answer": None, "answers": []}, "has an empty column answers"),
     "object as answer": (GOOD | {"answer": {"a": 1}}, "answer is a dict; give a text"),
     "bool as answer": (GOOD | {"answer": True}, "answer is a bool; give a text"),
-    "NaN as answer": (GOOD | {"answer": float("nan")}, "has an empty answer"),
+    "NaN as answer": (GOOD | {"answer": float("nan")}, "has an empty column answer"),
     "NaN as question": (GOOD | {"question": float("nan")}, "question is no number; give a text"),
     "objects as answers": (GOOD | {"answers": [{"a": 1}]}, "a right answer is {'a': 1}: give a text"),
     "empty question": (GOOD | {"question": " "}, "has an answer and an empty question"),
@@ -52,6 +52,10 @@ BAD_ROWS = {
     "no answer": (
         {"image": "wide.png", "question": "What?"},
         "has no column answer, text or messages; it has",
+    ),
+    "LLaVA's conversations": (
+        {"image": "wide.png", "conversations": [{"from": "human", "value": "What?"}]},
+        "has conversations, which are not read: write messages, such as [{",
     ),
     "misspelt answer": (
         {"image": "wide.png", "question": "What?", "anwser": "x"},
@@ -142,12 +146,18 @@ def test_a_row_that_cannot_be_learned_is_named(get_checkpoint, folder, case):
     assert expected in message
 
 
+def test_a_misspelt_column_of_pictures_is_named_as_the_folder_calls_it(get_checkpoint, pictures):
+    path = write_rows(pictures / "metadata.jsonl", {"file": "wide.png", "question": "What?", "answer": "x"})
+    assert "call it 'file_name', or leave it out" in errors_of(get_checkpoint(CHAT_MODEL), path.parent)
+
+
 def test_all_errors_are_counted_and_the_first_ten_named(get_checkpoint, pictures):
     bad = [row for row, _ in BAD_ROWS.values()]
     path = write_rows(pictures / "rows.jsonl", *([GOOD, *bad] * 30))  # more than are tokenized together
     message = errors_of(get_checkpoint(CHAT_MODEL), path)
     assert message.startswith(f"{30 * len(bad):,} of the {30 * (len(bad) + 1):,} rows")
-    named = {int(number) for number in re.findall(rf"{re.escape(str(path))}#(\d+)", message)}
+    assert f"; {path}#8, #9 has an empty column answer: fill it in" in message, "one reason once"
+    named = {int(number) for number in re.findall(r"#(\d+)", message)}
     assert named == set(range(2, 12))
     assert message.endswith(f"; and {30 * len(bad) - 10:,} more")
 
@@ -176,6 +186,9 @@ def test_data_that_are_not_there(get_checkpoint, pictures):
     checkpoint = get_checkpoint(CHAT_MODEL)
     assert errors_of(checkpoint, "esay-vqa") == (
         "esay-vqa: no such file, folder or suite (did you mean 'easy-vqa'?)"
+    )
+    assert errors_of(checkpoint, "vqav2") == (
+        "vqav2 needs its folder, which docs/evaluation.md describes: vqav2:/data/vqav2"
     )
     with pytest.raises(BadPicture, match=r"none\.jsonl: no such file"):
         checkpoint.read(pictures / "none.jsonl")
@@ -210,8 +223,8 @@ def test_a_token_that_the_embedding_lacks_is_an_error_of_its_row(get_checkpoint,
         checkpoint, checkpoint=dataclasses.replace(checkpoint.checkpoint, config=small)
     )
     assert errors_of(smaller, path).startswith(
-        f"2 of the 2 rows of {path} cannot be learned: {path}#1 has the token {largest}, and the model's embedding has "
-        f"{largest:,} tokens: leave this row out"
+        f"2 of the 2 rows of {path} cannot be learned: {path}#1, #2 has the token {largest}, and the model's embedding "
+        f"has {largest:,} tokens: leave this row out"
     )
 
 

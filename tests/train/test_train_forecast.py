@@ -151,7 +151,14 @@ def test_the_lines_say_what_is_learned_and_what_memory_it_takes():
         and " numbers are learned, " in learned
         and learned.endswith("% of the model's")
     )
-    assert memory.startswith("memory: about 1.") and "of 2.1 GB free (weights 14 MB, " in memory
+    assert memory.startswith("memory: at most about 1.") and "of 2.1 GB free (weights 14 MB, " in memory
+
+
+def test_few_steps_are_named_where_rows_are_few():
+    few = replace(SIZES, num_rows=20)
+    assert forecast(sizes=few)[0].lines()[-1] == "2 steps will change little: 40 epochs have 50"
+    for values in ({"epochs": 40}, {"steps": 2}):
+        assert forecast(sizes=few, **values)[0].lines()[-1].startswith("memory: ")
 
 
 def test_the_disk_is_named_where_memory_does_not_keep_all_pictures():

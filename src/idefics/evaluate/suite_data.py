@@ -19,6 +19,7 @@ from idefics.tasks.classify import MAX_LABELS
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 ROWS_TO_JUDGE_BY = 100
+LAYOUTS_WITHOUT_FOLDER = ("easy_vqa", "scenes")  # of data that are installed
 
 
 class RowReader:

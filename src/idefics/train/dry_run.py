@@ -34,10 +34,10 @@ class DryRun:
 
     def line(self) -> str:
         """The result for people."""
-        memory = "" if self.peak_bytes is None else f"at most {format_bytes(self.peak_bytes)} of memory, "
+        memory = "" if self.peak_bytes is None else f"took {format_bytes(self.peak_bytes)} of memory, "
         return (
             f"one batch of {self.num_tokens:,} tokens: {memory}{self.tokens_per_second:,.0f} tokens/s; "
-            f"all steps take about {format_duration(self.seconds_left)}"
+            f"the steps take about {format_duration(self.seconds_left)}, without validation and samples"
         )
 
 

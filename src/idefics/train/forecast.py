@@ -17,7 +17,7 @@ from torch import nn
 
 from idefics import quant
 from idefics.config import ModelConfig, QuantizationConfig
-from idefics.errors import OutOfMemory, format_bytes
+from idefics.errors import OutOfMemory, format_bytes, format_count
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES
 from idefics.train.forward import MAX_LOGITS_AT_ONCE
 from idefics.train.picture_forecast import KeptPictures, forecast_kept_pictures, image_tokens_per_frame
@@ -31,6 +31,8 @@ from idefics.train.trainable import LearnedParameters, part_of
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 # Of a learned number: its value and gradient in float32, and the optimizer's two moments.
 LEARNED_BYTES = {"adamw": 4 + 4 + 2 * 4, "adamw8bit": 4 + 4 + 2 * 1}
+# With fewer steps a model has hardly changed; some tens teach a form of answer.
+FEW_STEPS, MANY_STEPS = 20, 50
 LOGIT_BYTES = 3 * 4  # logits, their log-probabilities and the gradient, in float32
 
 
@@ -52,6 +54,7 @@ class Forecast:
         process: bytes of Python and torch.
         free: bytes that are free on the device.
         kept: what is kept of pictures, in memory and in files.
+        more_epochs: where there are few steps, and their number was not given: epochs that would be `MANY_STEPS`.
     """
 
     sizes: RowSizes
@@ -67,6 +70,7 @@ class Forecast:
     process: int
     free: int
     kept: KeptPictures
+    more_epochs: int | None
 
     @property
     def needed(self) -> int:
@@ -106,13 +110,18 @@ class Forecast:
         lines = [
             f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned{left_out}",
             f"{self.num_steps:,} steps, {self.num_learned:,} numbers are learned, {share:.1%} of the model's",
-            f"memory: about {format_bytes(self.needed)} of {format_bytes(self.free)} free ({terms})",
+            f"memory: at most about {format_bytes(self.needed)} of {format_bytes(self.free)} free ({terms})",
         ]
         if sizes.num_validation_left_out:
             rows = f"{sizes.num_validation_rows:,} validation rows"
             lines.insert(1, f"{rows}; {sizes.num_validation_left_out:,} too long ones are left out")
         if line := self.kept.line():
             lines.append(line)
+        if self.more_epochs is not None:
+            lines.append(
+                f"{format_count(self.num_steps, 'step')} will change little: {self.more_epochs:,} epochs have "
+                f"{MANY_STEPS}"
+            )
         return lines
 
 
@@ -174,7 +183,15 @@ def forecast_training(
         process=PROCESS_OVERHEAD_BYTES if device.type == "cpu" else 0,
         free=free,
         kept=kept,
+        more_epochs=_more_epochs(settings, schedule),
     )
+
+
+def _more_epochs(settings: TrainSettings, schedule: Schedule) -> int | None:
+    """How many epochs have `MANY_STEPS` steps; None if there are enough, or if a number of steps was given."""
+    if settings.steps is not None or schedule.num_steps >= FEW_STEPS:
+        return None
+    return math.ceil(MANY_STEPS * schedule.batch_size / schedule.num_rows)
 
 
 def _layer_bytes(num_tokens: int, width: int, mlp_width: int, dtype: torch.dtype) -> int:

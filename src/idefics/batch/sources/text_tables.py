@@ -112,6 +112,12 @@ class JsonLinesReader(FileTable):
         for line in self._lines():
             try:
                 record = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                yield "is not UTF-8: save the file as UTF-8"
+                continue
+            except json.JSONDecodeError as error:
+                yield f"is not valid JSON: {error.msg} at character {error.pos + 1}"
+                continue
             except (ValueError, RecursionError) as error:
                 yield f"is not valid JSON: {error}"
                 continue

@@ -43,6 +43,7 @@ KNOWN_COLUMNS = (
     SHOTS_COLUMN,
 )
 UNREAD_COLUMNS = (*ID_COLUMNS, *CHOICE_COLUMNS)  # that evaluation reads
+CONVERSATIONS_COLUMN = "conversations"  # of LLaVA's files: {"from": "human", "value": ...}
 SHOT_KEYS = ("image", "answer", "question")
 SIMILARITY = 0.81  # of two names, as difflib measures it, from which one counts as the other misspelt
 
@@ -77,7 +78,8 @@ class RecordParser:
         """
         pictures = self._pictures(name, record) if media is None else [ExamplePicture(media=media)]
         unread = {one: value for one, value in record.items() if one != self.image_column}
-        _reject_misspelt_columns(name, unread, has_pictures=bool(pictures))
+        image_column = self.image_column or IMAGE_COLUMNS[0]
+        _reject_misspelt_columns(name, unread, None if pictures else image_column)
         if _is_given(record.get(MESSAGES_COLUMN)):
             return self._parse_messages(name, record, pictures)
         column = next((one for one in LEARNED_COLUMNS if _is_given(record.get(one))), None)
@@ -200,10 +202,13 @@ class RecordParser:
         return shots, pictures
 
 
-def _reject_misspelt_columns(name: str, record: Mapping[str, Any], *, has_pictures: bool) -> None:
+def _reject_misspelt_columns(name: str, record: Mapping[str, Any], image_column: str | None) -> None:
     """Refuses a column that was meant to be read, as far as its name tells; others are not read.
 
     A row without its picture, or with the prompt of a caption in place of its question, would be learned otherwise.
+
+    Args:
+        image_column: where its picture would be; None: it has one.
 
     Raises:
         BadPrompt: a name resembles one that is read, or is one of a picture, and the row has none.
@@ -212,8 +217,8 @@ def _reject_misspelt_columns(name: str, record: Mapping[str, Any], *, has_pictur
         if not _is_given(record[column]):
             continue
         meant = next(iter(get_close_matches(column.lower(), KNOWN_COLUMNS, 1, SIMILARITY)), None)
-        if meant is None and not has_pictures and column.lower().startswith(PICTURE_KEY_PREFIXES):
-            meant = IMAGE_COLUMNS[0]
+        if meant is None and image_column is not None and column.lower().startswith(PICTURE_KEY_PREFIXES):
+            meant = image_column
         if meant is not None:
             raise BadPrompt(
                 f"{name} has the column {column!r}, which is not read: call it {meant!r}, or leave it out"
@@ -235,7 +240,7 @@ def _answer_text(name: str, record: Mapping[str, Any], column: str) -> str:
         value = Counter(texts).most_common(1)[0][0] if texts else ""
     text = check_text(name, column, value).strip()
     if not text:
-        raise BadPrompt(f"{name} has an empty {column}: fill it in, or leave the row out")
+        raise BadPrompt(f"{name} has an empty column {column}: fill it in, or leave the row out")
     return text
 
 
@@ -243,7 +248,12 @@ def _nothing_to_learn(name: str, record: Mapping[str, Any]) -> str:
     """The message about a record without an answer: which column is empty, or which columns there are."""
     empty = next((one for one in (*LEARNED_COLUMNS, MESSAGES_COLUMN) if one in record), None)
     if empty is not None:
-        return f"{name} has an empty {empty}: fill it in, or leave the row out"
+        return f"{name} has an empty column {empty}: fill it in, or leave the row out"
+    if CONVERSATIONS_COLUMN in record:
+        return (
+            f"{name} has {CONVERSATIONS_COLUMN}, which are not read: write messages, such as "
+            '[{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]'
+        )
     columns = list(map(str, record))
     listed = ", ".join(columns[:MAX_NAMED_COLUMNS]) + (", ..." if len(columns) > MAX_NAMED_COLUMNS else "")
     unknown = [one for one in columns if one not in KNOWN_COLUMNS]

@@ -20,7 +20,7 @@ from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
 from idefics.evaluate.suite import EvaluationRow, Suite
-from idefics.evaluate.suite_data import SuiteData
+from idefics.evaluate.suite_data import LAYOUTS_WITHOUT_FOLDER, SuiteData
 from idefics.evaluate.suites import SUITES
 from idefics.processing.processor import Processor
 from idefics.train.data.examples import PICTURE, ExamplePicture, TrainingExample
@@ -151,6 +151,10 @@ def _read_suite(named: NamedSuite, processor: Processor) -> Iterator[TrainingExa
     Their prompts are those of its evaluation.
     """
     suite, location, split = named
+    if not location and suite.layout not in LAYOUTS_WITHOUT_FOLDER:
+        raise BadSetting(
+            f"{suite.name} needs its folder, which docs/evaluation.md describes: {suite.name}:/data/{suite.name}"
+        )
     data = SuiteData(suite, location, split or suite.support_split)
     kind = processor.prompt_format.kind
     family = FAMILY_BY_IMAGE_TOKENS[processor.prompt_format.image_tokens]

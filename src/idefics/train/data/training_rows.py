@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -107,7 +109,7 @@ def _longest(processor: Processor, max_tokens: int | None) -> int | None:
 
 
 class RowErrors:
-    """What is wrong with rows: all of them counted, the first ones named.
+    """What is wrong with rows: all of them counted, the first ones named, those with one reason together.
 
     Args:
         path: the data, for the message.
@@ -118,21 +120,29 @@ class RowErrors:
 
     def __init__(self, path: str) -> None:
         self._path, self.num_rows = path, 0
-        self._num_errors, self._messages = 0, list[str]()
+        self._num_errors, self._names_by_reason = 0, dict[str, list[str]]()
 
     def add(self, message: str) -> None:
-        """Adds the error of a row; the message names the row."""
+        """Adds the error of a row; the message begins with the row's name, which may be "PATH#NUMBER"."""
         self._num_errors += 1
-        if len(self._messages) < MAX_NAMED_ROWS:
-            self._messages.append(message)
+        if self._num_errors <= MAX_NAMED_ROWS:
+            found = re.match(r".*?#\d+", message)
+            name = found[0] if found else ""
+            self._names_by_reason.setdefault(message.removeprefix(name), []).append(name)
 
     def raise_if_any(self) -> None:
         """Raises BadSetting if a row has an error."""
         if not self._num_errors:
             return
-        rest = self._num_errors - len(self._messages)
-        more = f"; and {rest:,} more" if rest else ""
+        rest = self._num_errors - MAX_NAMED_ROWS
+        more = f"; and {rest:,} more" if rest > 0 else ""
+        messages = [f"{_join_names(names)}{reason}" for reason, names in self._names_by_reason.items()]
         raise BadSetting(
             f"{self._num_errors:,} of the {self.num_rows:,} rows of {self._path} cannot be learned: "
-            f"{'; '.join(self._messages)}{more}"
+            f"{'; '.join(messages)}{more}"
         )
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """The names of rows of one file, the path once: "rows.jsonl#1, #2"."""
+    return ", ".join([*names[:1], *(f"#{name.rpartition('#')[2]}" for name in names[1:])])
