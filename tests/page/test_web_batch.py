@@ -86,7 +86,10 @@ def saved(page, name):
 
 def test_a_folder_is_classified_and_saved(batch_page, folder):
     batch_page.locator("#batch-folder").set_input_files(folder)
-    expect(batch_page.locator(".chosen")).to_contain_text("5 pictures")
+    expect(batch_page.locator(".chosen")).to_contain_text(
+        re.compile("5 pictures, .* · 1 other file left out")
+    )
+    expect(batch_page.locator(".previews")).to_contain_text("no preview")
     start(batch_page)
     expect(batch_page.locator(".run-progress")).to_have_text("4 answers · 1 failed")
     paths = ["trip/a/1.png", "trip/b/1.png", "trip/b/2.png", "trip/b/10.png", "trip/broken.png"]
@@ -105,7 +108,8 @@ def test_a_folder_is_classified_and_saved(batch_page, folder):
         "trip/b/10.png": "animals",
         "trip/broken.png": "",
     }
-    assert [row["path"] for row in rows if row["error_type"]] == ["trip/broken.png"]
+    assert [row["path"] for row in rows if row["error_type"] == "BadPicture"] == ["trip/broken.png"]
+    assert json.loads(rows[0]["settings"]) == {"calibrated": True, "detail": "high"}
     lines = [json.loads(line) for line in saved(batch_page, "JSONL").splitlines()]
     assert lines[0]["text"] == "vegetables" and max(lines[0]["probabilities"]) == "vegetables"
     assert lines[4]["text"] == "" and "not a picture" in lines[4]["error"]
@@ -136,6 +140,8 @@ def test_answers_are_edited_and_stay_after_a_reload(batch_page, folder):
     answer(batch_page, "trip/a/1.png").press("Enter")
     row = next(csv.DictReader(io.StringIO(saved(batch_page, "CSV").decode(), newline="")))
     assert (row["text"], row["model_text"]) == ('\'=1+1, "two"', "vegetables")
+    report = saved(batch_page, "Report").decode()
+    assert "<dt>corrected</dt><dd>1</dd>" in report and '=1+1, \\"two\\"' in report
     batch_page.get_by_role("button", name="Undo the change of trip/a/1.png").click()
     expect(answer(batch_page, "trip/a/1.png")).to_have_value("vegetables")
 
@@ -286,7 +292,7 @@ def test_examples_and_the_question_of_the_composer_are_those_of_a_run(
     expect(answer(batch_page, "statue.png")).to_have_value(wanted)
     expect(batch_page.get_by_text("after 1 example")).to_be_visible()
     (row,) = (json.loads(line) for line in saved(batch_page, "JSONL").splitlines())
-    assert row["settings"] == {"shots": 1}
+    assert row["settings"] == {"shots": 1, "detail": "high", "max_new_tokens": 64}
     batch_page.reload()  # the examples are those of the run, whatever those of the conversation are
     batch_page.locator("#batch-more").set_input_files(
         {"name": "2.png", "mimeType": "image/png", "buffer": statue.read_bytes()}
@@ -474,7 +480,7 @@ def test_every_view_fits_and_is_accessible(web_browser, web_url, folder, size, t
             assert find_violations(page) == [], name
 
         page.locator("#batch-folder").set_input_files(folder)
-        expect(page.locator(".previews img")).to_have_count(5)
+        expect(page.locator(".previews > *")).to_have_count(5)
         start(page, words="tower")
         take("batch-start")
         start(page)

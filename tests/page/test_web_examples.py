@@ -51,6 +51,15 @@ def test_one_click_on_a_recipe_changes_the_answer(web_page, demo_model, bundled_
     expect(last_turn(web_page).locator(".shots")).to_have_text("after 1 example")
 
 
+def test_a_recipe_hides_no_question_that_was_typed(web_page):
+    web_page.locator("#words").fill("What is it?")
+    drawer = open_examples(web_page)
+    drawer.get_by_role("button", name="Fun fact").click()
+    expect(drawer.locator(".example")).to_have_count(1)
+    web_page.keyboard.press("Escape")
+    expect(web_page.locator("#words")).to_have_value("What is it?")
+
+
 @pytest.mark.parametrize(
     ("name", "number"), [("JSON receipt", 2), ("Count things", 2), ("Another language", 2)]
 )
@@ -73,6 +82,7 @@ def test_examples_are_edited_moved_deleted_and_brought_back(web_page, bundled_pi
     files = [str(bundled_pictures[name]) for name in ("tower.png", "door.png")]
     drawer.locator(".example-files").set_input_files(files)
     expect(drawer.locator(".example")).to_have_count(2)
+    expect(drawer.get_by_label("Answer 1")).to_be_focused()
     expect(drawer.get_by_text("Without an answer it is not used.").first).to_be_visible()
     expect(web_page.locator("#num-examples")).to_be_hidden()
     drawer.get_by_label("Answer 1").press_sequentially("A tower.")
@@ -118,13 +128,18 @@ def test_own_recipes_are_kept_in_the_browser(web_page):
     web_page.keyboard.press("Enter")
     expect(drawer.locator(".error")).to_have_text("There are no examples yet: add one, then save them.")
     drawer.get_by_role("button", name="Fun fact").click()
+    expect(drawer.get_by_text("From “Fun fact”.")).to_be_visible()
     drawer.get_by_label("Answer 1").fill("A tower.")
+    expect(drawer.get_by_text("From “Fun fact”.")).to_be_hidden()
     drawer.get_by_label("Name of the recipe").fill("Mine")
     web_page.keyboard.press("Enter")
     expect(drawer.get_by_role("button", name="Mine", exact=True)).to_be_visible()
+    expect(drawer.get_by_text("The recipe Mine is saved.")).to_be_visible()
+    web_page.evaluate("sessionStorage.clear()")  # as in another window
     web_page.reload()
     drawer = open_examples(web_page)
     drawer.get_by_role("button", name="Mine", exact=True).click()
+    expect(web_page.get_by_role("radio", name="Caption", include_hidden=True)).to_be_checked()
     assert answers_of(drawer) == ["A tower."]
     drawer.get_by_label("Answer 1").fill("Another tower.")
     drawer.get_by_label("Name of the recipe").fill("Mine")

@@ -219,12 +219,12 @@ def test_the_files_of_one_batch_at_a_time_are_open(tmp_path):
         answers.write_text(answered_line(f'"{number}é', 200, "r", body) + "\n")
         batches.append(batch_report.BatchFiles(requests, answers, None))
     records = batch_report.BatchRecords(
-        batches, BatchFileLimits(line_bytes=1 << 20, line_values=99), "demo", None
+        batches, BatchFileLimits(line_bytes=1 << 20, line_values=99), "demo", None, {}
     )
     open_before = count_open_files()
     rows = [(record.path, count_open_files() - open_before) for record in records]
     assert rows == [(f'"{number}é', 2) for number in range(5)]
-    assert records.count_answers() == (5, 0)
+    assert records.count_answers() == (5, 0, 0)
 
 
 def test_a_report_has_a_largest_number_of_requests(client, monkeypatch):
@@ -232,3 +232,16 @@ def test_a_report_has_a_largest_number_of_requests(client, monkeypatch):
     batch = run_batch(client, {id: chat_request(max_tokens=1) for id in "ab"}, CHAT)
     with pytest.raises(openai.BadRequestError, match="2 requests, and a report at most 1: name fewer"):
         report(client, batch)
+
+
+def test_corrected_answers_are_in_the_report(client):
+    batch = run_batch(client, {id: ask_request("What is it?", "door") for id in "ab"}, ASK)
+    body = {"texts": {"b": "A <b>gate</b>.", "none": "x"}}
+    path = f"/batches/{batch.id}/report"
+    rows = client.post(f"{path}?format=jsonl", cast_to=httpx.Response, body=body).text.splitlines()
+    assert [json.loads(row)["text"] for row in rows] == [table(client, batch)[0]["text"], "A <b>gate</b>."]
+    page = client.post(path, cast_to=httpx.Response, body=body).text
+    assert "<dt>corrected</dt><dd>1</dd>" in page and "A \\u003cb>gate" in page
+    assert "corrected" not in report(client, batch).text
+    with pytest.raises(openai.BadRequestError, match="texts"):
+        client.post(path, cast_to=httpx.Response, body={"texts": ["x"]})

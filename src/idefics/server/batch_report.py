@@ -6,9 +6,9 @@ import json
 import tempfile
 import threading
 from asyncio import to_thread
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ from idefics.server.batch_lines import batch_file_limits
 from idefics.server.batches import MAX_BATCHES, find_batch
 from idefics.server.errors import APIError
 from idefics.server.files import NOT_FOUND_DOCS, BatchFolderDep, OwnerDep, find_file
+from idefics.server.request_body import JSONBodyRoute
+from idefics.server.request_model import RequestModel
 from idefics.server.routing import ResponseDocs, ServerStateDep
 
 ReportFormat = Literal["html", "csv", "jsonl"]
@@ -57,7 +59,13 @@ REPORT_DOCS: ResponseDocs = {
     }
 }
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
+
+
+class ReportRequest(RequestModel):
+    """What the report has in place of the model's answers: `custom_id` -> text."""
+
+    texts: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +95,18 @@ class BatchRecords:
         limits: of the files.
         model: the name of the model.
         fetcher: decodes the pictures.
+        texts: `custom_id` -> what a row has in place of the model's answer.
     """
 
     def __init__(
-        self, batches: Sequence[BatchFiles], limits: BatchFileLimits, model: str, fetcher: Fetcher
+        self,
+        batches: Sequence[BatchFiles],
+        limits: BatchFileLimits,
+        model: str,
+        fetcher: Fetcher,
+        texts: Mapping[str, str],
     ) -> None:
-        self._batches, self._limits = batches, limits
+        self._batches, self._limits, self._texts = batches, limits, texts
         self.model, self._fetcher = model, fetcher
         self._body: Any = None  # of the row that was yielded last
         self._is_stopped = threading.Event()
@@ -106,11 +120,11 @@ class BatchRecords:
         """The file with the line that counts, of each `custom_id`."""
         return {id: path for batch in self._batches for path in batch.outputs for id, _ in _line_starts(path)}
 
-    def count_answers(self) -> tuple[int, int]:
-        """The numbers of rows with an answer, and of those with an error."""
-        answers = {batch.answers for batch in self._batches}
-        num_answers = sum(path in answers for path in self._path_by_id.values())
-        return num_answers, len(self._path_by_id) - num_answers
+    def count_answers(self) -> tuple[int, int, int]:
+        """The numbers of rows with an answer, of those with an error, and of corrected answers."""
+        files = {batch.answers for batch in self._batches}
+        answered = {id for id, path in self._path_by_id.items() if path in files}
+        return len(answered), len(self._path_by_id) - len(answered), len(answered & self._texts.keys())
 
     def __iter__(self) -> Iterator[OutputRecord]:
         for batch in self._batches:
@@ -125,7 +139,9 @@ class BatchRecords:
                         continue
                     files[path].seek(starts[path][line.custom_id])
                     self._body = json.loads(line.body)
-                    yield to_record(line, self._body, json.loads(files[path].readline()), self.model)
+                    record = to_record(line, self._body, json.loads(files[path].readline()), self.model)
+                    text = self._texts.get(line.custom_id)
+                    yield record if text is None or record.error_type else replace(record, text=text)
 
     def thumbnail(self, _: OutputRecord) -> bytes | None:
         """The thumbnail of the row that was yielded last; None if it has no picture, or one that cannot be read."""
@@ -161,6 +177,7 @@ async def make_report(
     folder: BatchFolderDep,
     owner: OwnerDep,
     service: ServerStateDep,
+    request: ReportRequest | None = None,
     format: ReportFormat = "html",
     also: Annotated[list[BatchId], Query(max_length=MAX_BATCHES, description=ALSO_DESCRIPTION)] = [],  # noqa: B006
 ) -> StreamingResponse:
@@ -178,6 +195,7 @@ async def make_report(
         batch_file_limits(service.settings),
         service.settings.served_model_name,
         service.vlm.processor.fetcher,
+        request.texts if request else {},
     )
     async with folder.report_slots.hold(owner):
         try:
@@ -232,7 +250,7 @@ def _summarize(batches: Sequence[StoredBatch], records: BatchRecords) -> RunSumm
     intervals = sorted(interval for one in batches for interval in one.work_intervals)
     started = intervals[0][0] if intervals else min(one.created_ns / 1e9 for one in batches)
     endpoints = ", ".join(dict.fromkeys(one.endpoint for one in batches))
-    num_written, num_failed = records.count_answers()
+    num_written, num_failed, num_corrected = records.count_answers()
     return RunSummary(
         task=endpoints.rpartition("/")[2],
         model=records.model,
@@ -246,6 +264,7 @@ def _summarize(batches: Sequence[StoredBatch], records: BatchRecords) -> RunSumm
         num_skipped=0,
         num_tokens=sum(one.usage.get("output_tokens", 0) for one in batches),
         title="Batch",
+        figures=(("corrected", f"{num_corrected:,}"),) if num_corrected else (),
     )
 
 

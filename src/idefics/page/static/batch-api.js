@@ -112,11 +112,12 @@ async function* chunks(reader) {
 /**
  * The report of batches that have ended, as one page that needs no server.
  * @param {string[]} ids where a picture is in several, the last one counts.
+ * @param {Object<string, string>} texts path -> what somebody wrote in place of the answer.
  * @returns {Promise<Blob>}
  */
-export async function fetchReport([id, ...others]) {
+export async function fetchReport([id, ...others], texts) {
   const query = new URLSearchParams([["format", "html"], ...others.map((other) => ["also", other])]);
-  return (await request(`v1/batches/${id}/report?${query}`, { method: "POST" })).blob();
+  return (await postJson(`v1/batches/${id}/report?${query}`, { texts })).blob();
 }
 
 /** Reads answers; each is fetched once. */
@@ -139,7 +140,8 @@ export class AnswerReader {
     const changed = lines.map((line) => setAnswer(waiting.get(line.custom_id), line));
     if (!hasEnded(page)) return changed;
     const error = page.message ? toSentence(page.message) : NOT_ANSWERED;
-    for (const row of waiting.values()) if (isOpen(row)) changed.push(Object.assign(row, { error }));
+    for (const row of waiting.values())
+      if (isOpen(row)) changed.push(Object.assign(row, { error, errorType: "NotAnswered" }));
     return changed;
   }
 

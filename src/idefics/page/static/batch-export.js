@@ -10,14 +10,14 @@ const ALWAYS = ["text", "finish", "error_type", "error"]; // columns of every li
 const NOT_IN_CSV = ["notes"];
 
 /** The columns of a row. `model_text` is the model's answer where somebody wrote another one. */
-function toRecord({ task, words, model, fields, numShots }, row) {
-  const { path, labels, tokens, finish, notes, error, edited } = row;
-  const settings = numShots ? { ...fields, shots: numShots } : fields;
+function toRecord({ task, words, model, revision, fields, numShots }, row) {
+  const { path, labels, tokens, finish, notes, error, errorType, edited } = row;
+  const settings = { ...(numShots && { shots: numShots }), ...fields };
   const probabilities = labels && Object.fromEntries(labels.map(({ label, probability }) => [label, probability]));
   return {
     ...{ id: path, path, task, prompt: task === "classify" ? "" : words, text: error ? "" : answerOf(row), finish },
-    ...{ tokens: error ? "" : tokens, probabilities: probabilities ?? "", model, revision: "", settings },
-    ...{ seconds: "", error_type: error ? "failed" : "", error, notes, model_text: edited === null ? "" : row.text },
+    ...{ tokens: error ? "" : tokens, probabilities: probabilities ?? "", model, revision, settings },
+    ...{ seconds: "", error_type: errorType, error, notes, model_text: edited === null ? "" : row.text },
   };
 }
 

@@ -7,10 +7,18 @@ import { parseLabels, toDataUri } from "./run.js";
 const THUMBNAIL_PIXELS = 320;
 
 /** Fields of a row that an answer sets. */
-export const ANSWER_FIELDS = ["text", "labels", "tokens", "finish", "notes", "error"];
+export const ANSWER_FIELDS = ["text", "labels", "tokens", "finish", "notes", "error", "errorType"];
 
 /** The answer of a row before there is one. */
-export const noAnswer = () => ({ text: null, labels: null, tokens: 0, finish: "", notes: [], error: "" });
+export const noAnswer = () => ({
+  text: null,
+  labels: null,
+  tokens: 0,
+  finish: "",
+  notes: [],
+  error: "",
+  errorType: "",
+});
 
 /** @param {string} run @param {Source} source @param {number} index @returns {Row} */
 export const newRow = (run, { path, signature }, index) => ({
@@ -59,7 +67,10 @@ export async function prepareRequest(record, path, file, shots, limits) {
 /** Sets the answer of a row to that of a line of the output. @param {Row} row @param {Object} line @returns {Row} */
 export function setAnswer(row, { response, error }) {
   const { body, status_code: status } = response ?? {};
-  if (status !== 200) return Object.assign(row, { error: toSentence(error?.message ?? body.error.message) });
+  if (status !== 200) {
+    const message = toSentence(error?.message ?? body.error.message);
+    return Object.assign(row, { error: message, errorType: error?.code ?? `HTTP ${status}` });
+  }
   const { labels = null, usage, notes = [], finish_reason: finish = "" } = body;
   const text = labels ? labels[0].label : body.text;
   return Object.assign(row, { text, labels, tokens: usage.completion_tokens, finish, notes });

@@ -49,7 +49,7 @@ export class BatchRun {
     this.#sender = new Sender(record, {
       mayBegin: () => this.#unfinished().length < MAX_UNFINISHED,
       sent: (sent, batch) => this.#noteSent(sent, batch),
-      failed: (failed, error) => this.#fail(failed, error),
+      failed: (failed, error, type) => this.#fail(failed, error, type),
       changed: () => this.#tell([]),
     });
     openRuns.set(record.id, this);
@@ -58,7 +58,15 @@ export class BatchRun {
   /** Starts a run. @param {Object} app @param {{task, words, fields}} asked @param {Shot[]} shots @param {Source[]} sources */
   static start(app, asked, shots, sources) {
     const counts = { done: 0, failed: 0, total: 0 };
-    const known = { model: app.state.model.id, createdAt: Date.now(), numShots: shots.length, counts, deletedAt: 0 };
+    const { id: model, revision } = app.state.model;
+    const known = {
+      model,
+      revision: revision ?? "",
+      createdAt: Date.now(),
+      numShots: shots.length,
+      counts,
+      deletedAt: 0,
+    };
     const run = new BatchRun({ id: newId(), ...asked, ...known }, [], app);
     run.#shots = shotFields(shots);
     void run.#keep(Promise.all([store.saveRun(run.record), store.saveShots(run.record.id, shots)]));
@@ -223,9 +231,9 @@ export class BatchRun {
     return line;
   }
 
-  #fail(rows, error) {
-    for (const row of rows) row.error = error;
-    void this.#keep(store.updateRows(rows, ["error"], hasSameBatch), rows);
+  #fail(rows, error, errorType = "NotSent") {
+    for (const row of rows) Object.assign(row, { error, errorType });
+    void this.#keep(store.updateRows(rows, ["error", "errorType"], hasSameBatch), rows);
     this.#tell(rows);
   }
 

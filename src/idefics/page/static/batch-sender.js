@@ -14,7 +14,7 @@ const CANCELLED = "Cancelled before it was sent.";
  * @typedef {Object} SenderEvents
  * @property {function(): boolean} mayBegin whether one more batch may begin.
  * @property {function(Row[], string): Promise<void>} sent called with the id of the batch that has the rows.
- * @property {function(Row[], string): void} failed called with rows that were not sent, and why.
+ * @property {function(Row[], string, string=): void} failed called with rows that were not sent, why, and the error's type.
  * @property {function(): void} changed called when `problem` has changed.
  */
 
@@ -86,7 +86,7 @@ export class Sender {
         part.push({ row, line });
         bytes += line.size;
       } catch (error) {
-        this.#fail([row], error.message);
+        this.#fail([row], error.message, "BadPicture");
       }
       this.#queue.shift();
     }
@@ -118,8 +118,8 @@ export class Sender {
     }
   }
 
-  #fail(rows, error) {
+  #fail(rows, error, type) {
     for (const row of rows) this.#rows.delete(row);
-    this.events.failed(rows, error);
+    this.events.failed(rows, error, type);
   }
 }

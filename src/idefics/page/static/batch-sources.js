@@ -1,5 +1,6 @@
 /** Where the pictures of a batch run come from: files, those of folders, and zips. */
 
+import { count } from "./dom.js";
 import { onlyPictures } from "./pictures.js";
 import { listZip } from "./zip.js";
 
@@ -26,15 +27,20 @@ const TYPES = {
 /**
  * Pictures of files; those in a zip are unpacked when they are sent.
  * @param {File[]} files
- * @returns {Promise<{sources: Source[], problems: string[]}>}
+ * @returns {Promise<{sources: Source[], problems: string[], numLeftOut: number}>} `numLeftOut`: files in folders and zips
+ *   that are no pictures.
  */
 export async function readSources(files) {
   const sources = [];
   const problems = [];
+  let { numLeftOut = 0 } = files;
   for (const file of files) {
     try {
-      if (/\.zip$/i.test(file.name)) sources.push(...(await sourcesOfZip(file)));
-      else
+      if (/\.zip$/i.test(file.name)) {
+        const found = await sourcesOfZip(file);
+        sources.push(...found.sources);
+        numLeftOut += found.numLeftOut;
+      } else
         sources.push({
           path: pathOf(file.path || file.webkitRelativePath || file.name),
           size: file.size,
@@ -47,20 +53,24 @@ export async function readSources(files) {
     }
   }
   if (!files.length) problems.push("There are no pictures among those files.");
-  return { sources, problems };
+  return { sources, problems, numLeftOut };
 }
+
+/** What is said about other files: nothing if there are none. @param {number} number @returns {string[]} */
+export const nameLeftOut = (number) => (number ? [`${count(number, "other file")} left out`] : []);
 
 const pathOf = (path) => path.toWellFormed().slice(-MAX_PATH);
 
 async function sourcesOfZip(zip) {
   const entries = (await listZip(zip)).map((entry) => ({ ...entry, name: entry.path.split("/").pop() }));
-  const sources = onlyPictures(entries).map(({ path, name, bytes, checksum, read }) => {
+  const pictures = onlyPictures(entries);
+  const sources = pictures.map(({ path, name, bytes, checksum, read }) => {
     const type = TYPES[name.split(".").pop().toLowerCase()] ?? "";
     const unpack = async () => new File([await read()], name, { type });
     return { path: pathOf(path), size: bytes, signature: `${bytes} ${checksum}`, read: unpack };
   });
   if (!sources.length) throw new Error(`${zip.name} has no pictures.`);
-  return sources;
+  return { sources, numLeftOut: pictures.numLeftOut };
 }
 
 /**

@@ -1,7 +1,7 @@
 /** The form of a new batch run: its pictures, and what to ask about each. */
 
 import { BatchRun } from "./batch-run.js";
-import { readSources, withOwnPath } from "./batch-sources.js";
+import { nameLeftOut, readSources, withOwnPath } from "./batch-sources.js";
 import { button, count, element } from "./dom.js";
 import { onlyPictures } from "./pictures.js";
 import { parseLabels, settingFields, withSeed } from "./run.js";
@@ -11,6 +11,7 @@ const PREVIEWS = 16; // pictures that are shown before a run begins
 
 /** The pictures of the next run, by their paths; they stay while another view is shown. @type {Map<string, Source>} */
 let chosenSources = new Map();
+let numLeftOut = 0; // files that were with them and are no pictures
 
 function choose(sources) {
   for (const source of sources) {
@@ -37,8 +38,9 @@ export function showStart(root, app, signal) {
   };
   const chosen = element("div.chosen");
   const take = async (files) => {
-    const { sources, problems } = await readSources(files);
+    const { sources, problems, ...rest } = await readSources(files);
     choose(sources);
+    numLeftOut += rest.numLeftOut;
     say(problems.join(" "));
     showChosen(app, browse, chosen);
   };
@@ -83,18 +85,24 @@ function showChosen(app, browse, root) {
   const sources = [...chosenSources.values()];
   root.hidden = !sources.length;
   const bytes = sources.reduce((sum, { size }) => sum + size, 0);
+  const leftOut = numLeftOut;
   const clear = button("Remove all", () => {
     chosenSources = new Map();
+    numLeftOut = 0;
     showChosen(app, browse, root);
     browse();
     app.confirmUndo(`${count(sources.length, "picture")} removed.`, () => {
       const since = [...chosenSources.values()];
       chosenSources = new Map();
       choose([...sources, ...since]);
+      numLeftOut += leftOut;
       showChosen(app, browse, document.querySelector(".chosen") ?? root);
     });
   });
-  const summary = element("p", { role: "status", text: `${count(sources.length, "picture")}, ${megabytes(bytes)}` });
+  const summary = element("p", {
+    role: "status",
+    text: [`${count(sources.length, "picture")}, ${megabytes(bytes)}`, ...nameLeftOut(numLeftOut)].join(" · "),
+  });
   const previews = sources.filter(({ file }) => file?.type.startsWith("image/")).slice(0, PREVIEWS);
   root.replaceChildren(
     element("div.chosen-bar", {}, summary, clear),
@@ -105,6 +113,9 @@ function showChosen(app, browse, root) {
 function preview({ file, path }) {
   const image = element("img", { alt: path, title: path, src: URL.createObjectURL(file) });
   for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(image.src));
+  image.addEventListener("error", () =>
+    image.replaceWith(element("span.no-preview", { title: path, text: "no preview" })),
+  );
   return image;
 }
 
@@ -182,12 +193,15 @@ function missing({ name, words: asked, needsWords }, words, browse) {
 
 function startRun(app, words) {
   const { state } = app;
-  const { name: task, takesNoWords } = taskOf(state);
-  const fields = settingFields({ task, settings: withSeed(state.settings) });
+  const { name: task, takesNoWords, maxNewTokens } = taskOf(state);
+  const { detail } = state.settings;
+  const fields = { detail, ...settingFields({ task, settings: withSeed(state.settings) }) };
+  if (task !== "classify") fields.max_new_tokens ??= maxNewTokens; // so that what is saved says it
   const shots = completeShots(state.conversation.shots);
   const sources = [...chosenSources.values()];
   const run = BatchRun.start(app, { task, words: takesNoWords ? "" : words, fields }, shots, sources);
   app.announce(`${count(sources.length, "picture")} to send.`);
   chosenSources = new Map();
+  numLeftOut = 0;
   location.hash = `#/batch/${run.record.id}`;
 }

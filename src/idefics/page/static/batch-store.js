@@ -18,6 +18,7 @@ import { Database } from "./database.js";
  * @property {string[]} notes what was not read of the picture.
  * @property {string|null} edited what somebody wrote in place of the answer.
  * @property {string} error why there is no answer; "" if nothing went wrong.
+ * @property {string} errorType the kind of error, for programs; "" as `error`.
  *
  * @typedef {Object} RunRecord
  * @property {string} id
@@ -25,6 +26,7 @@ import { Database } from "./database.js";
  * @property {string} words
  * @property {Object} fields further fields of each request, such as `detail`.
  * @property {string} model
+ * @property {string} revision of the model; "" if it has none.
  * @property {number} createdAt milliseconds since 1970.
  * @property {number} numShots few-shot examples that come before each question.
  * @property {{done: number, failed: number, total: number}} counts

@@ -3,7 +3,7 @@
 import { fetchReport } from "./batch-api.js";
 import { toCsv, toJsonLines, toSidecars } from "./batch-export.js";
 import { Sheet } from "./batch-sheet.js";
-import { readSources } from "./batch-sources.js";
+import { nameLeftOut, readSources } from "./batch-sources.js";
 import { button, count, element, saveFile } from "./dom.js";
 import { taskByName } from "./state.js";
 
@@ -22,10 +22,10 @@ export function showRun(page, app, run, { signal, deleteRun }) {
     note.hidden = !message;
   };
   const add = async (files) => {
-    const { sources, problems } = await readSources(files);
+    const { sources, problems, numLeftOut } = await readSources(files);
     const known = run.add(sources);
     if (known) problems.push(`${count(known, "picture")} ${known === 1 ? "is" : "are"} in this run already.`);
-    say(problems.join(" "));
+    say([...problems, ...nameLeftOut(numLeftOut)].join(" "));
   };
   const parts = {
     text: element("p.run-progress"),
@@ -122,8 +122,9 @@ async function saveReport(run, pressed, say) {
   pressed.disabled = true;
   pressed.textContent = "Making it…";
   try {
+    const edited = run.rows.filter((row) => row.edited !== null).map((row) => [row.path, row.edited]);
     const answered = new Set(run.rows.filter((row) => row.text !== null).map((row) => row.batch));
-    saveFile(await fetchReport([...answered]), `${run.record.task}-report.html`);
+    saveFile(await fetchReport([...answered], Object.fromEntries(edited)), `${run.record.task}-report.html`);
   } catch (error) {
     say(error.message);
   }
@@ -144,9 +145,7 @@ function showProgress(run, { text, meter, problem, cancel, retry, report }) {
   retry.hidden = isRunning || !again;
   retry.textContent = `Retry ${count(again, "picture")}`;
   report.disabled = isRunning || done === failed;
-  report.title = report.disabled
-    ? "Once the run has ended with answers"
-    : "One page with thumbnails and charts of the model's answers";
+  report.title = report.disabled ? "Once the run has ended with answers" : "One page with thumbnails and charts";
 }
 
 function describeProgress({ done, unsent, total, rate }) {

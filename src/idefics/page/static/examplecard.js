@@ -28,7 +28,7 @@ export function exampleCard(shot, number, total, { url, change, move, remove }) 
   });
   const question = element("input.text-field", {
     type: "text",
-    ...attributes("Question", "Question: the same as yours"),
+    ...attributes("Question", "Question: as yours"),
   });
   answer.value = shot.answer;
   question.value = shot.question;

@@ -31,6 +31,7 @@ class ExamplesDrawer {
     this.list = element("ol.example-list");
     this.error = element("p.error", { role: "alert", hidden: true });
     this.note = element("p.hint");
+    this.kept = element("p.hint", { role: "status" });
     this.file = element("div.example-buttons");
     root.append(
       element("p.hint", {
@@ -46,7 +47,7 @@ class ExamplesDrawer {
         this.addButtons(),
         this.error,
       ),
-      element("section.group", {}, element("h3", { text: "Keep them" }), this.keepForm(), this.file),
+      element("section.group", {}, element("h3", { text: "Keep them" }), this.keepForm(), this.kept, this.file),
     );
     this.showFileButtons();
     this.show();
@@ -80,7 +81,10 @@ class ExamplesDrawer {
   }
 
   ownRecipe(recipe) {
-    const use = button(recipe.name, () => this.replaceShots(recipe.shots.map(copyShot), recipe.name));
+    const use = button(recipe.name, () => {
+      this.replaceShots(recipe.shots.map(copyShot), recipe.name);
+      this.useTask(recipe);
+    });
     const remove = iconButton(`Delete the recipe ${recipe.name}`, DELETE, () =>
       this.attempt(async () => {
         await deleteRecipe(recipe.name);
@@ -102,16 +106,24 @@ class ExamplesDrawer {
   async useRecipe(recipe) {
     const shots = await shotsOfRecipe(recipe, this.app.api.fetchBundledPicture, this.toPicture);
     this.replaceShots(shots, recipe.name);
-    this.state.setTask(recipe.task);
-    if (recipe.words) this.state.setDraft(recipe.task, recipe.words);
+    this.useTask(recipe);
+  }
+
+  /** Puts what a recipe asks into the composer, unless something is typed there. */
+  useTask({ task, words }) {
+    const { state } = this;
+    if (!task || state.drafts[state.task]?.trim()) return;
+    state.setTask(task);
+    if (words) state.setDraft(task, words);
   }
 
   replaceShots(shots, name) {
     const before = this.shots;
     this.setShots(shots);
+    this.used = { name, shots: this.shots };
+    this.show();
     const said = `${name}: ${count(shots.length, "example")}.`;
-    if (before.length)
-      this.confirmUndo(`${said} Those before are replaced.`, before);
+    if (before.length) this.confirmUndo(`${said} Those before are replaced.`, before);
     else this.app.announce(said);
   }
 
@@ -148,7 +160,7 @@ class ExamplesDrawer {
     this.clear = button("Remove all", () => {
       const before = this.shots;
       this.setShots([]);
-      this.app.confirmUndo(`${count(before.length, "example")} removed.`, () => this.setShots(before));
+      this.confirmUndo(`${count(before.length, "example")} removed.`, before);
       this.recipes.querySelector("button").focus();
     });
     this.useShown = button("Use the picture and its answer", () => this.addShots([this.shotOfStage()]));
@@ -165,16 +177,16 @@ class ExamplesDrawer {
   /** The picture on the stage, with the last answer about it to start from. */
   shotOfStage() {
     const picture = this.state.activePicture;
-    const turn = this.state.conversation.turns.findLast(
-      (one) => one.pictureIds[0] === picture.id && one.text,
-    );
+    const { turns } = this.state.conversation;
+    const turn = turns.findLast((one) => one.pictureIds[0] === picture.id && one.text);
     const asked = turn && ["ask", "write", "chat"].includes(turn.task) ? turn.words : "";
     return { id: newId(), picture, question: asked, answer: turn?.text ?? "" };
   }
 
   addShots(shots) {
+    const first = this.shots.length;
     this.setShots([...this.shots, ...shots]);
-    this.list.lastElementChild?.querySelector("textarea").focus();
+    this.list.children[first]?.querySelector("textarea").focus();
   }
 
   keepForm() {
@@ -185,23 +197,20 @@ class ExamplesDrawer {
       "aria-label": "Name of the recipe",
       placeholder: "Name",
     });
-    const form = element(
-      "form.keep-form",
-      {},
-      name,
-      element("button.tool", { type: "submit", text: "Save as a recipe" }),
-    );
+    const save = element("button.tool", { type: "submit", text: "Save as a recipe" });
+    const form = element("form.keep-form", {}, name, save);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       void this.attempt(async () => {
         if (!this.shots.length) throw new Error("There are no examples yet: add one, then save them.");
-        const recipe = { name: name.value.trim(), shots: this.shots };
+        const { task, drafts } = this.state;
+        const recipe = { name: name.value.trim(), shots: this.shots, task, words: drafts[task] ?? "" };
         const before = (await listSavedRecipes()).find((one) => one.name === recipe.name);
         await this.keepRecipe(recipe);
         name.value = "";
         const undo = () => this.attempt(() => this.keepRecipe(before));
         if (before) this.app.confirmUndo(`The recipe ${recipe.name} is replaced.`, undo);
-        else this.app.announce(`The recipe ${recipe.name} is saved.`);
+        this.kept.textContent = before ? "" : `The recipe ${recipe.name} is saved.`;
       });
     });
     return form;
@@ -222,12 +231,9 @@ class ExamplesDrawer {
         this.replaceShots(await readShots(chosen, this.toPicture, this.app.api.fetchPicture), chosen[0].name);
       }),
     );
-    this.export = button("Save shots.jsonl", () =>
-      this.attempt(async () => {
-        const lines = await toJsonLines(completeShots(this.shots));
-        saveFile(new Blob([lines], { type: "application/jsonl" }), "shots.jsonl");
-      }),
-    );
+    const save = async () =>
+      saveFile(new Blob([await toJsonLines(completeShots(this.shots))], { type: "application/jsonl" }), "shots.jsonl");
+    this.export = button("Save shots.jsonl", () => this.attempt(save));
     this.file.append(
       files,
       button("Open shots.jsonl", () => files.click()),
@@ -238,9 +244,8 @@ class ExamplesDrawer {
   /** Shows the examples; nothing is rebuilt while somebody types in one of them. */
   show() {
     const { shots } = this;
-    this.note.textContent = shots.length
-      ? ""
-      : "None yet. Take a recipe, or add a picture and write its answer.";
+    const from = this.used?.shots === shots ? `From “${this.used.name}”.` : "";
+    this.note.textContent = shots.length ? from : "None yet. Take a recipe, or add a picture and write its answer.";
     this.useShown.hidden = !this.state.activePicture;
     this.clear.hidden = !shots.length;
     this.export.disabled = !completeShots(shots).length;

@@ -231,12 +231,18 @@ export async function filesOfDrop(transfer) {
   return onlyPictures(files);
 }
 
-/** The files of a folder that are pictures, hidden ones left out, in the order of their paths. @param {File[]} files */
+/**
+ * The files of a folder that are pictures, in the order of their paths.
+ * @param {File[]} files
+ * @returns {File[]} with `numLeftOut`: the number of other files, hidden ones not counted.
+ */
 export function onlyPictures(files) {
   const path = (file) => file.path || file.webkitRelativePath || file.name;
-  return files
-    .filter((file) => PICTURE_NAME.test(file.name) && !/(^|\/)(\.|__MACOSX)/.test(path(file)))
+  const visible = files.filter((file) => !/(^|\/)(\.|__MACOSX)/.test(path(file)));
+  const pictures = visible
+    .filter((file) => PICTURE_NAME.test(file.name))
     .sort((first, second) => path(first).localeCompare(path(second), "en", { numeric: true }));
+  return Object.assign(pictures, { numLeftOut: visible.length - pictures.length });
 }
 
 async function collect(entry, files) {
