@@ -32,9 +32,8 @@ from idefics.server.batch_lines import batch_file_limits
 from idefics.server.batches import MAX_BATCHES, find_batch
 from idefics.server.errors import APIError
 from idefics.server.files import NOT_FOUND_DOCS, BatchFolderDep, OwnerDep, find_file
-from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel
-from idefics.server.routing import ResponseDocs, ServerStateDep
+from idefics.server.routing import JSONBodyRoute, ResponseDocs, ServerStateDep
 
 ReportFormat = Literal["html", "csv", "jsonl"]
 MEDIA_TYPES: dict[ReportFormat, str] = {

@@ -16,7 +16,7 @@ function toRecord({ task, words, model, revision, fields, numShots }, row) {
   const probabilities = labels && Object.fromEntries(labels.map(({ label, probability }) => [label, probability]));
   return {
     ...{ id: path, path, task, prompt: task === "classify" ? "" : words, text: error ? "" : answerOf(row), finish },
-    ...{ tokens: error ? "" : tokens, probabilities: probabilities ?? "", model, revision, settings },
+    ...{ tokens: error ? "" : tokens, probabilities: probabilities ?? "", model, revision: revision ?? "", settings },
     ...{ seconds: "", error_type: errorType, error, notes, model_text: edited === null ? "" : row.text },
   };
 }

@@ -59,14 +59,7 @@ export class BatchRun {
   static start(app, asked, shots, sources) {
     const counts = { done: 0, failed: 0, total: 0 };
     const { id: model, revision } = app.state.model;
-    const known = {
-      model,
-      revision: revision ?? "",
-      createdAt: Date.now(),
-      numShots: shots.length,
-      counts,
-      deletedAt: 0,
-    };
+    const known = { model, revision, createdAt: Date.now(), numShots: shots.length, counts, deletedAt: 0 };
     const run = new BatchRun({ id: newId(), ...asked, ...known }, [], app);
     run.#shots = shotFields(shots);
     void run.#keep(Promise.all([store.saveRun(run.record), store.saveShots(run.record.id, shots)]));

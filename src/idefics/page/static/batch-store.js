@@ -26,7 +26,7 @@ import { Database } from "./database.js";
  * @property {string} words
  * @property {Object} fields further fields of each request, such as `detail`.
  * @property {string} model
- * @property {string} revision of the model; "" if it has none.
+ * @property {string|null} revision of the model; null if it has none.
  * @property {number} createdAt milliseconds since 1970.
  * @property {number} numShots few-shot examples that come before each question.
  * @property {{done: number, failed: number, total: number}} counts
