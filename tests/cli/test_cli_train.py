@@ -141,8 +141,12 @@ def test_a_training_goes_on_after_ctrl_c(train, data_folder, monkeypatch):
     monkeypatch.setattr(TrainProgress, "on_step", on_step)
     code, _, err = train(*words)
     assert code == 2 and "continue with --resume, or remove adapter.training to begin again" in err[-1]
+    code, _, err = train(*words, "--resume", "--rank", 4, "--val", "photos")
+    changes = "--val 'photos' (was None); --rank 4 (was 16): give the same settings"
+    assert code == 2 and len(err) == 1 and changes in err[0], "before rows are read"
     code, _, err = train(*words, "--resume")
     assert code == 0, err
+    assert "adapter is written: this training is finished" in train(*words, "--resume")[2][0]
     assert [one.step for one in read_history(data_folder / "adapter.training").steps] == [1, 2, 3, 4, 5]
     assert list((data_folder / "adapter.training" / "tensorboard").iterdir())
 

@@ -79,9 +79,7 @@ def test_a_resumed_training_equals_an_unbroken_one_to_the_bit(folder, tmp_path, 
 
 def test_a_changed_setting_or_other_data_is_refused(folder, tmp_path):
     train(folder, tmp_path / "out", interrupt_at(1))
-    with pytest.raises(
-        BadSetting, match=r"rank was 2 and is 4; steps was 6 and is 9: give the same settings"
-    ):
+    with pytest.raises(BadSetting, match=r"rank=4 \(was 2\); steps=9 \(was 6\): give the same settings"):
         train(folder, tmp_path / "out", rank=4, steps=9)
     with pytest.raises(BadSetting, match="there were 7 rows and are 2"):
         train(folder, tmp_path / "out", scenes=SCENES[:2])
@@ -128,14 +126,24 @@ def test_other_weights_of_the_same_shapes_are_refused(one_folder, tmp_path):
         train(one_folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["learned.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_an_error_of_one_line(one_folder, tmp_path, name):
+    path = train(one_folder, tmp_path / "out", interrupt_at(1)).checkpoint
+    os.truncate(path / name, 100)
+    with pytest.raises(
+        BadSetting, match=r"step-00000001 is damaged, .*: remove .*out\.training and begin again$"
+    ):
+        train(one_folder, tmp_path / "out")
+
+
 def test_another_learning_rate_is_taken_where_it_is_given(one_folder, tmp_path):
     train(one_folder, tmp_path / "out", interrupt_at(1))
-    with pytest.raises(BadSetting, match=r"learning_rate was 0\.01 and is None: give"):
+    with pytest.raises(BadSetting, match=r"learning_rate=None \(was 0\.01\): give"):
         train(one_folder, tmp_path / "out", learning_rate=None)
     recorder = interrupt_at(4)
     train(one_folder, tmp_path / "out", recorder, learning_rate=0.001)
     assert [(one["step"], one["learning_rate"]) for one in recorder.steps[:1]] == [(2, 0.001)]
-    with pytest.raises(BadSetting, match=r"learning_rate was 0\.001 and is None"):
+    with pytest.raises(BadSetting, match=r"learning_rate=None \(was 0\.001\)"):
         train(one_folder, tmp_path / "out", learning_rate=None)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from idefics.weights.whole_folder import write_whole_folder
 
 LEARNED_FILE, OPTIMIZER_FILE, STATE_FILE = "learned.safetensors", "optimizer.safetensors", "state.json"
 FOLDER_NAME = re.compile(r"step-(\d+)")
-# Settings that may differ when a training continues: they do not change what is learned.
+# Settings that may differ when a training continues: they change neither what is learned nor what its curves show.
 FREE_SETTINGS = frozenset(
-    {"out", "val", "device", "threads", "validate_every", "save_every", "sample_every", "num_samples"}
+    {"out", "device", "threads", "validate_every", "save_every", "sample_every", "num_samples"}
 )
 
 # May differ where it is given, not left to its default: after a loss that is no number, a smaller one goes on.
@@ -115,16 +116,19 @@ def load_checkpoint(
         expected: of the training that is to continue; its step is not read.
 
     Raises:
-        BadSetting: the settings, the data or the weights are others; all that differs is listed.
+        BadSetting: the settings, the data or the weights are others; all that differs is listed. Or it is damaged.
     """
     from safetensors.torch import load_file
 
-    content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    numbers = content.pop("optimizer")
-    state = TrainingState(**{**content, "rows": RowsDigest(**content["rows"])})
-    _check_unchanged(path, state, expected)
-    assign_learned(learned, load_file(path / LEARNED_FILE))
-    for key, value in {**load_file(path / OPTIMIZER_FILE), **numbers}.items():
+    state, numbers = _read_state(path)
+    changes = _changed_settings(state, expected.settings) + state.rows.changes_to(expected.rows)
+    if state.weights != expected.weights:
+        changes.append("the model has other weights")
+    _refuse_changes(path, changes)
+    with _damage_as_bad_setting(path):
+        tensors, moments = load_file(path / LEARNED_FILE), load_file(path / OPTIMIZER_FILE)
+    assign_learned(learned, tensors)
+    for key, value in {**moments, **numbers}.items():
         name, _, field = key.rpartition("/")
         parameter = learned.by_name[name]
         optimizer.state[parameter][field] = value.to(parameter.device) if isinstance(value, Tensor) else value
@@ -151,17 +155,44 @@ def _optimizer_state(
     return tensors, numbers
 
 
-def _check_unchanged(path: Path, state: TrainingState, now: TrainingState) -> None:
-    """Raises BadSetting if a training cannot continue from a checkpoint, since something else is to be trained."""
-    settings = json.loads(json.dumps(now.settings))
-    changes = [
-        f"{name} was {state.settings.get(name)!r} and is {value!r}"
-        for name, value in settings.items()
+def check_settings(path: Path, settings: TrainSettings) -> None:
+    """Raises BadSetting if a training cannot continue from a checkpoint, since other settings are given."""
+    _refuse_changes(path, _changed_settings(_read_state(path)[0], settings_to_json(settings)))
+
+
+def _read_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
+    """The state of a checkpoint, and the numbers of its optimizer."""
+    with _damage_as_bad_setting(path):
+        content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        numbers = content.pop("optimizer")
+        return TrainingState(**{**content, "rows": RowsDigest(**content["rows"])}), numbers
+
+
+@contextmanager
+def _damage_as_bad_setting(path: Path) -> Iterator[None]:
+    """Context that raises BadSetting if a checkpoint cannot be read."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise BadSetting(
+            f"{path} is damaged, or another version wrote it ({type(error).__name__}: {error}): remove {path.parent} and "
+            "begin again"
+        ) from None
+
+
+def _changed_settings(state: TrainingState, now: Mapping[str, Any]) -> list[str]:
+    """The settings that are others now, for people."""
+    return [
+        f"{name}={value!r} (was {state.settings.get(name)!r})"
+        for name, value in json.loads(json.dumps(now)).items()
         if state.settings.get(name) != value and not (name == CHOSEN_SETTING and value is not None)
     ]
-    changes += state.rows.changes_to(now.rows)
-    if state.weights != now.weights:
-        changes.append("the model has other weights")
+
+
+def _refuse_changes(path: Path, changes: Sequence[str]) -> None:
+    """Raises BadSetting if something has changed since a checkpoint was written."""
     if changes:
         raise BadSetting(
             f"{path} is of another training: {'; '.join(changes)}: give the same settings, data and model, or "

@@ -15,7 +15,7 @@ from idefics.errors import BadSetting, IdeficsError, OutOfMemory
 from idefics.generation.load_settings import set_num_threads
 from idefics.generation.loading import read_generation_config
 from idefics.placement.devices import allocation_errors_as_out_of_memory
-from idefics.train.checkpoints import find_checkpoint, remove_checkpoints
+from idefics.train.checkpoints import check_settings, find_checkpoint, remove_checkpoints
 from idefics.train.dry_run import run_dry
 from idefics.train.forecast import check_memory, out_of_memory
 from idefics.train.interrupts import finish_writing, stop_on_signals
@@ -161,6 +161,8 @@ def check_folders(settings: TrainSettings, resume: bool) -> None:
     """Raises BadSetting if a training cannot write its result, or begin or continue as `resume` says."""
     out, folder = settings.out, settings.training_folder
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if resume:
+            raise BadSetting(f"{out} is written: this training is finished, and nothing is left to resume")
         raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
     checkpoint = find_checkpoint(folder)
     if resume and checkpoint is None:
@@ -169,7 +171,9 @@ def check_folders(settings: TrainSettings, resume: bool) -> None:
         raise BadSetting(
             f"{checkpoint} is there: continue with resume=True, or remove {folder} to begin again"
         )
-    if checkpoint is None:  # what an unfinished training has left may be of another model
+    if checkpoint is not None:
+        check_settings(checkpoint, settings)
+    else:  # what an unfinished training has left may be of another model
         shutil.rmtree(folder / FEATURES, ignore_errors=True)
 
 
