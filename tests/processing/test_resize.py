@@ -115,6 +115,17 @@ def test_a_part_of_a_picture_is_resized_and_normalised_like_its_copy(native_resi
     assert np.array_equal(turned, theirs[:, :, ::2])
 
 
+@pytest.mark.parametrize(("width", "offset"), [(8, 0), (8, 1), (9, 0), (3, 0)])
+def test_frames_of_any_width_and_address_are_normalised(native_resize, width, offset):
+    """Rows of whole vectors are written past the caches."""
+    pixels, table = random_pixels(5, width, 3), module._normalization_table(TILES_CONFIG)
+    memory = np.empty(3 * 5 * width + offset, np.float32)
+    ours, theirs = memory[offset:].reshape(3, 5, width), np.empty((3, 5, width), np.float32)
+    native_resize.normalize(pixels, table, ours)
+    normalize_with_numpy(pixels, table, theirs)
+    assert np.array_equal(ours, theirs)
+
+
 def test_threads_may_resize_at_once(native_resize):
     pictures = [random_pixels(60 + index, 70, 3) for index in range(16)]
     alone = [resize_whole(native_resize, pixels, (64, 64), "lanczos") for pixels in pictures]
@@ -130,19 +141,23 @@ def test_threads_may_resize_at_once(native_resize):
 def test_a_picture_may_come_in_strips(native_resize, size, rows):
     """Of any height: larger, smaller, and with one side or both as they are."""
     pixels = random_pixels(150, 70, 3)
-    strips = (pixels[top : top + rows] for top in range(0, 150, rows))
-    ours = native_resize.resize_strips(strips, (70, 150), size, "lanczos")
-    assert np.array_equal(ours, resize_with_pillow(pixels, size, "lanczos"))
+    expected = resize_with_pillow(pixels, size, "lanczos")
+    with_fourth_byte = np.concatenate([pixels, random_pixels(150, 70, 1)[:, :, None]], axis=2)
+    for whole in (pixels, with_fourth_byte):
+        strips = (whole[top : top + rows] for top in range(0, 150, rows))
+        ours = native_resize.resize_strips(strips, (70, 150), size, "lanczos")
+        assert np.array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("resample", ["lanczos", "nearest"])
 @pytest.mark.parametrize("height", [1, module.ROWS_PER_STRIP - 1, 2 * module.ROWS_PER_STRIP + 3])
 def test_a_pil_picture_is_resized_strip_by_strip(height, resample):
     pixels = random_pixels(height, 5, 3)
-    strips = list(iterate_pixel_strips(PIL.Image.fromarray(pixels)))
-    assert np.array_equal(np.concatenate(strips), pixels)
-    ours = module.resize_strips(strips, (5, height), (7, 40), resample)
-    assert np.array_equal(ours, resize_with_pillow(pixels, (7, 40), resample))
+    for four_bytes in (False, True):
+        strips = list(iterate_pixel_strips(PIL.Image.fromarray(pixels), four_bytes=four_bytes))
+        assert np.array_equal(np.concatenate(strips)[:, :, :3], pixels)
+        ours = module.resize_strips(strips, (5, height), (7, 40), resample)
+        assert np.array_equal(ours, resize_with_pillow(pixels, (7, 40), resample))
 
 
 def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):

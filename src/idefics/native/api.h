@@ -132,8 +132,9 @@ API int idefics_attention_bfloat16(const AttentionArgs *args, int threads, Paral
  * columns. `filter`: a number of PIL.Image.Resampling. -> NULL without memory, else what idefics_resize_add takes. */
 API void *idefics_resize_begin(int instruction_set, int filter, int width, int height, uint8_t *out, int new_width,
                                int new_height);
-/* The next `count` rows. `out` is complete with the last ones. */
-API void idefics_resize_add(void *started, const uint8_t *rows, int count);
+/* The next `count` rows, of pixels of 3 bytes, or of 4, of which the last is left out. `out` is complete with the last
+ * ones. */
+API void idefics_resize_add(void *started, const uint8_t *rows, int count, int pixel_bytes);
 API void idefics_resize_end(void *started); /* frees it */
 /* (height, width, 3), rows `stride` bytes apart -> (3, height, width). `table` (3, 256): float of each byte, by
  * channel. */

@@ -83,7 +83,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "idefics_attention": (c_int, (POINTER(AttentionArgs), c_int, c_void_p)),
     "idefics_attention_bfloat16": (c_int, (POINTER(AttentionArgs), c_int, c_void_p)),
     "idefics_resize_begin": (c_void_p, (c_int, c_int, c_int, c_int, c_void_p, c_int, c_int)),
-    "idefics_resize_add": (None, (c_void_p, c_void_p, c_int)),
+    "idefics_resize_add": (None, (c_void_p, c_void_p, c_int, c_int)),
     "idefics_resize_end": (None, (c_void_p,)),
     "idefics_normalize": (None, (c_void_p, c_size_t, c_int, c_int, c_void_p, c_void_p)),
     "idefics_dequantize_int4": (None, (POINTER(DequantizeInt4Args), c_int, c_void_p)),

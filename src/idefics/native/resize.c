@@ -54,13 +54,14 @@ INLINE void portable_store_sums(uint8_t *to, const PortableSums *sums) {
         to[i] = value < 0 ? 0 : value > 255 ? 255 : value;
     }
 }
-INLINE void portable_gather_pixels(const uint8_t *const *rows, uint8_t *strip) {
+INLINE void portable_gather_pixels(const uint8_t *const *rows, int x, int pixel_bytes, uint8_t *strip) {
     for (int i = 0; i < TAPS; i++)
-        for (int row = 0; row < STRIP_ROWS; row++) memcpy(strip + i * STRIP_BYTES + 4 * row, rows[row] + 3 * i, 4);
+        for (int row = 0; row < STRIP_ROWS; row++)
+            memcpy(strip + i * STRIP_BYTES + 4 * row, rows[row] + pixel_bytes * (size_t)(x + i), 4);
 }
-INLINE void portable_scatter_pixels(const uint8_t *strip, uint8_t *const *rows) {
+INLINE void portable_scatter_pixels(const uint8_t *strip, uint8_t *const *rows, int x) {
     for (int row = 0; row < STRIP_ROWS; row++)
-        for (int i = 0; i < TAPS; i++) memcpy(rows[row] + 3 * i, strip + i * STRIP_BYTES + 4 * row, 3);
+        for (int i = 0; i < TAPS; i++) memcpy(rows[row] + 3 * (size_t)(x + i), strip + i * STRIP_BYTES + 4 * row, 3);
 }
 INLINE void portable_split_weights(int32_t *four) { (void)four; }
 #define VARIANT(name) name##_portable
@@ -77,7 +78,7 @@ INLINE void portable_split_weights(int32_t *four) { (void)four; }
 
 typedef struct {
     void (*prepare_weights)(int32_t *, size_t);
-    void (*resize_along_rows)(const ResizeWeights *, const uint8_t *const[STRIP_ROWS], int, uint8_t *,
+    void (*resize_along_rows)(const ResizeWeights *, const uint8_t *const[STRIP_ROWS], int, int, uint8_t *,
                               uint8_t *const[STRIP_ROWS], int);
     void (*resize_along_columns)(const int32_t *, int, const uint8_t *const *, uint8_t *, size_t);
 } ResizePasses;
@@ -226,9 +227,16 @@ static void resize_window(Resize *resize) {
     resize->start = keep;
 }
 
-void idefics_resize_add(void *started, const uint8_t *rows, int count) {
+static void copy_pixels(const uint8_t *from, int pixel_bytes, int count, uint8_t *to) {
+    if (pixel_bytes == 3)
+        memcpy(to, from, 3 * (size_t)count);
+    else
+        for (int x = 0; x < count; x++) memcpy(to + 3 * (size_t)x, from + 4 * (size_t)x, 3);
+}
+
+void idefics_resize_add(void *started, const uint8_t *rows, int count, int pixel_bytes) {
     Resize *resize = started;
-    size_t length = 3 * (size_t)resize->width;
+    size_t length = pixel_bytes * (size_t)resize->width;
     for (int y = 0; y < count; y += STRIP_ROWS) {
         const uint8_t *in[STRIP_ROWS];
         uint8_t *to[STRIP_ROWS];
@@ -240,10 +248,10 @@ void idefics_resize_add(void *started, const uint8_t *rows, int count) {
                                        : resize->out + (resize->end + row) * resize->length;
         }
         if (resize->strip)
-            resize->passes.resize_along_rows(&resize->along_rows, in, resize->width, resize->strip, to,
+            resize->passes.resize_along_rows(&resize->along_rows, in, pixel_bytes, resize->width, resize->strip, to,
                                              resize->new_width);
         else
-            for (int row = 0; row < many; row++) memcpy(to[row], in[row], length);
+            for (int row = 0; row < many; row++) copy_pixels(in[row], pixel_bytes, resize->width, to[row]);
         resize->end += many;
         if (resize->window) resize_window(resize);
     }
@@ -260,15 +268,29 @@ void idefics_resize_end(void *started) {
     free(resize);
 }
 
+/* Results are larger than the caches: x86-64 writes them past those, without reading what was there. */
 void idefics_normalize(const uint8_t *in, size_t stride, int height, int width, const float *table, float *out) {
     size_t plane = (size_t)height * width;
     for (int y = 0; y < height; y++) {
         const uint8_t *from = in + y * stride;
         float *to = out + y * (size_t)width;
-        for (int x = 0; x < width; x++, from += 3) {
+        int x = 0;
+#if defined(__x86_64__)
+        for (; width % 4 == 0 && (uintptr_t)out % sizeof(__m128) == 0 && x < width; x += 4, from += 12)
+            for (int channel = 0; channel < 3; channel++) {
+                const float *number = table + 256 * channel;
+                _mm_stream_ps(to + channel * plane + x,
+                              _mm_setr_ps(number[from[channel]], number[from[3 + channel]], number[from[6 + channel]],
+                                          number[from[9 + channel]]));
+            }
+#endif
+        for (; x < width; x++, from += 3) {
             to[x] = table[from[0]];
             to[plane + x] = table[256 + from[1]];
             to[2 * plane + x] = table[512 + from[2]];
         }
     }
+#if defined(__x86_64__)
+    _mm_sfence(); /* before another thread reads them */
+#endif
 }

@@ -14,41 +14,46 @@ INLINE AVX2_TARGET void transpose_pixels(__m128i x[4]) {
     x[3] = _mm_unpackhi_epi64(high01, high23);
 }
 
-INLINE AVX2_TARGET void x86_gather_pixels(const uint8_t *const *rows, uint8_t *strip) {
-    const __m128i spread = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+INLINE AVX2_TARGET void x86_gather_pixels(const uint8_t *const *rows, int x, int pixel_bytes, uint8_t *strip) {
+    const __m128i spread = pixel_bytes == 3 ? _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1)
+                                            : _mm_setr_epi8(0, 1, 2, -1, 4, 5, 6, -1, 8, 9, 10, -1, 12, 13, 14, -1);
+    size_t offset = (size_t)x * pixel_bytes;
     for (int row = 0; row < STRIP_ROWS; row += 4) {
-        __m128i x[4];
-        for (int i = 0; i < 4; i++) x[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)rows[row + i]), spread);
-        transpose_pixels(x);
-        for (int i = 0; i < 4; i++) _mm_storeu_si128((__m128i *)(strip + i * STRIP_BYTES + 4 * row), x[i]);
+        __m128i pixels[4];
+        for (int i = 0; i < 4; i++)
+            pixels[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(rows[row + i] + offset)), spread);
+        transpose_pixels(pixels);
+        for (int i = 0; i < 4; i++) _mm_storeu_si128((__m128i *)(strip + i * STRIP_BYTES + 4 * row), pixels[i]);
     }
 }
 
-INLINE AVX2_TARGET void x86_scatter_pixels(const uint8_t *strip, uint8_t *const *rows) {
+INLINE AVX2_TARGET void x86_scatter_pixels(const uint8_t *strip, uint8_t *const *rows, int x) {
     const __m128i close = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
     for (int row = 0; row < STRIP_ROWS; row += 4) {
-        __m128i x[4];
-        for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128((const __m128i *)(strip + i * STRIP_BYTES + 4 * row));
-        transpose_pixels(x);
+        __m128i pixels[4];
+        for (int i = 0; i < 4; i++) pixels[i] = _mm_loadu_si128((const __m128i *)(strip + i * STRIP_BYTES + 4 * row));
+        transpose_pixels(pixels);
         for (int i = 0; i < 4; i++) {
-            __m128i pixels = _mm_shuffle_epi8(x[i], close);
-            int32_t last = _mm_extract_epi32(pixels, 2);
-            _mm_storel_epi64((__m128i *)rows[row + i], pixels);
-            memcpy(rows[row + i] + 8, &last, sizeof last);
+            uint8_t *to = rows[row + i] + 3 * (size_t)x;
+            __m128i bytes = _mm_shuffle_epi8(pixels[i], close);
+            int32_t last = _mm_extract_epi32(bytes, 2);
+            _mm_storel_epi64((__m128i *)to, bytes);
+            memcpy(to + 8, &last, sizeof last);
         }
     }
 }
 
 /* VNNI: a weight is w0 + 2^8 w1 + 2^16 w2, with three signed bytes: none reaches 127 << 16, as the largest, Lanczos' at
  * an edge, is 1.3. In `at`, the sums of each of the three. The four bytes of four rows in one column lie together. */
+typedef uint32_t Uint32x16 __attribute__((vector_size(64))); /* gcc copies sums of another type around */
 typedef struct {
-    __m512i at[3][4];
+    Uint32x16 at[3][4];
 } VnniSums;
 INLINE VNNI_TARGET VnniSums vnni_no_sums(void) {
     VnniSums sums;
     UNROLL for (int i = 0; i < 4; i++) {
-        sums.at[0][i] = _mm512_set1_epi32(ROUNDING_HALF);
-        sums.at[1][i] = sums.at[2][i] = _mm512_setzero_si512();
+        sums.at[0][i] = (Uint32x16)_mm512_set1_epi32(ROUNDING_HALF);
+        sums.at[1][i] = sums.at[2][i] = (Uint32x16)_mm512_setzero_si512();
     }
     return sums;
 }
@@ -63,15 +68,14 @@ INLINE VNNI_TARGET void vnni_add_rows(VnniSums *sums, const uint8_t *a, const ui
     UNROLL for (int part = 0; part < 3; part++) {
         __m512i four = _mm512_set1_epi32(weights[part]);
         UNROLL for (int i = 0; i < 4; i++)
-            sums->at[part][i] = _mm512_dpbusd_epi32(sums->at[part][i], columns[i], four);
+            sums->at[part][i] = (Uint32x16)_mm512_dpbusd_epi32((__m512i)sums->at[part][i], columns[i], four);
     }
 }
 INLINE VNNI_TARGET void vnni_store_sums(uint8_t *to, const VnniSums *sums) {
     __m512i x[4];
     UNROLL for (int i = 0; i < 4; i++) {
-        x[i] = _mm512_add_epi32(sums->at[1][i], _mm512_slli_epi32(sums->at[2][i], 8));
-        x[i] = _mm512_add_epi32(sums->at[0][i], _mm512_slli_epi32(x[i], 8));
-        x[i] = _mm512_srai_epi32(x[i], WEIGHT_BITS);
+        Uint32x16 sum = sums->at[0][i] + (sums->at[1][i] << 8) + (sums->at[2][i] << 16);
+        x[i] = _mm512_srai_epi32((__m512i)sum, WEIGHT_BITS);
     }
     _mm512_storeu_si512(to, _mm512_packus_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3])));
 }

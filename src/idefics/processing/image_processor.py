@@ -190,10 +190,10 @@ def _resize_first(
     `digest` hashes the fewer pixels, of those before and after: all frames follow from either.
     """
     size = plan.resize_steps[0] if plan.resize_steps else image.size
-    strips = iterate_pixel_strips(image)
     if math.prod(image.size) <= math.prod(size):
-        return resize_strips(_hash_strips(strips, digest), image.size, size, resample)
-    pixels = resize_strips(strips, image.size, size, resample)
+        strips = _hash_strips(iterate_pixel_strips(image), digest)
+        return resize_strips(strips, image.size, size, resample)
+    pixels = resize_strips(iterate_pixel_strips(image, four_bytes=True), image.size, size, resample)
     digest.update(pixels.data)
     return pixels
 
