@@ -177,8 +177,8 @@ def _damage_as_bad_setting(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BadSetting(
-            f"{path} is damaged, or another version wrote it ({type(error).__name__}: {error}): remove {path.parent} and "
-            "begin again"
+            f"{path} is damaged, or another version wrote it ({type(error).__name__}: {error}): remove {path.parent} "
+            "and begin again"
         ) from None
 
 
