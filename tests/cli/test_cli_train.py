@@ -192,6 +192,8 @@ def test_what_is_wrong_is_said_before_anything_long_begins(train, data_folder, m
     assert refusal("--show", 0) == "idefics train: --show is 0; give a number of rows above 0"
     assert "--batch-size is 'x': give a whole number" in refusal("--batch-size", "x")
     assert "--quantize nf4 keeps the weights fixed" in refusal("--full", "--quantize", "nf4")
+    assert refusal("--quantize", "int8").endswith("--quantize is 'int8': give nf4")
+    assert "--validate-every 3 needs rows to validate with: give --val ROWS" in refusal("--validate-every", 3)
     assert "photos already holds other files" in refusal(out="photos", data="nothing")
     assert "has no checkpoint: begin without --resume" in refusal("--resume")
     assert "nothing" in refusal(data="nothing")

@@ -30,7 +30,7 @@ SCENES = ["tt1tt", "t", "1tt1t"]
 
 def learn_at_random(folder, out, **changes):
     """A model in which what learns has random values."""
-    settings = TrainSettings(data="x", model=str(folder), out=out, rank=3, alpha=5, **changes)
+    settings = TrainSettings(data="x", model=str(folder), out=out, **changes)
     trainee = load_trainee(read_checkpoint(folder), settings)
     torch.manual_seed(4)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def assert_same_logits(found, expected):
 def test_an_adapter_opens_here_and_in_peft(family, tmp_path):
     peft = pytest.importorskip("peft")
     reference, base = tiny.make_reference_and_model(tmp_path / "base", RAW_BY_FAMILY[family])
-    trainee = learn_at_random(tmp_path / "base", tmp_path / "out", targets="all")
+    trainee = learn_at_random(tmp_path / "base", tmp_path / "out", targets="all", rank=3, alpha=5)
     prompts = [tiny.make_random_prompt(base, scene) for scene in SCENES]
     expected = tiny.compute_logits(trainee.model, prompts)
     before = tiny.compute_logits(base, prompts)

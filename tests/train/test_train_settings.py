@@ -21,7 +21,7 @@ def test_the_defaults_are_valid_and_a_path_may_be_a_text():
 def test_numbers_have_a_range(name):
     low, high = RANGES[name]
     for value in (low, high):
-        assert getattr(TrainSettings(**GIVEN, **{name: value}), name) == value
+        assert getattr(TrainSettings(**GIVEN, val="photos", **{name: value}), name) == value
     for value in (low - 1, high + 1, float("nan"), "1", True, *([low + 0.5] if isinstance(low, int) else ())):
         with pytest.raises(BadSetting, match=f"^{name} is .*; give a .*number from {low} to {high}"):
             TrainSettings(**GIVEN, **{name: value})
@@ -36,6 +36,10 @@ def test_numbers_have_a_range(name):
         ({"too_long": "cut"}, "too_long is 'cut'; give refuse or skip"),
         ({"quantize": "int8"}, "quantize is 'int8'; training knows nf4 only"),
         ({"quantize": "nf4", "method": "full"}, "full training changes them: leave one of the two out"),
+        ({"rank": 4, "method": "full"}, "rank=4 is for adapters: leave it at 16 to train all weights"),
+        ({"dropout": 0.1, "method": "full"}, r"dropout=0\.1 is for adapters: leave it at 0\.0 to"),
+        ({"steps": 4, "epochs": 2}, "steps=4 and epochs=2 are both given: leave one of them out"),
+        ({"validate_every": 3}, "validate_every=3 needs rows to validate with: give val=ROWS"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1; give True or False"),
     ],
 )

@@ -41,7 +41,9 @@ class Recorder(TrainingListener):
 
 
 def make_settings(folder, out, **changes):
-    fields = {"batch_size": 3, "steps": 6, "learning_rate": 0.01, "warmup_steps": 2, "rank": 2}
+    fields = {"batch_size": 3, "steps": 6, "learning_rate": 0.01, "warmup_steps": 2}
+    if changes.get("method") != "full":
+        fields["rank"] = 2
     return TrainSettings(data="x", model=str(folder), out=out, **{**fields, **changes})
 
 

@@ -74,7 +74,9 @@ def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in words:
-            raise IdeficsError(f"{flag} is {text!r}: give {', '.join(words[:-1])} or {words[-1]}")
+            raise IdeficsError(
+                f"{flag} is {text!r}: give {' or '.join(filter(None, (', '.join(words[:-1]), words[-1])))}"
+            )
         return text
 
     return read

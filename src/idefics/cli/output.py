@@ -55,6 +55,7 @@ def keywords_as_flags(message: str) -> str:
     for name in KEYWORD_NAMES:
         flag = "--" + name.replace("_", "-")
         message = re.sub(rf"(?<![\w-]){name}=True\b", flag, message)
+        message = re.sub(rf"(?<![\w-]){name}=\"([^\"]*)\"", rf"{flag} \1", message)
         message = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{flag} ", message)
         message = re.sub(rf"^{name} (is|cannot) ", rf"{flag} \1 ", message)
         if "_" in name:

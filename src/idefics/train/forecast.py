@@ -107,9 +107,10 @@ class Forecast:
         sizes, share = self.sizes, self.num_learned / self.num_parameters
         terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.terms if size >= 1e6)
         left_out = f"; {sizes.num_left_out:,} too long rows are left out" if sizes.num_left_out else ""
+        rows, steps = format_count(sizes.num_rows, "row"), format_count(self.num_steps, "step")
         lines = [
-            f"{sizes.num_rows:,} rows of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned{left_out}",
-            f"{self.num_steps:,} steps, {self.num_learned:,} numbers are learned, {share:.1%} of the model's",
+            f"{rows} of {sizes.num_tokens:,} tokens, {sizes.num_targets:,} of them learned{left_out}",
+            f"{steps}, {self.num_learned:,} numbers are learned, {share:.1%} of the model's",
             f"memory: at most about {format_bytes(self.needed)} of {format_bytes(self.free)} free ({terms})",
         ]
         if sizes.num_validation_left_out:
@@ -118,10 +119,7 @@ class Forecast:
         if line := self.kept.line():
             lines.append(line)
         if self.more_epochs is not None:
-            lines.append(
-                f"{format_count(self.num_steps, 'step')} will change little: {self.more_epochs:,} epochs have "
-                f"{MANY_STEPS}"
-            )
+            lines.append(f"{steps} will change little: {self.more_epochs:,} epochs have {MANY_STEPS}")
         return lines
 
 
@@ -146,8 +144,7 @@ def forecast_training(
         config: of the model.
         learned: what is learned of it.
         sizes: of the rows.
-        settings: of the training.
-        schedule: of the training.
+        settings, schedule: of the training.
         dtype: of activations.
         weight_dtype: in which frozen weights are stored.
         device: where the training runs.

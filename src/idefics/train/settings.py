@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -108,18 +108,34 @@ class TrainSettings:
         if self.quantize not in (None, "nf4"):
             raise BadSetting(f"quantize is {self.quantize!r}; training knows nf4 only")
         object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
+        for name, (low, high) in RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                validate_range(name, value, low, high)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Raises BadSetting if a setting has no effect with another."""
         if self.modules_to_save and self.method == "full":
+            raise BadSetting("modules_to_save is for adapters: training all weights learns whole modules")
+        if self.method == "full":
+            for name in ("rank", "alpha", "dropout"):
+                if (value := getattr(self, name)) != (default := FIELD_DEFAULTS[name]):
+                    raise BadSetting(
+                        f"{name}={value} is for adapters: leave it at {default} to train all weights"
+                    )
+        if self.steps is not None and self.epochs != FIELD_DEFAULTS["epochs"]:
             raise BadSetting(
-                'modules_to_save is for adapters; with method "full" all modules that targets names learn'
+                f"steps={self.steps} and epochs={self.epochs} are both given: leave one of them out"
+            )
+        if self.validate_every and self.val is None:
+            raise BadSetting(
+                f"validate_every={self.validate_every} needs rows to validate with: give val=ROWS"
             )
         if self.quantize is not None and self.method == "full":
             raise BadSetting(
                 f"quantize={self.quantize} keeps the weights fixed in 4 bits, and full training changes them: "
                 "leave one of the two out"
             )
-        for name, (low, high) in RANGES.items():
-            if (value := getattr(self, name)) is not None:
-                validate_range(name, value, low, high)
 
     @property
     def training_folder(self) -> Path:
@@ -127,6 +143,7 @@ class TrainSettings:
         return self.out.with_name(f"{self.out.name}.training")
 
 
+FIELD_DEFAULTS = {field.name: field.default for field in fields(TrainSettings)}
 # The values of numbers, ends included; where the lowest is an int, a whole number is required.
 RANGES: dict[str, tuple[float, float]] = {
     "threads": (1, 1024),

@@ -152,7 +152,12 @@ def _unfreeze_saved(model: nn.Module, saved: list[str], dtype: torch.dtype) -> d
             if f".{one}." in f".{name}."
         }
         if not found:
-            raise BadSetting(f"modules_to_save has {one!r}, which is the end of no module's name")
+            endings = dict.fromkeys(
+                name.split(".")[-2] for name, _ in model.named_parameters() if "." in name
+            )
+            raise BadSetting(
+                f"modules_to_save has {one!r}, which is the end of no module's name: give one of {', '.join(endings)}"
+            )
         if any(num_names[id(weight)] > 1 for weight in found.values()):
             raise BadSetting(
                 f"modules_to_save has {one!r}; embedding and head of this model are one weight, which an adapter "
