@@ -146,6 +146,18 @@ def test_answers_are_edited_and_stay_after_a_reload(batch_page, folder):
     expect(answer(batch_page, "trip/a/1.png")).to_have_value("vegetables")
 
 
+def test_a_picture_of_the_sheet_is_opened_from_here_and_from_the_server(batch_page, folder):
+    batch_page.locator("#batch-folder").set_input_files(folder / "a")
+    start(batch_page, "Caption", "")
+    expect(batch_page.locator(".run-progress")).to_have_text("1 answer")
+    for _ in range(2):
+        batch_page.get_by_role("button", name="Open a/1.png in Pictures").click()
+        expect(batch_page.locator(".picture-name")).to_contain_text("1.png · 384 × 384")
+        expect(batch_page.locator("#words")).to_be_focused()
+        batch_page.go_back()
+        batch_page.reload()  # now the browser has a thumbnail alone
+
+
 def test_the_sheet_is_filtered_and_sorted(batch_page, folder):
     run_folder(batch_page, folder)
     bar = batch_page.locator(".chart-bar", has_text="animals")
@@ -338,6 +350,7 @@ def test_two_windows_show_one_run(fast_page, folder):
     expect(fast_page.locator(".run-progress")).to_have_text("0 of 3 · 3 to send")
     other = open_another(fast_page)
     expect(unsent(other)).to_have_count(3)
+    assert other.title().startswith("0 of 3 · ")
     other.wait_for_timeout(500)  # it asks again and again whether they are still to be sent
     expect(unsent(other)).to_have_count(3)
     held[0].continue_()
@@ -511,6 +524,8 @@ def test_a_run_by_keyboard_alone(batch_page, folder):
     batch_page.keyboard.press("Enter")
     expect(answer(batch_page, "b/2.png")).to_be_focused()
     expect(card(batch_page, "b/1.png")).to_contain_text("edited")
+    batch_page.keyboard.press("Shift+Tab")
+    expect(batch_page.get_by_role("button", name="Open b/2.png in Pictures")).to_be_focused()
     batch_page.keyboard.press("Shift+Tab")
     expect(batch_page.get_by_role("button", name="Undo the change of b/1.png")).to_be_focused()
     batch_page.keyboard.press("Enter")

@@ -2,7 +2,7 @@
 
 import { toSentence } from "./api.js";
 import { toPicture } from "./pictures.js";
-import { parseLabels, toDataUri } from "./run.js";
+import { fromDataUri, parseLabels, toDataUri } from "./run.js";
 
 const THUMBNAIL_PIXELS = 320;
 
@@ -62,6 +62,11 @@ export async function prepareRequest(record, path, file, shots, limits) {
   const body = { model, image_url: await toDataUri(picture.blob), ...asked, ...fields, ...(shots.length && { shots }) };
   const request = { custom_id: path, method: "POST", url: endpointOf(record), body };
   return { line: new Blob([JSON.stringify(request), "\n"]), thumbnail: await drawThumbnail(picture) };
+}
+
+/** The picture of a request that was sent. @param {Blob} line @param {string} path @returns {Promise<File>} */
+export async function pictureOf(line, path) {
+  return fromDataUri(JSON.parse(await line.text()).body.image_url, path.split("/").pop());
 }
 
 /** Sets the answer of a row to that of a line of the output. @param {Row} row @param {Object} line @returns {Row} */

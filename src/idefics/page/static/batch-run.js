@@ -1,7 +1,7 @@
 /** Batch runs: their rows, and what is done for them. Windows that have the same run open tell each other about it. */
 
 import { AnswerReader, Speed, cancelBatch, lineReader } from "./batch-api.js";
-import { ANSWER_FIELDS, isOpen, newRow, noAnswer, prepareRequest } from "./batch-rows.js";
+import { ANSWER_FIELDS, isOpen, newRow, noAnswer, pictureOf, prepareRequest } from "./batch-rows.js";
 import { Sender } from "./batch-sender.js";
 import { withOwnPath } from "./batch-sources.js";
 import * as store from "./batch-store.js";
@@ -138,6 +138,12 @@ export class BatchRun {
     const fetchLine = lineReader(new Set(again.map(({ path }) => path)));
     const read = (row) => (this.#sources.has(row.path) ? this.#prepare(row) : fetchLine(row));
     this.#enqueue(again.map((row) => ({ row, read: () => read(row) })));
+  }
+
+  /** The picture of a row: from here, else what the server has. @param {Row} row @returns {Promise<File>} */
+  async readPicture(row) {
+    const source = this.#sources.get(row.path);
+    return source ? source.read() : pictureOf(await lineReader(new Set([row.path]))(row), row.path);
   }
 
   /** Ends the run; answers stay. */

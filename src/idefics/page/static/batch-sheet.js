@@ -177,7 +177,9 @@ class Card {
       this.edited,
       this.error,
     );
-    this.root = element("li", { tabindex: -1 }, element("div.row-picture", {}, this.image), body);
+    const name = `Open ${row.path} in Pictures`;
+    const open = { type: "button", "aria-label": name, title: name, click: () => this.#open() };
+    this.root = element("li", { tabindex: -1 }, element("button.row-picture", open, this.image), body);
   }
 
   #field() {
@@ -195,6 +197,17 @@ class Card {
     this.field.value = this.row.text;
     this.run.edit(this.row, this.row.text);
     this.field.focus();
+  }
+
+  /** Takes the picture into the conversation, where it is large and can be asked about. */
+  async #open() {
+    try {
+      const file = await this.run.readPicture(this.row);
+      location.hash = "#/";
+      await this.app.addFiles([file]);
+    } catch (error) {
+      this.app.notify(error.message);
+    }
   }
 
   #retry() {

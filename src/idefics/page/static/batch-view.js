@@ -58,10 +58,14 @@ export function showRun(page, app, run, { signal, deleteRun }) {
     note,
     sheet.root,
   );
+  const { title: pageTitle } = document;
   const show = (rows) => {
     sheet.update(rows);
     showProgress(run, parts);
+    const { done, total } = run.progress;
+    document.title = run.isRunning ? `${done} of ${total} · ${pageTitle}` : pageTitle;
   };
+  signal.addEventListener("abort", () => (document.title = pageTitle));
   let wasRunning = run.isRunning;
   const unsubscribe = run.subscribe((rows) => {
     show(rows);

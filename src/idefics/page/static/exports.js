@@ -2,7 +2,7 @@
 
 import { answerText } from "./actions.js";
 import { describeCost } from "./answers.js";
-import { toDataUri } from "./run.js";
+import { fromDataUri, toDataUri } from "./run.js";
 import { DEFAULT_SETTINGS, TASKS, emptyConversation, newId, taskByName } from "./state.js";
 import { allPictures } from "./store.js";
 
@@ -75,11 +75,8 @@ export function fromJson(text) {
   };
 }
 
-function readBlob(uri) {
-  const type = PICTURE.exec(uri)[1];
-  const bytes = Uint8Array.from(atob(uri.slice(uri.indexOf(",") + 1)), (char) => char.charCodeAt(0));
-  return new Blob([bytes], { type });
-}
+/** @throws {TypeError} it is no picture. */
+const readBlob = (uri) => fromDataUri(PICTURE.exec(uri).input, "");
 
 function readPicture({ id, name, path, note, width, height, blob, frames, fps }) {
   const size = { width: toNumber(width), height: toNumber(height) };

@@ -234,3 +234,9 @@ export function toDataUri(blob) {
     reader.readAsDataURL(blob);
   });
 }
+
+/** A file of a data URI in base64. @param {string} uri @param {string} name @throws {Error} it is no such URI. */
+export function fromDataUri(uri, name) {
+  const [, type, base64] = /^data:([\w/+.-]*)[^,]*;base64,(.*)$/s.exec(uri);
+  return new File([Uint8Array.from(atob(base64), (char) => char.charCodeAt(0))], name, { type });
+}

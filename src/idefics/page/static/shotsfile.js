@@ -1,6 +1,6 @@
 /** shots.jsonl: few-shot examples as a file, one a line, as the command line and Python read them. */
 
-import { toDataUri } from "./run.js";
+import { fromDataUri, toDataUri } from "./run.js";
 import { newId } from "./state.js";
 
 const EXAMPLE = '{"image": "photo.jpg", "answer": "A puppy."}';
@@ -67,10 +67,8 @@ async function openImage(image, { place, files, fetchPicture }) {
 }
 
 function fileOfDataUri(uri, place) {
-  const [, type, base64] = /^data:([\w/+.-]*)[^,]*;base64,(.*)$/s.exec(uri) ?? [];
   try {
-    const bytes = Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
-    return new File([bytes], `example.${type.split("/")[1]}`, { type });
+    return fromDataUri(uri, "example");
   } catch {
     throw new Error(`${place}: the picture is not a base64 data URI that can be read.`);
   }
