@@ -137,59 +137,43 @@ __all__ = [
     "TextStreamer",
 ]
 
-_NAMES_BY_MODULE = {
-    "batch_feature": ("BatchEncoding", "BatchFeature"),
-    "configuration_auto": ("AutoConfig",),
-    "configuration_idefics": ("IdeficsConfig", "IdeficsPerceiverConfig", "IdeficsVisionConfig"),
-    "configuration_inline": ("Idefics2Config", "Idefics3Config", "SmolVLMConfig"),
-    "generation_config": ("GenerationConfig",),
-    "generation_strategies": ("GenerateBeamDecoderOnlyOutput", "GenerateDecoderOnlyOutput"),
-    "image_processing_idefics": ("IdeficsImageProcessor",),
-    "image_processing_inline": (
-        "Idefics2ImageProcessor",
-        "Idefics2ImageProcessorFast",
-        "Idefics3ImageProcessor",
-        "Idefics3ImageProcessorFast",
-        "SmolVLMImageProcessor",
-        "SmolVLMImageProcessorFast",
-    ),
-    "logits_process": ("LogitsProcessor", "LogitsProcessorList"),
-    "modeling_auto": ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq"),
-    "modeling_idefics": ("IdeficsForVisionText2Text", "IdeficsModel", "IdeficsPreTrainedModel"),
-    "modeling_inline": (
-        "Idefics2ForConditionalGeneration",
-        "Idefics2Model",
-        "Idefics2PreTrainedModel",
-        "Idefics3ForConditionalGeneration",
-        "Idefics3Model",
-        "Idefics3PreTrainedModel",
-        "SmolVLMForConditionalGeneration",
-        "SmolVLMModel",
-        "SmolVLMPreTrainedModel",
-    ),
-    "processing_auto": ("AutoImageProcessor", "AutoProcessor", "AutoTokenizer"),
-    "processing_idefics": ("IdeficsProcessor",),
-    "processing_inline": ("Idefics2Processor", "Idefics3Processor", "SmolVLMProcessor"),
-    "quantization": ("BitsAndBytesConfig", "QuantoConfig"),
-    "stopping_criteria": (
-        "EosTokenCriteria",
-        "MaxLengthCriteria",
-        "MaxTimeCriteria",
-        "StopStringCriteria",
-        "StoppingCriteria",
-        "StoppingCriteriaList",
-    ),
-    "streamers": ("TextIteratorStreamer", "TextStreamer"),
-    "tokenization": (
-        "GPT2TokenizerFast",
-        "LlamaTokenizer",
-        "LlamaTokenizerFast",
-        "PreTrainedTokenizer",
-        "PreTrainedTokenizerFast",
-    ),
-}
+# Which module each name is imported from.
 _MODULE_BY_NAME = {
-    name: f"idefics.compat.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names
+    name: f"idefics.compat.{module}"
+    for module, names in {
+        "batch_feature": "BatchEncoding BatchFeature",
+        "configuration_auto": "AutoConfig",
+        "configuration_idefics": "IdeficsConfig IdeficsPerceiverConfig IdeficsVisionConfig",
+        "configuration_inline": "Idefics2Config Idefics3Config SmolVLMConfig",
+        "generation_config": "GenerationConfig",
+        "generation_strategies": "GenerateBeamDecoderOnlyOutput GenerateDecoderOnlyOutput",
+        "image_processing_idefics": "IdeficsImageProcessor",
+        "image_processing_inline": (
+            "Idefics2ImageProcessor Idefics2ImageProcessorFast Idefics3ImageProcessor "
+            "Idefics3ImageProcessorFast SmolVLMImageProcessor SmolVLMImageProcessorFast"
+        ),
+        "logits_process": "LogitsProcessor LogitsProcessorList",
+        "modeling_auto": "AutoModel AutoModelForImageTextToText AutoModelForVision2Seq",
+        "modeling_idefics": "IdeficsForVisionText2Text IdeficsModel IdeficsPreTrainedModel",
+        "modeling_inline": (
+            "Idefics2ForConditionalGeneration Idefics2Model Idefics2PreTrainedModel "
+            "Idefics3ForConditionalGeneration Idefics3Model Idefics3PreTrainedModel "
+            "SmolVLMForConditionalGeneration SmolVLMModel SmolVLMPreTrainedModel"
+        ),
+        "processing_auto": "AutoImageProcessor AutoProcessor AutoTokenizer",
+        "processing_idefics": "IdeficsProcessor",
+        "processing_inline": "Idefics2Processor Idefics3Processor SmolVLMProcessor",
+        "quantization": "BitsAndBytesConfig QuantoConfig",
+        "stopping_criteria": (
+            "EosTokenCriteria MaxLengthCriteria MaxTimeCriteria StopStringCriteria StoppingCriteria "
+            "StoppingCriteriaList"
+        ),
+        "streamers": "TextIteratorStreamer TextStreamer",
+        "tokenization": (
+            "GPT2TokenizerFast LlamaTokenizer LlamaTokenizerFast PreTrainedTokenizer PreTrainedTokenizerFast"
+        ),
+    }.items()
+    for name in names.split()
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi.responses import JSONResponse, Response
 
 from idefics.messages import Answer, Delta
+from idefics.server.progress import stream_with_progress
 from idefics.server.request_context import RequestContext
 from idefics.server.response_fields import collect_notes, sum_usage
 from idefics.server.sampling_fields import ChoicesRequest
@@ -62,7 +63,11 @@ class ChoicesResponseBuilder(ABC):
         """
         if self.request.streams_progress:
             self.context.start_reporting()
-            return EventStreamResponse(self._stream_progress_and_events(submit))
+            work = partial(self.context.submit_and_wait_for_prompt, submit)
+            fields = {**self.common_fields, "choices": []}
+            return EventStreamResponse(
+                stream_with_progress(self.context, work, fields, self._stream_events())
+            )
         await submit()
         if self.request.stream:
             return EventStreamResponse(self._stream_events())
@@ -75,18 +80,6 @@ class ChoicesResponseBuilder(ABC):
         return JSONResponse(
             {**self.common_fields, "choices": choices, "usage": usage, **collect_notes(answers)}
         )
-
-    async def _stream_progress_and_events(
-        self, submit: Callable[[], Coroutine[Any, Any, None]]
-    ) -> AsyncGenerator[bytes]:
-        """The formatted events of a stream with progress: chunks without choices, until the prompt is computed."""
-        context = self.context
-        async with aclosing(context.progress_of(context.submit_and_wait_for_prompt(submit))) as reported:
-            async for progress in reported:
-                yield format_event({**self.common_fields, "choices": [], "progress": progress._asdict()})
-        async with aclosing(self._stream_events()) as events:
-            async for event in events:
-                yield event
 
     async def _stream_events(self) -> AsyncGenerator[bytes]:
         """The formatted events of the stream: first chunks of all choices, text, last chunks, then the usage."""

@@ -20,6 +20,7 @@ from idefics.errors import EngineBusy
 from idefics.explain.explanation import Explanation, Method
 from idefics.explain.occlusion import TokenEvidence
 from idefics.messages import Usage
+from idefics.server.progress import stream_with_progress
 from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields
 from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses, read_json_or_form
 from idefics.server.sampling_fields import StreamFields, TokenLimit
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 MAX_PASSES_AT_ONCE = 4  # of one explanation, so that answers of other clients are computed in between
 BUSY_SECONDS = 0.05  # until a pass is submitted again that found the engine's queue full
+
+PROGRESS_FIELDS = {"object": "image.explanation.progress"}  # of an event with progress
 
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"], route_class=JSONBodyRoute)
 
@@ -113,7 +116,8 @@ async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -
     inputs.check_and_count_texts(" ".join([body.words or "", body.answer or "", *(body.labels or ())]))
     explainer = _Explainer(inputs, body, _make_call(inputs, body, body.answer))
     if body.streams_progress:
-        return EventStreamResponse(explainer.stream_progress_and_events())
+        events = explainer.stream_events()
+        return EventStreamResponse(stream_with_progress(context, explainer.prepare, PROGRESS_FIELDS, events))
     await explainer.prepare()
     if body.stream:
         return EventStreamResponse(explainer.stream_events())
@@ -176,15 +180,6 @@ class _Explainer:
         self._count(answer.usage)
         return answer.text
 
-    async def stream_progress_and_events(self) -> AsyncGenerator[bytes]:
-        """Yields the formatted events of a stream with progress: that of `prepare` first."""
-        async with aclosing(self.context.progress_of(self.prepare())) as reported:
-            async for progress in reported:
-                yield format_event(_progress_event(progress))
-        async with aclosing(self.stream_events()) as events:
-            async for event in events:
-                yield event
-
     async def stream_events(self) -> AsyncGenerator[bytes]:
         """Yields the formatted events: explanations that get finer."""
         async with aclosing(self.events()) as events:
@@ -208,7 +203,7 @@ class _Explainer:
                 handles: list[RequestHandle] = []
                 async with aclosing(context.progress_of(self._score(step, handles))) as reported:
                     async for progress in reported:
-                        yield _progress_event(progress)
+                        yield {**PROGRESS_FIELDS, "progress": progress._asdict()}
                 step = await context.run_in_worker(partial(steps.send, handles))
 
     async def _score(self, requests: Sequence[Request], handles: list[RequestHandle]) -> None:
@@ -272,8 +267,3 @@ class _Explainer:
             "prompt_tokens_details": {"cached_tokens": self.usage["cached_tokens"]},
             "pictures": len(prompt.pictures),
         }
-
-
-def _progress_event(progress: RequestProgress) -> dict[str, Any]:
-    """Progress as `ExplanationProgressEvent`."""
-    return {"object": "image.explanation.progress", "progress": progress._asdict()}

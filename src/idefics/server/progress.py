@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 from idefics.engine.request import RequestProgress
+from idefics.server.sse import format_event
+
+if TYPE_CHECKING:
+    from idefics.server.request_context import RequestContext
 
 
 class ProgressQueue:
@@ -62,3 +67,25 @@ class ProgressQueue:
         """Calls a function in the event loop, unless that has ended."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+async def stream_with_progress(
+    context: RequestContext,
+    work: Callable[[], Coroutine[Any, Any, None]],
+    fields: Mapping[str, object],
+    events: AsyncGenerator[bytes],
+) -> AsyncGenerator[bytes]:
+    """The formatted events of a stream with progress: that of `work`, then `events`.
+
+    Args:
+        context: the request.
+        work: the part of the request that comes before the events.
+        fields: the other fields of an event with progress.
+        events: the formatted events of the same stream without progress.
+    """
+    async with aclosing(context.progress_of(work())) as reported:
+        async for progress in reported:
+            yield format_event({**fields, "progress": progress._asdict()})
+    async with aclosing(events) as sent:
+        async for event in sent:
+            yield event

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_PICTURES, MaxTiles, picture_from_url
 from idefics.server.errors import APIError
+from idefics.server.progress import stream_with_progress
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import collect_notes, sum_usage
@@ -147,7 +147,8 @@ async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -
         pictures=[inputs.picture, *inputs.shot_pictures],
     )
     if request.streams_progress:
-        return EventStreamResponse(_stream_progress_and_events(context, submit))
+        work = partial(context.submit_and_wait_for_prompt, submit)
+        return EventStreamResponse(stream_with_progress(context, work, {"text": ""}, _stream_events(context)))
     await submit()
     if request.stream:
         return EventStreamResponse(_stream_events(context))
@@ -155,18 +156,6 @@ async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -
     return JSONResponse(
         {"object": "image.task", "task": task.name, "text": answer.text, **_final_fields(answer)}
     )
-
-
-async def _stream_progress_and_events(
-    context: RequestContext, submit: Callable[[], Coroutine[Any, Any, None]]
-) -> AsyncGenerator[bytes]:
-    """Yields the formatted events of a streamed answer with its progress: `TaskProgressEvent`s come first."""
-    async with aclosing(context.progress_of(context.submit_and_wait_for_prompt(submit))) as reported:
-        async for progress in reported:
-            yield format_event({"text": "", "progress": progress._asdict()})
-    async with aclosing(_stream_events(context)) as events:
-        async for event in events:
-            yield event
 
 
 async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
