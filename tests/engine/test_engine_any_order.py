@@ -16,8 +16,9 @@ from engine.fakes import (
     make_tiles,
     wait_until_idle,
 )
+from engine.reference_decoding import reference_greedy
 from idefics.engine.decode import TorchDecode
-from idefics.engine.reference import ReferenceModel, reference_greedy
+from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Request
 from models import tiny
 

@@ -18,8 +18,9 @@ from engine.fakes import (
     make_tiles,
     run_requests,
 )
+from engine.reference_decoding import reference_greedy
 from idefics.config import KVCacheLayout, TextConfig
-from idefics.engine.reference import ReferenceModel, reference_greedy
+from idefics.engine.reference import ReferenceModel
 from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import LlamaDecoder
 

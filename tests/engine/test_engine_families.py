@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from engine.fakes import make_engine, make_request, run_requests
-from idefics.engine.reference import ReferenceModel, reference_greedy
+from engine.reference_decoding import reference_greedy
+from idefics.engine.reference import ReferenceModel
 from models import tiny
 
 WINDOW_3 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 3})

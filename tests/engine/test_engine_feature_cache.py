@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 
 from engine.fakes import make_fake_model, make_prompt, make_request, make_tiles, run_requests
+from engine.reference_decoding import reference_greedy
 from idefics.config import EngineConfig
 from idefics.engine import feature_cache as feature_cache_module
 from idefics.engine.engine import Engine
 from idefics.engine.feature_cache import FeatureCache
-from idefics.engine.reference import reference_greedy
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="features are not stored on Windows")
 

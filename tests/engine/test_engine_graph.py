@@ -11,6 +11,7 @@ import torch
 from engine import fakes, random_sequences
 from engine.fake_cuda_graphs import FakeCudaGraphs
 from engine.random_sequences import make_sequences, run_decode_steps, uncached_logits
+from engine.reference_decoding import reference_greedy
 from idefics.config import KVCacheLayout
 from idefics.engine import engine as engine_module
 from idefics.engine.cuda_graphs import CudaGraphDecode, CudaGraphRecorder, pad_num_pages, pad_num_rows
@@ -25,7 +26,6 @@ from idefics.engine.decode import (
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
 from idefics.engine.native import NativeDecode
-from idefics.engine.reference import reference_greedy
 from idefics.native.library import available_instruction_sets
 from idefics.nn.attention import DenseAttn
 from idefics.nn.attention_backends import (

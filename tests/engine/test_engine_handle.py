@@ -20,8 +20,8 @@ from engine.fakes import (
     make_tiles,
     wait_until_idle,
 )
+from engine.reference_decoding import reference_greedy
 from idefics.engine import engine_thread
-from idefics.engine.reference import reference_greedy
 from idefics.errors import EngineBusy
 
 PROMPT = make_prompt("inline", 5, 6, 7)

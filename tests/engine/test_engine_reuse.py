@@ -12,7 +12,7 @@ from engine.fakes import (
     run_requests,
     wait_until_idle,
 )
-from idefics.engine.reference import reference_greedy
+from engine.reference_decoding import reference_greedy
 
 KINDS = ["inline", "cross_attention"]
 SHOT_IDS = list(range(3, 40))

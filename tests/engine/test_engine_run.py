@@ -17,7 +17,7 @@ from engine.fakes import (
     make_tiles,
     run_requests,
 )
-from idefics.engine.reference import reference_greedy
+from engine.reference_decoding import reference_greedy
 from idefics.errors import BadPrompt, PromptTooLong
 
 KINDS = ["inline", "cross_attention"]

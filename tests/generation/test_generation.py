@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import idefics
-from idefics.engine.reference import reference_greedy
+from engine.reference_decoding import reference_greedy
 from idefics.errors import BadPicture, BadPrompt, BadSetting, IdeficsError, PromptTooLong
 from idefics.messages import Picture, Shot, assistant, user
 from idefics.nn.attention import DenseAttn

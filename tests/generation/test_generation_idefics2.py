@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import idefics
+from engine.reference_decoding import reference_greedy
 from idefics.config import Sampling
-from idefics.engine.reference import reference_greedy
 from idefics.engine.request import Request
 from idefics.errors import BadPrompt, UnsupportedModel
 from idefics.messages import Picture, Shot, assistant, user

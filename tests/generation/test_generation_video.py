@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 import idefics
-from idefics.engine.reference import reference_greedy
+from engine.reference_decoding import reference_greedy
 from idefics.errors import BadVideo
 from idefics.messages import Picture, Shot, Video, user
 from models import tiny

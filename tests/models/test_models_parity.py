@@ -7,7 +7,7 @@ between and after the text, none to five of them. Where transformers is not righ
 import pytest
 import torch
 
-from idefics.engine.reference import reference_greedy
+from engine.reference_decoding import reference_greedy
 from models import tiny
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -5,7 +5,7 @@ Tests compare the engine's tokens with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -113,25 +113,3 @@ class AttentionRecorder:
         mask = causal_window_mask(positions[self.start :], positions, sliding_window or len(k))
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).mean(dim=0)
         self._per_layer.append(weights[:, self.keys].cpu())
-
-
-@torch.inference_mode()
-def reference_greedy(
-    model: VLM,
-    prompt: Prompt,
-    max_new_tokens: int,
-    *,
-    stop_ids: Collection[int] = (),
-    banned_ids: Collection[int] = (),
-) -> list[int]:
-    """Greedy decoding without a cache: the ids up to a stop id, `max_new_tokens` or the model's last position."""
-    reference = ReferenceModel(model, prompt)
-    ids: list[int] = []
-    for _ in range(min(max_new_tokens, model.layout.max_positions - len(prompt))):
-        logits = model.logits(reference.hidden_states(tuple(ids))[-1:])[0].float()  # (V,)
-        logits[list(banned_ids)] = -torch.inf
-        token = int(logits.argmax())
-        if token in stop_ids:
-            break
-        ids.append(token)
-    return ids
