@@ -32,7 +32,7 @@ from idefics.messages import ImageDetail
 from idefics.models import family_for, read_checkpoint
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess
-from idefics.quant.int8_matmul import w8a8_matmul
+from idefics.quant.matmul import w8a8_matmul
 
 # Title, checkpoint, tile size if it differs from the checkpoint's, size of the photo.
 PREPROCESSING_CASES: tuple[tuple[str, str, int | None, tuple[int, int]], ...] = (

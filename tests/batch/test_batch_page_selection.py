@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from idefics.batch.page_selection import PageSelection, SelectedPages
 from idefics.batch.rows import BatchRow
+from idefics.batch.run_settings import PageSelection, SelectedPages
 from idefics.errors import BadSetting
 
 

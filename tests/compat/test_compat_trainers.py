@@ -10,7 +10,7 @@ import idefics
 from compat import models_tiny
 from compat.models_tiny import FAMILIES, assert_close, make_our_model
 from idefics import compat, demo
-from idefics.compat.transformers_instance import TRANSFORMERS_MODULE
+from idefics.compat.modeling import TRANSFORMERS_MODULE
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory.*:UserWarning")

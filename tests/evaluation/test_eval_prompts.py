@@ -5,10 +5,10 @@ from eval_rows import evaluation_row
 
 from idefics.batch.sources.media import file_media
 from idefics.errors import BadPrompt, BadSetting
-from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import choose_style
 from idefics.evaluate.prompts import SuitePrompts, picture_place
 from idefics.evaluate.request import EvaluationRequest, PictureRef
+from idefics.evaluate.shots import PictureContents
 from idefics.evaluate.suite import Suite
 
 VQA = Suite(

@@ -9,8 +9,7 @@ import idefics
 from idefics.batch.sources.media import file_media
 from idefics.engine.encoder_cache import encode_frames
 from idefics.errors import BadPicture, BadSetting
-from idefics.evaluate.picture_contents import PictureContents
-from idefics.evaluate.shots import EmbeddingFile, NearestShots, RandomShots, choose_support
+from idefics.evaluate.shots import EmbeddingFile, NearestShots, PictureContents, RandomShots, choose_support
 
 NAMES = sorted(PICTURES)
 SUPPORT = {name: evaluation_row(name, name) for name in NAMES}

@@ -24,8 +24,8 @@ from idefics.nn.attention_backends import (
 from idefics.nn.native_linear import NativeLinear
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
-from idefics.quant.int8_matmul import w8a8_matmul
 from idefics.quant.linear import Int8Linear, int8_dequantized_matmul
+from idefics.quant.matmul import w8a8_matmul
 
 PICTURE = pictures()[0]
 

@@ -15,7 +15,6 @@ from idefics.nn.native_linear import (
 from idefics.nn.upcast import UpcastLinear
 from idefics.quant import apply_kernel_choice
 from idefics.quant.autotune import KernelChoice
-from idefics.quant.int8_matmul import w8a8_matmul, w8a8_matmul_torch
 from idefics.quant.linear import (
     Int4Linear,
     Int8Linear,
@@ -23,6 +22,7 @@ from idefics.quant.linear import (
     int4_dequantized_matmul,
     quantize_symmetric,
 )
+from idefics.quant.matmul import w8a8_matmul, w8a8_matmul_torch
 from native_builds import MATMUL_SOURCES, load_sources
 
 # rows, inputs, outputs

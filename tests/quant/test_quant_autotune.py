@@ -12,8 +12,8 @@ from idefics.native import library
 from idefics.nn.upcast import UpcastLinear
 from idefics.quant import apply_kernel_choice, autotune
 from idefics.quant.autotune import KernelChoice, autotune_kernels
-from idefics.quant.int8_matmul import onednn_linear, w8a8_matmul, w8a8_matmul_torch
 from idefics.quant.linear import Int8Linear, int8_dequantized_matmul
+from idefics.quant.matmul import onednn_linear, w8a8_matmul, w8a8_matmul_torch
 
 SECONDS_BY_KERNEL = {"float32": 100, "onednn": 120, "integers": 50, "bfloat16": 40}
 EXPECTED_CHOICE = KernelChoice(onednn=False, integers=True, bfloat16=True)
@@ -137,7 +137,7 @@ def test_onednn_keeps_inputs_only_for_weights_that_learn():
 @torch.inference_mode()
 def test_int8_products_are_exact(monkeypatch, rows, bias, room):
     """The reference: inputs and weights rounded to integers, multiplied in float64."""
-    monkeypatch.setattr("idefics.quant.int8_matmul.MAX_SUMS_AT_ONCE", room)
+    monkeypatch.setattr("idefics.quant.matmul.MAX_SUMS_AT_ONCE", room)
     plain = nn.Linear(96, 64, bias=bias)
     layer = Int8Linear.from_linear(plain, plain.weight.detach())
     x = torch.randn(2, rows, 96)

@@ -7,8 +7,8 @@ from torch import nn
 from idefics import quant
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.fp8 import Float8Linear, can_use_fp8_matmul, fp8_matmul
-from idefics.quant.int8_matmul import can_use_cuda_int8_matmul, w8a8_matmul_cuda
 from idefics.quant.linear import Int8Linear
+from idefics.quant.matmul import can_use_cuda_int8_matmul, w8a8_matmul_cuda
 
 # Relative errors of products of normal numbers; each bound is a tenth or so above what is measured.
 LAYER_FUNCTION_AND_ERROR = [(Int8Linear, w8a8_matmul_cuda, 0.013), (Float8Linear, fp8_matmul, 0.04)]

@@ -9,10 +9,10 @@ from torch import nn
 from idefics.native import library
 from idefics.native.structures import GROUP_SIZE
 from idefics.quant import apply_kernel_choice
-from idefics.quant import int4_kernels as module
+from idefics.quant import matmul as module
 from idefics.quant.autotune import KernelChoice
-from idefics.quant.int8_matmul import w8a8_matmul, w8a8_matmul_torch
 from idefics.quant.linear import Int4Linear
+from idefics.quant.matmul import w8a8_matmul, w8a8_matmul_torch
 from native_builds import MATMUL_SOURCES, load_sources
 
 LAYERS = import_module("idefics.quant.linear")  # a function of this name hides it in the package
@@ -108,10 +108,10 @@ def test_int8_products_use_the_kernel(monkeypatch):
     layer, x = LAYERS.Int8Linear.from_linear(plain, plain.weight.detach()), torch.randn(2, 3, 64)
     layer.matmul = w8a8_matmul
     # As on a processor without dot products of bytes, for which there is another kernel.
-    monkeypatch.setattr("idefics.quant.int8_matmul.can_use_native_weight", lambda *_: False)
+    monkeypatch.setattr("idefics.quant.matmul.can_use_native_weight", lambda *_: False)
     seen = []
     monkeypatch.setattr(
-        "idefics.quant.int8_matmul.w8a8_matmul_native",
+        "idefics.quant.matmul.w8a8_matmul_native",
         lambda *args: seen.append(args) or module.w8a8_matmul_native(*args),
     )
     ours = layer(x)

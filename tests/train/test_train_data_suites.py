@@ -7,9 +7,9 @@ import PIL.ImageFile
 import pytest
 
 from idefics.evaluate.answerer import make_prompt_items
-from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import own_style
 from idefics.evaluate.prompts import SuitePrompts
+from idefics.evaluate.shots import PictureContents
 from idefics.evaluate.suite_data import SuiteData
 from idefics.evaluate.suites import SUITES
 from idefics.generation.prompts import make_prompt

@@ -18,7 +18,7 @@ from idefics.batch.documents import (
     describe_cut,
     join_pages,
 )
-from idefics.batch.page_selection import PageSelection, SelectedPages
+from idefics.batch.run_settings import PageSelection, SelectedPages
 from idefics.catalog import DOCTAGS_MODELS
 from idefics.cli.batch_runs import INTERRUPTED, command_line, find_run_settings, stop_on_signals
 from idefics.cli.command import LoadModel, command

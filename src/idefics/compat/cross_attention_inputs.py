@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from idefics.compat.decoder_inputs import DecoderInputs
+from idefics.compat.modeling_outputs import DecoderInputs
 from idefics.compat.padded_attention import CrossAttentionInputs, group_cross_kv_by_row
 from idefics.errors import BadPrompt
 from idefics.models.idefics1 import Idefics1Backbone

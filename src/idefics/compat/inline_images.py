@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from idefics.compat.decoder_inputs import DecoderInputs
+from idefics.compat.modeling_outputs import DecoderInputs
 from idefics.errors import BadPrompt
 
 

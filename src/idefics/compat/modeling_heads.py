@@ -12,12 +12,17 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.decoder_inputs import DecoderInputs, ForwardOptions, record_module_outputs
 from idefics.compat.generation import GenerationMixin
 from idefics.compat.kv_cache import KeyValueCache
 from idefics.compat.model_construction import accept_any_config_in_init, building_models
 from idefics.compat.modeling import PreTrainedModel
-from idefics.compat.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from idefics.compat.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    DecoderInputs,
+    ForwardOptions,
+    record_module_outputs,
+)
 from idefics.compat.padded_attention import CrossAttentionInputs, PaddedAttn, make_attention_mask
 from idefics.compat.training import next_token_loss
 from idefics.errors import BadPrompt, BadSetting

@@ -16,13 +16,13 @@ from idefics.compat.cross_attention_inputs import (
     get_cached_cross_attention_inputs,
     make_cross_attention_inputs,
 )
-from idefics.compat.decoder_inputs import prepare_decoder_inputs
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
 from idefics.compat.modeling import PreTrainedModel
 from idefics.compat.modeling_heads import BaseModelWithoutHead, ModelWithHead, make_forward_with_head
 from idefics.compat.modeling_outputs import (
     IdeficsBaseModelOutputWithPast,
     IdeficsCausalLMOutputWithPast,
+    prepare_decoder_inputs,
 )
 from idefics.compat.modeling_vision import IdeficsVisionTransformer
 from idefics.compat.training import add_output_dropout, freeze_except

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
-from idefics.compat.decoder_inputs import prepare_decoder_inputs, record_module_outputs
 from idefics.compat.inline_images import encode_frames, merge_image_features
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
 from idefics.compat.modeling import PreTrainedModel
@@ -25,6 +24,8 @@ from idefics.compat.modeling_outputs import (
     Idefics3CausalLMOutputWithPast,
     SmolVLMBaseModelOutputWithPast,
     SmolVLMCausalLMOutputWithPast,
+    prepare_decoder_inputs,
+    record_module_outputs,
 )
 from idefics.compat.modeling_vision import SiglipVisionTransformer
 from idefics.errors import BadPrompt

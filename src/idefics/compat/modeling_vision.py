@@ -10,8 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from idefics.compat.decoder_inputs import record_module_outputs
-from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
+from idefics.compat.modeling_outputs import BaseModelOutputWithPooling, record_module_outputs
 from idefics.errors import BadPrompt
 from idefics.models import idefics1
 from idefics.models.vision_language_model import SiglipVisionTower

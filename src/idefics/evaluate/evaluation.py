@@ -16,7 +16,6 @@ from idefics.batch.run_settings import RowSelection, RunSettings
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadSetting, IdeficsError
 from idefics.evaluate.evaluation_settings import CheckpointFacts, EvaluationSettings, checked_metric
-from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
 from idefics.evaluate.scores import EvaluatedRow
@@ -25,6 +24,7 @@ from idefics.evaluate.shots import (
     MAX_SUPPORT_ROWS,
     EmbeddingFile,
     NearestShots,
+    PictureContents,
     RandomShots,
     ShotSelector,
     choose_support,

@@ -11,10 +11,9 @@ from typing import Literal
 
 from idefics.batch.rows import BatchRow, Media
 from idefics.errors import BadPrompt
-from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle
 from idefics.evaluate.request import QUERY_PICTURE, EvaluationRequest, Part, PictureRef, raw_turn
-from idefics.evaluate.shots import ShotSelector
+from idefics.evaluate.shots import PictureContents, ShotSelector
 from idefics.evaluate.suite import EvaluationRow, Suite
 from idefics.tasks.classify import task_and_label_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from idefics.evaluate.layouts.classes import imagenet_names
+from idefics.evaluate.layouts.choices import imagenet_names
 from idefics.evaluate.suite import Suite
 
 _captions = partial(Suite, answer="caption", metric="cider")

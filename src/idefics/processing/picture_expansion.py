@@ -1,4 +1,4 @@
-"""Replaces each picture and video of a prompt by frames for the vision tower and placeholder text.
+"""Replaces pictures and videos of a prompt by frames for the vision tower and placeholder text; what a picture costs.
 
 The placeholder text of a picture differs between the families of models. Once the text is tokenized, `build_prompt`
 finds the image tokens of each picture among the ids.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, groupby, repeat
+from typing import TYPE_CHECKING, NamedTuple
 
 from idefics.config import ImageProcessorConfig, PromptFormat
 from idefics.errors import BadPrompt
@@ -16,9 +17,44 @@ from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess
 from idefics.processing.prefetch import create_prefetcher
+from idefics.processing.tile_plan import plan_tiles
 from idefics.processing.tokenizer import TextPiece
 from idefics.processing.video import expand_video
 from idefics.prompt import PreprocessedImage, Prompt
+
+if TYPE_CHECKING:
+    from idefics.processing.processor import Processor
+
+
+class ImageCost(NamedTuple):
+    """What a picture costs in a prompt of its own.
+
+    Attributes:
+        rows, columns: the grid of its tiles; (0, 0) where it stays whole.
+        num_frames: how many inputs of the vision tower it becomes: its tiles and the whole picture.
+        num_tokens: how many tokens of the prompt it takes.
+    """
+
+    rows: int
+    columns: int
+    num_frames: int
+    num_tokens: int
+
+
+def compute_image_cost(processor: Processor, width: int, height: int, image_detail: ImageDetail) -> ImageCost:
+    """The cost of a picture of `width` x `height` pixels, upright."""
+    image_config = processor.image_config
+    plan = plan_tiles(width, height, image_config, image_detail)
+    text = image_placeholder_text(
+        processor.prompt_format,
+        image_config.tokens_per_frame,
+        plan.rows,
+        plan.columns,
+        follows_picture=False,
+    )
+    num_tokens = len(processor.tokenizer.encode(text, add_special_tokens=False))
+    return ImageCost(plan.rows, plan.columns, len(plan.frame_sizes), num_tokens)
+
 
 FAKE_IMAGE_TOKEN = "<fake_token_around_image>"
 PromptPart = TextPiece | PictureOrVideo | PreprocessedImage

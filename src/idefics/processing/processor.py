@@ -21,13 +21,13 @@ from idefics.messages import ContentPart, ImageDetail, Message, Picture
 from idefics.processing.chat_prompt import IMAGE_TOKEN, render_conversation
 from idefics.processing.continuations import check_continuation, encode_continuations
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_cost import compute_image_cost
 from idefics.processing.image_processor import open_picture
 from idefics.processing.message_parsing import to_messages
 from idefics.processing.picture_expansion import (
     FAKE_IMAGE_TOKEN,
     PromptPart,
     build_prompt,
+    compute_image_cost,
     expand_pictures,
 )
 from idefics.processing.prompt_items import parse_item

@@ -19,9 +19,15 @@ from idefics.nn.native_linear import can_use_native_weight
 from idefics.nn.upcast import TokenEmbedding, UpcastLinear
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.fp8 import Float8Linear, can_use_fp8_matmul, fp8_matmul
-from idefics.quant.int4_kernels import can_use_w4a8_matmul, w4a8_matmul
-from idefics.quant.int8_matmul import can_use_cuda_int8_matmul, onednn_linear, w8a8_matmul, w8a8_matmul_cuda
 from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul, int4_dequantized_matmul
+from idefics.quant.matmul import (
+    can_use_cuda_int8_matmul,
+    can_use_w4a8_matmul,
+    onednn_linear,
+    w4a8_matmul,
+    w8a8_matmul,
+    w8a8_matmul_cuda,
+)
 from idefics.quant.quantized_linear import QuantizedMatmul
 
 LayerFactory = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> the quantised layer

@@ -25,7 +25,7 @@ from torch.nn import functional
 from idefics.config import KernelMode
 from idefics.native import library
 from idefics.nn.native_linear import NativeWeight, can_use_native_weight, native_linear
-from idefics.quant.int8_matmul import onednn_linear, w8a8_matmul
+from idefics.quant.matmul import onednn_linear, w8a8_matmul
 
 MIN_TUNED_WEIGHTS = 2**25  # number of weights; for a smaller model timing takes longer than it saves
 TIMED_ROWS, MAX_TIMED_OUTPUTS = 128, 4096  # sizes of a product that is timed: rows as of a prompt

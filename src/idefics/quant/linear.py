@@ -19,8 +19,7 @@ from idefics.nn.native_linear import (
     native_linear,
 )
 from idefics.nn.upcast import LinearFunction, linear_by_blocks
-from idefics.quant.int4_kernels import can_dequantize_int4, dequantize_int4
-from idefics.quant.int8_matmul import w8a8_matmul
+from idefics.quant.matmul import can_dequantize_int4, dequantize_int4, w8a8_matmul
 from idefics.quant.quantized_linear import QuantizedLinear, QuantizedMatmul
 
 MAX_WEIGHTS_AT_ONCE = 2**19  # weights whose scales are searched together: each takes some bytes meanwhile

@@ -1,8 +1,9 @@
-"""Answers the lines of a batch file with the server's own routes; the answers are kept in a ledger."""
+"""Answers the lines of a batch file by requests that the process sends to its own app; a ledger keeps the answers."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,84 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message
 
 from idefics.batch.ledger import Ledger, LedgerRow
 from idefics.batch.openai_batch import BatchFileLimits, BatchLine, answered_line, read_batch_lines
+from idefics.server import request_ids
 from idefics.server.admission import AdmissionControl
-from idefics.server.in_process import InProcessResponse, post_in_process
+from idefics.server.middleware import IN_PROCESS_SCOPE_KEY
 from idefics.server.routing import MAX_JSON_VALUES
 from idefics.server.settings import Settings
+
+CLIENT_NAME = "batch"  # in the access log, in the place of the client's address
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessResponse:
+    """The response of the app.
+
+    Attributes:
+        status: HTTP status.
+        request_id: its `x-request-id`.
+        body: the JSON object.
+        retry_after: seconds after which the same request may succeed; 0 if the response has none.
+    """
+
+    status: int
+    request_id: str
+    body: Any
+    retry_after: int
+
+
+async def post_in_process(app: ASGIApp, path: str, body: bytes) -> InProcessResponse:
+    """Sends a POST request to the app: the response is that of a live request, and needs no key.
+
+    Admission control treats it as a background request. Cancelling the task that waits ends the request.
+
+    Args:
+        path: of a route that answers with JSON.
+        body: JSON.
+    """
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    content, head = bytearray(), dict[str, Any]()
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        never: Message = await asyncio.get_running_loop().create_future()  # the client does not disconnect
+        return never
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            head.update(message)
+        else:
+            content.extend(message.get("body", b""))
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "root_path": "",
+        "query_string": b"",
+        "headers": headers,
+        "client": (CLIENT_NAME, 0),
+        IN_PROCESS_SCOPE_KEY: True,
+    }
+    await app(scope, receive, send)
+    response_headers = Headers(raw=head["headers"])
+    return InProcessResponse(
+        head["status"],
+        response_headers[request_ids.REQUEST_ID_HEADER],
+        json.loads(content),
+        int(response_headers.get("retry-after", 0)),
+    )
+
 
 LINE_OVERHEAD = 1 << 16  # bytes of a line without its body, whose size is limited like that of any request
 SLOT_SECONDS = 0.1  # between two attempts to begin a line

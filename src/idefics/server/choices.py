@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 from fastapi.responses import JSONResponse, Response
 
 from idefics.messages import Answer, Delta
-from idefics.server.progress import stream_with_progress
 from idefics.server.request_context import RequestContext
 from idefics.server.response_fields import collect_notes, sum_usage
 from idefics.server.sampling_fields import ChoicesRequest
-from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
+from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event, stream_with_progress
 
 ChoiceFields = Mapping[str, Any]  # fields of a choice between its `index` and its `finish_reason`
 

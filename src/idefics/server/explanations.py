@@ -20,12 +20,10 @@ from idefics.errors import EngineBusy
 from idefics.explain.explanation import Explanation, Method
 from idefics.explain.occlusion import TokenEvidence
 from idefics.messages import Usage
-from idefics.server.progress import stream_with_progress
-from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields
+from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields, TaskUsage
 from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses, read_json_or_form
 from idefics.server.sampling_fields import StreamFields, TokenLimit
-from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
-from idefics.server.task_fields import TaskUsage
+from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event, stream_with_progress
 from idefics.server.tasks import (
     MAX_LABEL_CHARACTERS,
     PictureRequest,

@@ -12,8 +12,8 @@ from pydantic import Field
 from idefics.formats import SIGNATURE_BYTES, detect_image_format
 from idefics.messages import Detail, ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_cost import compute_image_cost
 from idefics.processing.image_processor import open_picture
+from idefics.processing.picture_expansion import compute_image_cost
 from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
 from idefics.server.chat_messages import MaxTiles, picture_from_url
 from idefics.server.errors import APIError

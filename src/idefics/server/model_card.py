@@ -13,7 +13,7 @@ from idefics.explain.explanation import Method
 from idefics.explain.relative_attention import has_token_grid
 from idefics.formats import UNTRUSTED_IMAGE_FORMATS
 from idefics.messages import Detail, ImageDetail
-from idefics.processing.image_cost import compute_image_cost
+from idefics.processing.picture_expansion import compute_image_cost
 from idefics.processing.picture_files import readable_formats
 from idefics.processing.tile_plan import MAX_EDGE
 from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS

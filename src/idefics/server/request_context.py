@@ -15,8 +15,8 @@ from idefics.engine.request import Request, RequestProgress
 from idefics.messages import Answer, Delta, PictureOrVideo
 from idefics.server.admission import count_pictures
 from idefics.server.errors import shutting_down_error
-from idefics.server.progress import ProgressQueue
 from idefics.server.server_state import ServerState
+from idefics.server.sse import ProgressQueue
 
 if TYPE_CHECKING:
     from idefics import Stream

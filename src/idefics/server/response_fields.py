@@ -1,7 +1,4 @@
-"""Fields that the answers of several routes share.
-
-An answer is a plain dictionary. Its `TypedDict` checks the code that builds it, and is its schema in `/openapi.json`.
-"""
+"""Fields that the answers of several routes share, and those of the task routes."""
 
 from __future__ import annotations
 
@@ -103,3 +100,62 @@ def sum_usage(choices: Sequence[Answer | RequestHandle], num_choices: int = 1) -
         "total_tokens": num_prompt_tokens + num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
     }
+
+
+class TaskUsage(CompletionUsage):
+    """Number of tokens and pictures of a request."""
+
+    pictures: int
+
+
+class TaskFinalFields(NotesField):
+    """Fields of a complete answer, which are also those of the last event of a stream.
+
+    Attributes:
+        logprob: natural-log probability of the whole answer: the sum over its tokens; only with `logprobs`.
+    """
+
+    finish_reason: ResponseFinishReason
+    usage: TaskUsage
+    logprob: NotRequired[float]
+
+
+class TaskResponse(TaskFinalFields):
+    """The text that a task generated about a picture."""
+
+    object: Literal["image.task"]
+    task: str
+    text: str
+
+
+class TaskTextEvent(ResponseFields):
+    """An event of a stream: what it adds to the text."""
+
+    text: str
+
+
+class TaskProgressEvent(TaskTextEvent):
+    """An event before the text, with `include_progress`; its text is empty."""
+
+    progress: ProgressFields
+
+
+class TaskFinalEvent(TaskTextEvent, TaskFinalFields):
+    """The last event of a stream; its text is empty."""
+
+
+class LabelScore(ResponseFields):
+    """A label: its probability among all labels, which add up to 1, and its natural-log score."""
+
+    label: str
+    probability: float
+    logprob: float
+
+
+class ClassificationResponse(NotesField):
+    """The labels, from the most to the least likely."""
+
+    object: Literal["image.task"]
+    task: str
+    labels: list[LabelScore]
+    usage: TaskUsage

@@ -16,10 +16,18 @@ from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_PICTURES, MaxTiles, picture_from_url
 from idefics.server.errors import APIError
-from idefics.server.progress import stream_with_progress
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
-from idefics.server.response_fields import collect_notes, sum_usage
+from idefics.server.response_fields import (
+    ClassificationResponse,
+    TaskFinalEvent,
+    TaskProgressEvent,
+    TaskResponse,
+    TaskTextEvent,
+    TaskUsage,
+    collect_notes,
+    sum_usage,
+)
 from idefics.server.routing import (
     FILE_FIELD,
     SCHEMA_REF_TEMPLATE,
@@ -31,15 +39,7 @@ from idefics.server.routing import (
     select_model,
 )
 from idefics.server.sampling_fields import SamplingFields, StreamFields, TokenLimit
-from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
-from idefics.server.task_fields import (
-    ClassificationResponse,
-    TaskFinalEvent,
-    TaskProgressEvent,
-    TaskResponse,
-    TaskTextEvent,
-    TaskUsage,
-)
+from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event, stream_with_progress
 from idefics.tasks import TASKS, classify
 from idefics.tasks.ranking import neutral_picture
 from idefics.tasks.task import Task

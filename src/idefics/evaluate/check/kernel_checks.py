@@ -25,8 +25,8 @@ from idefics.nn.native_attention import (
 from idefics.nn.native_linear import NativeWeight, can_use_native_weight, float32_linear, native_linear
 from idefics.processing.resize import get_native_resizer, resize, resize_with_pillow
 from idefics.quant.fp8 import Float8Linear
-from idefics.quant.int8_matmul import w8a8_matmul
 from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul
+from idefics.quant.matmul import w8a8_matmul
 
 NUM_ROWS, MAX_OUTPUTS = 24, 512
 FLOAT32_LIMIT, ROUNDED_LIMIT = 1e-5, 0.02

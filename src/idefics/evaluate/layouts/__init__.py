@@ -15,11 +15,10 @@ Layout = Callable[[Path, str], Iterator[EvaluationRow]]  # folder, split -> rows
 _MODULE_BY_LAYOUT = {
     layout: f"idefics.evaluate.layouts.{module}"
     for module, layouts in {
-        "captions": "coco_captions nocaps flickr30k textcaps",
-        "questions": "vqav2 okvqa textvqa vizwiz docvqa",
-        "choices": "scienceqa mmmu mmstar mathvista",
-        "classes": "hateful_memes rendered_sst2 imagenet",
-        "dialogs": "visdial winoground",
+        "texts": (
+            "coco_captions nocaps flickr30k textcaps vqav2 okvqa textvqa vizwiz docvqa visdial winoground"
+        ),
+        "choices": "scienceqa mmmu mmstar mathvista hateful_memes rendered_sst2 imagenet",
         "drawn": "easy_vqa scenes",
     }.items()
     for layout in layouts.split()

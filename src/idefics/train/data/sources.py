@@ -16,9 +16,9 @@ from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettin
 from idefics.batch.sources.tables import TableInput
 from idefics.errors import BadPrompt, BadSetting, IdeficsError, did_you_mean
 from idefics.evaluate.answerer import make_prompt_items
-from idefics.evaluate.picture_contents import PictureContents
 from idefics.evaluate.prompt_style import PromptStyle, choose_style
 from idefics.evaluate.prompts import SuitePrompts
+from idefics.evaluate.shots import PictureContents
 from idefics.evaluate.suite import EvaluationRow, Suite
 from idefics.evaluate.suite_data import LAYOUTS_WITHOUT_FOLDER, SuiteData
 from idefics.evaluate.suites import SUITES
