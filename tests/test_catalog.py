@@ -14,7 +14,7 @@ from idefics.catalog import (
     find_entry,
 )
 from idefics.config import QuantizationConfig
-from idefics.engine.kv_cache import kv_bytes_per_token
+from idefics.engine.kv_cache_size import kv_bytes_per_token
 from idefics.models import MODEL_REGISTRY, build_on_meta_device, family_for, read_checkpoint
 from idefics.quant import quantizable_layer_names
 from idefics.quant.linear import GROUP_SIZE, Int8Linear

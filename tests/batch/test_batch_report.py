@@ -17,9 +17,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from idefics.batch import report
 from idefics.batch.records import OutputRecord, RowScore, RunSummary
-from idefics.batch.report import format_duration, write_report
+from idefics.batch.report import format_duration, make_thumbnail, write_report
 from idefics.batch.report_charts import RecordStatistics
-from idefics.batch.thumbnails import make_thumbnail
 from idefics.errors import OutputError
 from page.browser import CHROMIUM_FLAGS, CHROMIUM_PATH, DESKTOP_SIZE, PHONE_SIZE
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from compat.generation_fakes import VOCAB_SIZE, TableModel, make_chain_table
-from idefics.compat.generation_config import FIELD_NAMES, GenerationConfig
-from idefics.compat.logits_process import LogitsProcessor, LogitsProcessorList
-from idefics.compat.stopping_criteria import (
+from idefics.compat.generation_callbacks import (
     EosTokenCriteria,
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from idefics.compat.generation_config import FIELD_NAMES, GenerationConfig
+from idefics.compat.logits_process import LogitsProcessor, LogitsProcessorList
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 
 ONE = torch.tensor([[4]])

@@ -9,7 +9,7 @@ from compat import models_tiny
 from compat.models_tiny import CONFIG_BY_FAMILY
 from idefics import compat
 from idefics.compat.generation_arguments import IGNORED_GENERATE_KWARGS, NEUTRAL_GENERATE_KWARGS
-from idefics.compat.stopping_criteria import StopStringCriteria
+from idefics.compat.generation_callbacks import StopStringCriteria
 from idefics.errors import BadSetting
 from idefics.generation_fields import OUTPUT_FIELDS, SEARCH_FIELDS
 

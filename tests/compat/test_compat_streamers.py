@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compat.generation_fakes import TableModel, make_chain_table
-from idefics.compat.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
+from idefics.compat.generation_callbacks import BaseStreamer, TextIteratorStreamer, TextStreamer
 from idefics.errors import BadSetting, UnknownArgument
 
 ALPHABET = [

@@ -7,7 +7,7 @@ import torch
 
 from engine.fakes import make_engine, make_fake_model
 from idefics.config import EngineConfig, KVCacheLayout
-from idefics.engine import kv_cache
+from idefics.engine import kv_cache_size
 from idefics.engine.engine import Engine
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.errors import BadSetting, OutOfMemory
@@ -30,19 +30,19 @@ WIDE_LAYOUT = replace(
 
 def kv_cache_bytes(layout, free, **config):
     """Bytes of the cache's pages."""
-    pages = kv_cache.compute_num_pages(layout, torch.float32, CPU, EngineConfig(**config), free) - 1
-    return pages * PAGE_SIZE * kv_cache.kv_bytes_per_token(layout, torch.float32)
+    pages = kv_cache_size.compute_num_pages(layout, torch.float32, CPU, EngineConfig(**config), free) - 1
+    return pages * PAGE_SIZE * kv_cache_size.kv_bytes_per_token(layout, torch.float32)
 
 
 def approx_in_pages(size, layout=SMALL_LAYOUT):
     """Rounded down to whole pages."""
     return pytest.approx(
-        size - size % (PAGE_SIZE * kv_cache.kv_bytes_per_token(layout, torch.float32)), abs=1
+        size - size % (PAGE_SIZE * kv_cache_size.kv_bytes_per_token(layout, torch.float32)), abs=1
     )
 
 
 def test_by_default_it_is_bounded():
-    assert kv_cache.kv_bytes_per_token(SMALL_LAYOUT, torch.float32) == 46_080
+    assert kv_cache_size.kv_bytes_per_token(SMALL_LAYOUT, torch.float32) == 46_080
     assert kv_cache_bytes(SMALL_LAYOUT, 100 * GB) == approx_in_pages(
         512 * MiB
     )  # all of 8,192 tokens would be less
@@ -88,7 +88,7 @@ def test_no_free_memory_is_reported(free):
 
 
 def test_the_engine_takes_what_is_free_on_its_device(monkeypatch):
-    monkeypatch.setattr("idefics.engine.kv_cache.free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("idefics.engine.kv_cache_size.free_memory", lambda device: 1 << 20)
     assert (
         make_engine("inline", batch_rows=1000).kv_cache.num_pages
         < Engine(

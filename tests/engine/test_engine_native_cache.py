@@ -10,7 +10,7 @@ import torch
 import idefics
 from engine.random_sequences import UNUSUAL_CONFIGS, UnwrittenPages, make_sequences, run_decode_steps
 from idefics.config import EngineConfig
-from idefics.engine import kv_cache
+from idefics.engine import kv_cache_size
 from idefics.engine.decode import TorchDecode
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
@@ -173,6 +173,8 @@ def test_a_float16_cache_has_twice_the_pages(monkeypatch):
     for dtype, size in ((torch.float32, 4), (torch.float16, 2)):
         page = 2 * layout.num_layers * layout.num_kv_heads * layout.head_size * PAGE_SIZE * size
         assert (
-            kv_cache.compute_num_pages(layout, dtype, torch.device("cpu"), EngineConfig(kv_cache=room), 10**8)
+            kv_cache_size.compute_num_pages(
+                layout, dtype, torch.device("cpu"), EngineConfig(kv_cache=room), 10**8
+            )
             == 1 + room // page
         )

@@ -17,11 +17,9 @@ from idefics.evaluate.check import (
     activation_checks,
     engine_checks,
     kernel_checks,
-    picture_checks,
+    processing_checks,
     record_checks,
     released_checks,
-    text_checks,
-    trained_checks,
     weight_checks,
 )
 from idefics.evaluate.check.activation_checks import find_broken_patterns, measure_activations
@@ -219,12 +217,12 @@ def test_a_layer_that_int4_cannot_hold(demo_copy):
 
 def test_a_tokenizer_that_loses_characters(demo, monkeypatch):
     monkeypatch.setattr(demo.processor.tokenizer, "decode", lambda ids, hidden_ids: "?")
-    assert len(details(text_checks.check_round_trips, demo)) == len(text_checks.ROUND_TRIPS)
+    assert len(details(processing_checks.check_round_trips, demo)) == len(processing_checks.ROUND_TRIPS)
 
 
 def test_idefics2_base_has_no_row_for_the_end_of_a_turn(tmp_path):
     folder = checkpoint_folders.write_hub_layout(tmp_path / "base", RELEASED_BY_NAME["idefics2-8b-base"])
-    outcome = text_checks.check_special_tokens(CheckSubject(str(folder), CPU))
+    outcome = processing_checks.check_special_tokens(CheckSubject(str(folder), CPU))
     assert outcome.status == "ok"
     assert outcome.measured.endswith("without a row in the embedding: <end_of_utterance>")
 
@@ -232,7 +230,7 @@ def test_idefics2_base_has_no_row_for_the_end_of_a_turn(tmp_path):
 def test_a_stop_id_without_a_row(demo_copy):
     subject = demo_copy("demo")
     (subject.folder / "generation_config.json").write_text('{"eos_token_id": 2004}')
-    assert details(text_checks.check_special_tokens, subject) == (
+    assert details(processing_checks.check_special_tokens, subject) == (
         "the stop id 2004 has no row in the embedding of 2004 rows",
     )
 
@@ -255,7 +253,7 @@ def test_templates(demo_copy, template, status):
     """One of its own, one that loses all texts, one that loses the picture."""
     subject = demo_copy("demo")
     (subject.folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    assert text_checks.check_template(subject).status == status
+    assert processing_checks.check_template(subject).status == status
 
 
 @pytest.mark.parametrize("name", RELEASED_BY_NAME)
@@ -270,7 +268,7 @@ def test_released_settings_and_picture_hashes(tmp_path, monkeypatch, name):
         subject.checkpoint.config, released.preprocessor
     )
     monkeypatch.setitem(subject.__dict__, "processor", SimpleNamespace(image_config=config))
-    assert picture_checks.check_frames(subject).status == "ok"
+    assert processing_checks.check_frames(subject).status == "ok"
 
 
 def test_a_wrong_rotary_base_of_a_released_checkpoint(tmp_path):
@@ -284,20 +282,20 @@ def test_a_wrong_rotary_base_of_a_released_checkpoint(tmp_path):
 
 
 def test_frames_that_changed(demo, monkeypatch):
-    changed = picture_checks.preprocess_image
+    changed = processing_checks.preprocess_image
 
     def shifted(image, config):
         picture = changed(image, config)
         return replace(picture, frames=tuple(np.roll(frame, 1, axis=2) for frame in picture.frames))
 
-    monkeypatch.setattr(picture_checks, "preprocess_image", shifted)
-    assert "the frames have the hash" in details(picture_checks.check_frames, demo)[0]
+    monkeypatch.setattr(processing_checks, "preprocess_image", shifted)
+    assert "the frames have the hash" in details(processing_checks.check_frames, demo)[0]
 
 
 def test_plain_english_surprises_the_demo(demo, monkeypatch):
     """It knows its picture book alone: English surprises it more than half as much as random ids."""
-    monkeypatch.setattr(trained_checks, "MIN_TRAINED_PARAMETERS", 0)
-    assert "nats a token for plain English" in details(trained_checks.check_plain_text, demo)[0]
+    monkeypatch.setattr(activation_checks, "MIN_TRAINED_PARAMETERS", 0)
+    assert "nats a token for plain English" in details(activation_checks.check_plain_text, demo)[0]
 
 
 @pytest.mark.parametrize(("best", "status", "num_mistakes"), [("blue", "off", 9), (None, "ok", 0)])
@@ -309,15 +307,15 @@ def test_colors_of_drawn_pictures(kind, best, status, num_mistakes):
     def score(items, continuations, **options):
         assert ("answer_start" in options) == (kind == "chat")
         pixels = items[0].parts[0].source if kind == "chat" else items[0]
-        [color] = [name for name, rgb in trained_checks.COLORS.items() if (pixels[48, 48] == rgb).all()]
+        [color] = [name for name, rgb in activation_checks.COLORS.items() if (pixels[48, 48] == rgb).all()]
         seen.append(color)
         return None, [[float(text == f" {best or color}")] for text in continuations]
 
     processor = SimpleNamespace(prompt_format=SimpleNamespace(kind=kind))
     subject = SimpleNamespace(num_parameters=10**9, vlm=SimpleNamespace(score=score), processor=processor)
-    outcome = trained_checks.check_drawn_pictures(subject)
+    outcome = activation_checks.check_drawn_pictures(subject)
     assert (outcome.status, len(outcome.details)) == (status, num_mistakes)
-    assert seen == [*trained_checks.COLORS] * 3
+    assert seen == [*activation_checks.COLORS] * 3
 
 
 @pytest.mark.parametrize("name", DEMO_FOLDERS)
@@ -428,9 +426,11 @@ def test_a_record_of_another_model(demo, demo_record, monkeypatch):
 def test_picture_settings_of_a_released_checkpoint_that_are_edited(demo, monkeypatch):
     config = replace(demo.processor.image_config, mean=(0.45, 0.5, 0.5))
     monkeypatch.setitem(demo.__dict__, "processor", SimpleNamespace(image_config=config))
-    assert details(picture_checks.check_frames, demo) == ("preprocessor_config.json is not the released one",)
+    assert details(processing_checks.check_frames, demo) == (
+        "preprocessor_config.json is not the released one",
+    )
     monkeypatch.setitem(demo.__dict__, "entry", None)
-    assert picture_checks.check_frames(demo).status == "skipped"
+    assert processing_checks.check_frames(demo).status == "skipped"
 
 
 def test_files_that_are_no_records(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import idefics
 from idefics.catalog import CATALOG
-from idefics.evaluate.published import FILE, figures_of_model, published_figures
+from idefics.evaluate.report import FILE, figures_of_model, published_figures
 from idefics.evaluate.suites import SUITES
 
 PACKAGE = Path(idefics.__file__).parent

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from idefics.config import ResamplerConfig
-from idefics.nn.resampler import Resampler
+from idefics.nn.perceiver import Resampler
 
 
 def make_resampler(depth=2, qk_norms=True):

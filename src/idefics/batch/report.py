@@ -1,21 +1,25 @@
-"""The report of a batch run: one page of HTML with all that it shows, opened from a file without a server."""
+"""The report of a batch run: one page of HTML with all that it shows, read from a file without a server; thumbnails."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from jinja2 import Environment, FileSystemLoader
 
 from idefics.batch.output_file import replace_file
 from idefics.batch.records import OutputRecord, RowScore, RunSummary, compact_json, escape_surrogates
 from idefics.batch.report_charts import RecordStatistics
-from idefics.batch.thumbnails import MAX_THUMBNAILS
-from idefics.errors import BadSetting
+from idefics.errors import BadPicture, BadSetting
+
+if TYPE_CHECKING:
+    import PIL.Image
+
 
 FOLDER = Path(__file__).parent
 MAX_ROWS = 50_000
@@ -159,3 +163,45 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+THUMBNAIL_PIXELS, JPEG_QUALITY = 64, 60
+MAX_PICTURE_PIXELS = 2**28  # width x height; a larger picture has no thumbnail
+MAX_THUMBNAILS = 10_000  # of one report
+
+
+def make_thumbnail(data: bytes, name: str, *, untrusted: bool = False) -> bytes | None:
+    """Makes a thumbnail of at most 64 x 64 pixels.
+
+    Args:
+        data: the bytes of a picture file, in any format that this installation reads.
+        name: of the file; its suffix tells a camera RAW from a TIFF.
+        untrusted: whether it is of an untrusted sender: then fewer formats are read, and the work is bounded.
+
+    Returns:
+        The bytes of a JPEG file without metadata; None if the picture cannot be read, or is a video.
+    """
+    from idefics.processing.picture_files import decode_trusted, decode_untrusted
+    from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
+
+    file = io.BytesIO(data)
+    try:
+        if untrusted:
+            image = decode_untrusted(file, name, MAX_UNTRUSTED_PIXELS).image
+        else:
+            image = decode_trusted(file, name, MAX_PICTURE_PIXELS, min_side=THUMBNAIL_PIXELS).image
+    except BadPicture:
+        return None
+    return encode_thumbnail(image, THUMBNAIL_PIXELS)
+
+
+def encode_thumbnail(image: PIL.Image.Image, pixels: int) -> bytes:
+    """A picture, of at most `pixels` a side, as a JPEG file without metadata."""
+    from PIL.Image import Resampling
+
+    image = image.copy()
+    image.thumbnail((pixels, pixels), Resampling.BICUBIC)
+    image.info.clear()  # Pillow would write its comment and colour profile
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return file.getvalue()

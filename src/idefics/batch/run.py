@@ -14,11 +14,11 @@ from idefics.batch.ledger import Ledger, LedgerRow
 from idefics.batch.ledger_export import LedgerExport
 from idefics.batch.prompt_template import PromptRenderer
 from idefics.batch.records import escape_surrogates
+from idefics.batch.report import MAX_THUMBNAILS, make_thumbnail
 from idefics.batch.rows import BatchRow, RowSource
 from idefics.batch.run_counts import RunCounts
 from idefics.batch.run_settings import RowSelection, RunSettings
 from idefics.batch.text_writer import TextWriter
-from idefics.batch.thumbnails import MAX_THUMBNAILS, make_thumbnail
 from idefics.errors import BadPicture, IdeficsError
 from idefics.generation.call_inputs import prefetch_map
 

@@ -243,7 +243,7 @@ def summarize_run(
 
 def find_thumbnail(ledger: Ledger, path: str) -> bytes | None:
     """The thumbnail of a picture: that of the ledger, else one that is made of its file; None if it has none."""
-    from idefics.batch.thumbnails import make_thumbnail
+    from idefics.batch.report import make_thumbnail
 
     known = ledger.find_thumbnail(path)
     if known is not None or not Path(path).is_file():

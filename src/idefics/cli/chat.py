@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.cli.command import LoadModel, command
-from idefics.cli.flags import ModelFlags, PictureFlags, PromptFlags
+from idefics.cli.flags import STDIN, ModelFlags, PictureFlags, PromptFlags, escaped_bytes, is_valid_utf8
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import fetch_readable_pictures, find_pictures, split_prompt
 from idefics.cli.sampling import SamplingFlags
-from idefics.cli.text_files import STDIN, escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadRequest, BadSetting, PromptTooLong
 from idefics.messages import LiteralText, Message, PictureOrVideo, assistant, user
 

@@ -107,7 +107,7 @@ def check_folders(*paths: Path | None) -> None:
 
 def _write_result(writer: OutputWriter, result: CheckResult) -> None:
     """Writes one line for a check, and one for each thing that is wrong; or a JSON object."""
-    from idefics.evaluate.check.check_report import result_row
+    from idefics.evaluate.check.check_run import result_row
 
     if writer.as_json:
         writer.write_json_line(result_row(result))
@@ -132,7 +132,7 @@ def _summary(results: list[CheckResult]) -> str:
 
 def _write_report(path: Path, subject: Any, results: list[CheckResult]) -> None:
     """Writes the bug report. Raises OutputError if it cannot be written."""
-    from idefics.evaluate.check.check_report import bug_report
+    from idefics.evaluate.check.check_run import bug_report
 
     try:
         path.write_text(bug_report(subject, results), encoding="utf-8")

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 from idefics.cli.batch_runs import find_run_settings, report_end, stop_on_signals
 from idefics.cli.command import LoadModel, command, load_keywords
-from idefics.cli.eval_flags import EvalFlags, EvalOutputFlags
 from idefics.cli.eval_reports import check_reports, write_reports
 from idefics.cli.flags import ModelFlags, values_for
 from idefics.cli.output import OutputWriter
-from idefics.cli.ray_flags import RayFlags
-from idefics.cli.run_flags import RunControlFlags
+from idefics.cli.run_flags import EvalFlags, EvalOutputFlags, RayFlags, RunControlFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.errors import BadSetting
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.cli.batch_runs import check_outputs, command_line, find_thumbnail, summarize_run
-from idefics.cli.eval_flags import EvalOutputFlags
 from idefics.cli.output import OutputWriter
+from idefics.cli.run_flags import EvalOutputFlags
 from idefics.errors import BadSetting, format_count
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def write_reports(
 
 def _print_notes(evaluation: Evaluation, rows: Sequence[EvaluatedRow], scores: Scores) -> None:
     """Prints the first rows with the score 0, what limits the figures, and those that were published."""
-    from idefics.evaluate.published import figures_of_model, published_figures
+    from idefics.evaluate.report import figures_of_model, published_figures
 
     wrong = [row.name for row, score in zip(rows, scores.rows, strict=True) if not score]
     if wrong:

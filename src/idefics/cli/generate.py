@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from idefics.cli.command import LoadModel, command
-from idefics.cli.flags import ModelFlags, PositionalArguments, flag_group
+from idefics.cli.flags import STDIN, ModelFlags, PositionalArguments, flag_group
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import NamedPicture, fetch_and_check_picture, read_standard_input
 from idefics.cli.sampling import SamplingFlags
-from idefics.cli.text_files import STDIN
 from idefics.errors import BadPrompt
 from idefics.messages import ContentPart
 

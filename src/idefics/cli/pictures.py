@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from idefics.batch.sources.folders import PictureSearch, is_folder, is_unexpanded_pattern, path_exists
 from idefics.batch.sources.skipped import describe_skipped
+from idefics.cli.flags import STDIN, escaped_bytes, is_valid_utf8
 from idefics.cli.output import OutputWriter
-from idefics.cli.text_files import STDIN, escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
 from idefics.formats import IMAGE_SUFFIXES
 from idefics.messages import PictureOrVideo, Video

@@ -17,8 +17,7 @@ from idefics.cli.batch_runs import (
 from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, ShotsFlags
 from idefics.cli.output import OutputWriter
-from idefics.cli.ray_flags import RayFlags
-from idefics.cli.run_flags import RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
+from idefics.cli.run_flags import RayFlags, RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.tasks import LabelFlags, read_shots_file

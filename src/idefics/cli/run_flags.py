@@ -1,21 +1,27 @@
-"""The flags of `idefics run`: its input, its outputs, and how a run goes on."""
+"""The flags of `idefics run` and `idefics eval`: input, outputs, how a run goes on, and a Ray cluster."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from idefics.batch.run_settings import RowSelection
 from idefics.batch.text_settings import TextSettings
-from idefics.cli.flags import PositionalArguments, flag, flag_group, input_flag, output_flag
+from idefics.cli.command import load_keywords
+from idefics.cli.flags import ModelFlags, PositionalArguments, flag, flag_group, input_flag, output_flag
 from idefics.errors import BadSetting
 from idefics.validation import validate_range
 
 if TYPE_CHECKING:
+    from idefics import Shot
     from idefics.batch.ledger import Ledger
+    from idefics.batch.ray_engine import EngineSpec
+    from idefics.batch.ray_pool import RayAnswerer
     from idefics.batch.run_settings import RunSettings
+
 
 run_flag = partial(flag, "Going on")
 SHARD = re.compile(r"(\d+)/(\d+)")
@@ -128,3 +134,125 @@ class RunControlFlags(LedgerControlFlags):
     def timeout_option(self) -> dict[str, float]:
         """The time limit of each row as an option of the task; no part of the settings, as it changes no answer."""
         return {} if self.timeout is None else {"timeout": self.timeout}
+
+
+eval_flag = partial(flag, "Evaluation")
+
+
+@flag_group
+class EvalFlags:
+    """The flags for what is evaluated, and how."""
+
+    arguments: PositionalArguments
+    list: bool = eval_flag("List the suites, with their data and metrics.", default=False)
+    data: str = eval_flag(
+        "A folder in the layout of the suite's download, a table (.csv, .jsonl, .parquet), or hf:owner/name:split.",
+        default="",
+        metavar="DATA",
+    )
+    split: str = eval_flag("The part of the data; else the suite's own.", default="", metavar="NAME")
+    image_column: str | None = eval_flag("Column of a table that names the pictures.", metavar="COLUMN")
+    shots: int = eval_flag("Few-shot examples of each row, 0 to 32.", default=0)
+    selection: Literal["random", "rices"] = eval_flag(
+        "How examples are chosen: random, or rices, those with the nearest pictures.",
+        default="random",
+        metavar="HOW",
+    )
+    embeddings: Path | None = eval_flag(
+        "For rices: vectors in FILE.npy, with an id a line in FILE.ids.txt; else the model's own vision features."
+    )
+    support: str = eval_flag(
+        "Where examples are taken from, as --data; else the suite's training split, or the table itself.",
+        default="",
+        metavar="DATA",
+    )
+    prompts: Literal["auto", "base", "instruct", "chat"] = eval_flag(
+        "The authors' prompts for base or instruct checkpoints, or the plain question in the chat template (chat); "
+        "auto goes by the checkpoint.",
+        default="auto",
+        metavar="WHICH",
+    )
+    by: Literal["ranking", "generation"] = eval_flag(
+        "How multiple-choice questions are answered: ranking their choices, or generation of text.",
+        default="ranking",
+        metavar="HOW",
+    )
+    num_beams: int = eval_flag("Beams of generated answers.", default=1)
+    max_new_tokens: int | None = eval_flag("Longest generated answer, in tokens; else the suite's own.")
+    question: str | None = eval_flag("The question of all rows of a table that has none.")
+    metric: str | None = eval_flag(
+        "Another metric than the suite's, or the table's columns', own.", metavar="NAME"
+    )
+    seed: int = eval_flag("Seed of the drawn examples and of the intervals.", default=0)
+
+
+@flag_group
+class EvalOutputFlags:
+    """The flags for the reports."""
+
+    out: Path | None = output_flag("The report as JSON, with all rows.")
+    report: Path | None = output_flag(
+        "One HTML page with all rows: pictures, answers, right answers and scores; wrong ones can be filtered."
+    )
+    compare: bool = output_flag("Compare two reports: `idefics eval --compare a.json b.json`.", default=False)
+
+
+ray_flag = partial(flag, "Ray")
+
+
+@flag_group
+class RayFlags:
+    """The flags that have engines on a Ray cluster answer the rows."""
+
+    ray: str | None = ray_flag(
+        "Have engines on a Ray cluster answer: auto (the cluster that this machine is a node of), HOST:PORT of its "
+        "head node, or local (this machine).",
+        metavar="ADDRESS",
+    )
+    ray_engines: int | None = ray_flag("Number of engines; as many as there are GPUs, else nodes.")
+    num_gpus: float | None = ray_flag("GPUs of each engine, such as 1 or 0.5.", metavar="X")
+    num_cpus: float | None = ray_flag("CPUs of each engine; as many as its node has for it.", metavar="X")
+
+    def create_answerer(
+        self, settings: RunSettings, model: ModelFlags, shots: Sequence[Shot], options: dict[str, Any]
+    ) -> RayAnswerer | None:
+        """What answers the rows on the cluster that `--ray` names; None without it.
+
+        Args:
+            settings: the settings of the run.
+            model: which model the engines load, and how.
+            shots: the few-shot examples.
+            options: the options of the task.
+
+        Raises:
+            BadSetting: a flag belongs to `--ray`, which is not given, or its value is not allowed.
+            MissingExtra: Ray is not installed.
+        """
+        from idefics.batch.ray_engine import EngineSpec
+
+        return self.create_answerer_of(
+            lambda: EngineSpec(
+                load_keywords=load_keywords(model),
+                fingerprint=settings.fingerprint,
+                shots=shots,
+                task=settings.task,
+                options=options,
+            )
+        )
+
+    def create_answerer_of(self, create_spec: Callable[[], EngineSpec]) -> RayAnswerer | None:
+        """As `create_answerer`, for engines that load and compute what a spec says."""
+        from idefics.batch.ray_engine import RayOptions
+        from idefics.batch.ray_pool import RayAnswerer
+
+        if self.ray is None:
+            for name in ("ray_engines", "num_gpus", "num_cpus"):
+                if getattr(self, name) is not None:
+                    raise BadSetting(
+                        f"--{name.replace('_', '-')} is for runs on a Ray cluster: give --ray too"
+                    )
+            return None
+        cluster = RayOptions(
+            address=self.ray, num_engines=self.ray_engines, num_gpus=self.num_gpus, num_cpus=self.num_cpus
+        )
+        return RayAnswerer(cluster, create_spec())

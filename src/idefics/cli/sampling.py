@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idefics.cli.flags import ImageDetailFlags, flag, flag_group
-from idefics.cli.text_files import read_text_file
+from idefics.cli.flags import ImageDetailFlags, flag, flag_group, read_text_file
 from idefics.config import Sampling
 from idefics.errors import BadSetting
 from idefics.structured import OutputConstraint

@@ -19,6 +19,7 @@ from idefics.cli.flags import (
     ShotsFlags,
     flag,
     flag_group,
+    read_text_file,
 )
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import (
@@ -31,7 +32,6 @@ from idefics.cli.pictures import (
     split_prompt,
 )
 from idefics.cli.sampling import SamplingFlags
-from idefics.cli.text_files import read_text_file
 from idefics.cli.where import WhereFlags, answer_and_draw, draw_map
 from idefics.config import EngineConfig
 from idefics.errors import BadPicture, BadPrompt, BadSetting, IdeficsError

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
         IdeficsVisionConfig,
     )
     from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
+    from idefics.compat.generation_callbacks import (
+        EosTokenCriteria,
+        MaxLengthCriteria,
+        MaxTimeCriteria,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        StopStringCriteria,
+        TextIteratorStreamer,
+        TextStreamer,
+    )
     from idefics.compat.generation_config import GenerationConfig
     from idefics.compat.generation_strategies import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
     from idefics.compat.image_processing_idefics import IdeficsImageProcessor
@@ -59,15 +69,6 @@ if TYPE_CHECKING:
     from idefics.compat.processing_idefics import IdeficsProcessor
     from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
     from idefics.compat.quantization import BitsAndBytesConfig, QuantoConfig
-    from idefics.compat.stopping_criteria import (
-        EosTokenCriteria,
-        MaxLengthCriteria,
-        MaxTimeCriteria,
-        StoppingCriteria,
-        StoppingCriteriaList,
-        StopStringCriteria,
-    )
-    from idefics.compat.streamers import TextIteratorStreamer, TextStreamer
     from idefics.compat.tokenization import (
         GPT2TokenizerFast,
         LlamaTokenizer,
@@ -145,6 +146,10 @@ _MODULE_BY_NAME = {
         "configuration_auto": "AutoConfig",
         "configuration_idefics": "IdeficsConfig IdeficsPerceiverConfig IdeficsVisionConfig",
         "configuration_inline": "Idefics2Config Idefics3Config SmolVLMConfig",
+        "generation_callbacks": (
+            "EosTokenCriteria MaxLengthCriteria MaxTimeCriteria StopStringCriteria StoppingCriteria "
+            "StoppingCriteriaList TextIteratorStreamer TextStreamer"
+        ),
         "generation_config": "GenerationConfig",
         "generation_strategies": "GenerateBeamDecoderOnlyOutput GenerateDecoderOnlyOutput",
         "image_processing_idefics": "IdeficsImageProcessor",
@@ -164,11 +169,6 @@ _MODULE_BY_NAME = {
         "processing_idefics": "IdeficsProcessor",
         "processing_inline": "Idefics2Processor Idefics3Processor SmolVLMProcessor",
         "quantization": "BitsAndBytesConfig QuantoConfig",
-        "stopping_criteria": (
-            "EosTokenCriteria MaxLengthCriteria MaxTimeCriteria StopStringCriteria StoppingCriteria "
-            "StoppingCriteriaList"
-        ),
-        "streamers": "TextIteratorStreamer TextStreamer",
         "tokenization": (
             "GPT2TokenizerFast LlamaTokenizer LlamaTokenizerFast PreTrainedTokenizer PreTrainedTokenizerFast"
         ),

@@ -14,7 +14,7 @@ from idefics.compat.modeling_outputs import DecoderInputs
 from idefics.compat.padded_attention import CrossAttentionInputs, group_cross_kv_by_row
 from idefics.errors import BadPrompt
 from idefics.models.idefics1 import Idefics1Backbone
-from idefics.nn.resampler import Resampler
+from idefics.nn.perceiver import Resampler
 
 if TYPE_CHECKING:
     from idefics.compat.modeling_idefics import IdeficsModel

@@ -12,11 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from idefics.compat.generation_callbacks import BaseStreamer, StoppingCriterionFn, TokenizerLike
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.generation_padding import LeftPaddedPrompts
 from idefics.compat.kv_cache import KeyValueCache
-from idefics.compat.stopping_criteria import StoppingCriterionFn
-from idefics.compat.streamers import BaseStreamer, TokenizerLike
 from idefics.errors import BadPrompt, BadSetting
 
 # Outputs of the model that are recorded as they are.

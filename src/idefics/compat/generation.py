@@ -24,11 +24,10 @@ from idefics.compat.generation_arguments import (
     pop_prompt_ids,
     split_generate_kwargs,
 )
+from idefics.compat.generation_callbacks import BaseStreamer, StoppingCriterionFn, TokenizerLike
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.generation_padding import LeftPaddedPrompts
 from idefics.compat.generation_strategies import GenerateOutput, generate_answers
-from idefics.compat.stopping_criteria import StoppingCriterionFn
-from idefics.compat.streamers import BaseStreamer, TokenizerLike
 
 
 class GenerationMixin:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from idefics.compat.generate_call import GenerateCall
-from idefics.compat.kv_cache import KeyValueCache
-from idefics.compat.logits_process import LogitsProcessorList, make_logits_processors
-from idefics.compat.modeling_outputs import ModelOutput
-from idefics.compat.stopping_criteria import (
+from idefics.compat.generation_callbacks import (
     EosTokenCriteria,
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
+from idefics.compat.kv_cache import KeyValueCache
+from idefics.compat.logits_process import LogitsProcessorList, make_logits_processors
+from idefics.compat.modeling_outputs import ModelOutput
 from idefics.engine.beam_search import BeamSearch, BeamSearchConfig
 from idefics.errors import BadSetting
 

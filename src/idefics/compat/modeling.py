@@ -12,12 +12,11 @@ from torch import nn
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.gradient_checkpointing import GradientCheckpointingMixin
 from idefics.compat.loading import ModelFromPretrainedMixin
 from idefics.compat.model_construction import accept_any_config_in_init, should_initialize_weights
 from idefics.compat.modeling_embeddings import EmbeddingAccessMixin
 from idefics.compat.saving import SavingMixin
-from idefics.compat.training import initialize_module
+from idefics.compat.training import GradientCheckpointingMixin, initialize_module
 from idefics.errors import BadSetting, UnsupportedModel
 from idefics.nn.attention_backends import (
     ATTENTION_BACKENDS,

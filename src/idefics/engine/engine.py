@@ -23,7 +23,8 @@ from idefics.engine.encoder_cache import EncoderCache, first_float_parameter, me
 from idefics.engine.engine_thread import EngineThread
 from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.handle import RequestHandle
-from idefics.engine.kv_cache import PagedKVCache, compute_num_pages, kv_cache_dtype
+from idefics.engine.kv_cache import PagedKVCache
+from idefics.engine.kv_cache_size import compute_num_pages, kv_cache_dtype
 from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import ModelRunner
 from idefics.engine.output_processor import OutputProcessor

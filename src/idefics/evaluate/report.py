@@ -1,4 +1,4 @@
-"""The report of an evaluation as JSON: figures with intervals, all rows, and what is needed to do it again."""
+"""The report of an evaluation as JSON: figures with intervals, published ones, all rows, and how to do it again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +18,8 @@ from idefics import __version__
 from idefics.batch.output_file import replace_file
 from idefics.batch.records import OutputRecord, RowScore, RunSummary
 from idefics.batch.report import write_report
+from idefics.catalog import CATALOG
 from idefics.evaluate.evaluation import Evaluation
-from idefics.evaluate.published import published_figures
 from idefics.evaluate.scores import EvaluatedRow, Figure, Scores
 
 PACKAGES = ("torch", "numpy", "pillow", "tokenizers")
@@ -209,3 +209,61 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
+
+
+FILE = Path(__file__).with_name("published.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedFigure:
+    """A published figure.
+
+    Attributes:
+        suite: a key of `SUITES`.
+        model: the checkpoint's short name.
+        shots: number of few-shot examples.
+        value: as it was published.
+        metric: what the source calls it.
+        split: the part of the data; "" if the source does not say.
+        source: where it was published.
+        settings: what is known and not known of how it was computed.
+    """
+
+    suite: str
+    model: str
+    shots: int
+    value: float
+    metric: str
+    split: str
+    source: str
+    settings: str
+
+
+@cache
+def published_figures(suite: str) -> tuple[PublishedFigure, ...]:
+    """The published figures of a suite, by model and shots."""
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    figures = []
+    for one in content["figures"]:
+        if one["suite"] != suite:
+            continue
+        known = content["sources"][one["source"]]
+        note = one.pop("note", "")
+        figures.append(PublishedFigure(**one, settings=f"{note}; {known}" if note else known))
+    return tuple(sorted(figures, key=lambda figure: (figure.model, figure.shots)))
+
+
+def figures_of_model(figures: Sequence[PublishedFigure], model: str) -> list[PublishedFigure]:
+    """The figures of one checkpoint.
+
+    Args:
+        figures: from `published_figures`.
+        model: its short name, its id on the hub, or a folder with the name of its repository.
+    """
+    name = Path(model).name.lower()
+    names = {name}
+    for entry in CATALOG:
+        hub_name = entry.hub_id.rpartition("/")[2].lower()
+        if name in (*entry.short_names, hub_name):
+            names |= {*entry.short_names, hub_name}
+    return [one for one in figures if one.model in names]

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from idefics.batch.report import MAX_PICTURE_PIXELS, THUMBNAIL_PIXELS
 from idefics.batch.rows import Media
-from idefics.batch.thumbnails import MAX_PICTURE_PIXELS, THUMBNAIL_PIXELS
 from idefics.errors import BadPicture, BadSetting, format_count
 from idefics.evaluate.suite import EvaluationRow
 from idefics.formats import SIGNATURE_BYTES, detect_video_format

@@ -19,7 +19,7 @@ import torch
 
 from idefics import models, weights
 from idefics.config import EngineConfig
-from idefics.engine.kv_cache import compute_num_pages, kv_bytes_per_token
+from idefics.engine.kv_cache_size import compute_num_pages, kv_bytes_per_token
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.generation.picture_features import feature_cache_folder
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, read_memory_limits

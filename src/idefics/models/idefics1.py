@@ -29,7 +29,7 @@ from idefics.nn.attention import AttentionProjections, Attn, CrossKV, LayerCross
 from idefics.nn.decoder import CrossAttentionBlock, DecoderLayer, DecoderParts, GatedMLP
 from idefics.nn.gates import AdapterGates, GatedLayer
 from idefics.nn.norm import RMSNorm
-from idefics.nn.resampler import Resampler
+from idefics.nn.perceiver import Resampler
 from idefics.nn.rope import rotary_cos_sin
 from idefics.nn.upcast import TokenEmbedding, upcast_linear
 from idefics.nn.vit import ClipEmbeddings, VisionEncoder

@@ -22,8 +22,7 @@ from idefics.batch.export import CsvExporter, JsonLinesExporter
 from idefics.batch.openai_batch import BatchFileLimits, read_batch_lines
 from idefics.batch.openai_records import find_picture, to_record
 from idefics.batch.records import OutputRecord, RunSummary
-from idefics.batch.report import write_page
-from idefics.batch.thumbnails import make_thumbnail
+from idefics.batch.report import make_thumbnail, write_page
 from idefics.errors import BadPicture
 from idefics.lazy import cached_property
 from idefics.processing.fetch import Fetcher

@@ -1,26 +1,29 @@
-"""Runs all checks of a checkpoint, one after another: files first, then the loaded model."""
+"""Runs all checks of a checkpoint, files first, then the loaded model; what they found as JSON and for a bug report."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from idefics import __version__
 from idefics.catalog import find_entry
-from idefics.errors import BadSetting, IdeficsError
-from idefics.evaluate.check.activation_checks import ACTIVATION_CHECKS
+from idefics.errors import BadSetting, IdeficsError, format_bytes
+from idefics.evaluate.check.activation_checks import ACTIVATION_CHECKS, TRAINED_CHECKS
 from idefics.evaluate.check.checks import CheckOutcome, CheckResult, CheckSubject, ModelCheck, judge, skipped
 from idefics.evaluate.check.engine_checks import ENGINE_CHECKS
 from idefics.evaluate.check.kernel_checks import KERNEL_CHECKS, QUANTIZATION_CHECKS
 from idefics.evaluate.check.known_answers import known_answer_checks
 from idefics.evaluate.check.logits_record import RECORDS_FOLDER, LogitsRecord
-from idefics.evaluate.check.picture_checks import PICTURE_CHECKS
+from idefics.evaluate.check.processing_checks import PICTURE_CHECKS, TEXT_CHECKS
 from idefics.evaluate.check.record_checks import RECORD_CHECKS
 from idefics.evaluate.check.released_checks import RELEASED_CHECKS
-from idefics.evaluate.check.text_checks import TEXT_CHECKS
-from idefics.evaluate.check.trained_checks import TRAINED_CHECKS
 from idefics.evaluate.check.weight_checks import WEIGHT_CHECKS
+from idefics.generation.environment import describe_environment
 from idefics.generation.load_settings import LoadSettings
 
 FILE_CHECKS = (*WEIGHT_CHECKS, *RELEASED_CHECKS, *TEXT_CHECKS, *PICTURE_CHECKS, *RECORD_CHECKS[:2])
@@ -118,3 +121,71 @@ def _run_check(check: ModelCheck, subject: CheckSubject, check_by_error: dict[st
         if first != check.name:
             return skipped(f"the same error as of {first!r}")
         return judge("an error", "none", [str(error)])
+
+
+HASHED_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+
+def result_row(result: CheckResult) -> dict[str, Any]:
+    """A result as a JSON object."""
+    outcome = result.outcome
+    return {
+        "check": result.check.name,
+        "status": outcome.status,
+        "measured": outcome.measured,
+        "limit": outcome.limit,
+        "details": list(outcome.details),
+        "shows": result.check.shows,
+        "tolerance": result.check.tolerance,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 (hex) of each file of a checkpoint: weights, and the small files that are read."""
+    hashes = {}
+    for path in sorted(path for pattern in HASHED_FILES for path in folder.glob(pattern)):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return hashes
+
+
+def bug_report(subject: CheckSubject, results: Sequence[CheckResult]) -> str:
+    """The text for a bug report: what was found, versions, machine, kernels and hashes. It names no path."""
+    return "\n".join(_report_lines(subject, results)) + "\n"
+
+
+def _report_lines(subject: CheckSubject, results: Sequence[CheckResult]) -> Iterator[str]:
+    """The lines of a bug report."""
+    settings, environment = subject.settings, describe_environment()
+    yield f"### idefics check {subject.label}"
+    yield f"idefics {__version__}, Python {environment['python']}"
+    yield (
+        f"loaded with device={settings.device} dtype={settings.dtype} quantize={settings.quantize} "
+        f"kernels={settings.kernels} revision={settings.revision}"
+        + ("" if subject.adapter is None else f" adapter={subject.adapter.name}")
+    )
+    yield f"processor: {environment['processor']}, {environment['cores']} cores, {environment['threads']} threads"
+    yield f"devices: {', '.join(environment['devices'])}; used: {environment['device']}"
+    yield "kernels: " + ", ".join(f"{name}: {used}" for name, used in environment["kernels"].items())
+    yield "versions: " + ", ".join(f"{name} {x}" for name, x in environment["versions"].items() if x)
+    for bound in environment["memory"]:
+        yield f"memory: {format_bytes(bound['free'])} free of {format_bytes(bound['total'])}"
+    yield ""
+    for result in results:
+        outcome = result.outcome
+        limit = f" (limit: {outcome.limit})" if outcome.limit else ""
+        yield f"- {outcome.status} **{result.check.name}**: {outcome.measured}{limit}, {result.seconds:.1f} s"
+        yield from (f"    - {_without_paths(detail, subject)}" for detail in outcome.details)
+    yield ""
+    for folder in filter(None, (subject.folder, subject.adapter)):
+        for name, facts in file_hashes(folder).items():
+            yield f"- {name}: {facts['bytes']:,} bytes, sha256 {facts['sha256']}"
+
+
+def _without_paths(text: str, subject: CheckSubject) -> str:
+    """The text with the names of the folders of the checkpoint and the adapter in place of their paths."""
+    for folder in filter(None, (subject.folder, subject.adapter)):
+        text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+    return text

@@ -17,8 +17,7 @@ import torch
 
 from idefics import __version__
 from idefics.errors import BadSetting, OutputError
-from idefics.evaluate.check.picture_checks import frames_hash
-from idefics.evaluate.check.text_checks import ROUND_TRIPS
+from idefics.evaluate.check.processing_checks import ROUND_TRIPS, frames_hash
 from idefics.generation.loading import collect_stop_ids
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from idefics.batch.report import encode_thumbnail
 from idefics.batch.rows import Media
-from idefics.batch.thumbnails import encode_thumbnail
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPicture
 from idefics.formats import SIGNATURE_BYTES, detect_image_format, detect_video_format
