@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.generation_config import GenerationConfig
@@ -15,6 +15,7 @@ from idefics.compat.keyword_arguments import check_save_kwargs
 from idefics.compat.modeling_adapters import PeftAdapterMixin
 from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, HfQuantizer
 from idefics.errors import BadSetting, UnsupportedModel
+from idefics.weights.tensors import tied_parameter_names
 
 
 class SavingMixin(PeftAdapterMixin):
@@ -94,15 +95,5 @@ class SavingMixin(PeftAdapterMixin):
             self.state_dict() if state_dict is None else state_dict,
             folder,
             max_shard_size=max_shard_size,
-            shared_tensors_to_discard=_tied_parameter_names(self),
+            shared_tensors_to_discard=tied_parameter_names(self),
         )
-
-
-def _tied_parameter_names(model: nn.Module) -> list[str]:
-    """Second and further names of parameters that have several."""
-    first_name_by_id = {id(weight): name for name, weight in model.named_parameters()}
-    return [
-        name
-        for name, weight in model.named_parameters(remove_duplicate=False)
-        if first_name_by_id[id(weight)] != name
-    ]

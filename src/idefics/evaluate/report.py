@@ -211,7 +211,7 @@ def _version(name: str) -> str:
         return ""
 
 
-FILE = Path(__file__).with_name("published.json")
+PUBLISHED_FILE = Path(__file__).with_name("published.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +242,7 @@ class PublishedFigure:
 @cache
 def published_figures(suite: str) -> tuple[PublishedFigure, ...]:
     """The published figures of a suite, by model and shots."""
-    content = json.loads(FILE.read_text(encoding="utf-8"))
+    content = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
     figures = []
     for one in content["figures"]:
         if one["suite"] != suite:

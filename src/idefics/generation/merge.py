@@ -146,10 +146,7 @@ def _write_checkpoint(
         merging = _Merging(
             changes,
             state_dict_tensors_tied_once(module),
-            {
-                target: [file_tensors[name] for name in names]
-                for target, names in checkpoint.family.key_rules.source_names_by_target(file_tensors).items()
-            },
+            checkpoint.family.key_rules.sources_by_target(file_tensors),
         )
         replaced = merging.changed_tensors()
         copy_small_files(folder, temporary)

@@ -27,6 +27,7 @@ from idefics.native.structures import GROUP_SIZE
 from idefics.processing.checkpoint_settings import read_json_object
 from idefics.quant.linear import Int4Linear, Int8Linear
 from idefics.weights.files import copy_small_files, safetensors_files
+from idefics.weights.tensors import tied_parameter_names
 from idefics.weights.whole_folder import write_whole_folder
 
 MAX_SHARD_SIZE = "2GB"  # of one file of weights
@@ -249,9 +250,7 @@ def _write_files(module: nn.Module, checkpoint: Checkpoint, config: Mapping[str,
 
     copy_small_files(checkpoint.folder, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    first_name_by_id = {id(weight): name for name, weight in module.named_parameters()}
-    named_parameters = module.named_parameters(remove_duplicate=False)
-    tied_names = [name for name, weight in named_parameters if first_name_by_id[id(weight)] != name]
+    tied_names = tied_parameter_names(module)
     save_torch_state_dict(
         module.state_dict(), folder, max_shard_size=MAX_SHARD_SIZE, shared_tensors_to_discard=tied_names
     )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from idefics.host_memory import release_free_heap
 from idefics.messages import PictureOrVideo, Usage
 from idefics.processing.fetch import Fetcher, is_data_uri
 from idefics.server.admission import AdmissionControl
@@ -218,14 +217,8 @@ def run_in_thread_and_trim(function: Callable[[], R], should_trim: Callable[[], 
     with ThreadPoolExecutor(1, thread_name_prefix="idefics-long-text") as executor:
         future = executor.submit(function)
     try:
-        if should_trim() and (trim := _malloc_trim()) is not None:
-            trim(0)
+        if should_trim():
+            release_free_heap()
         return future.result()
     finally:
         del future  # an error refers to this frame: with the future in it, a cycle would keep all texts alive
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's malloc_trim(3) as a function; None with other C libraries, which lack it."""
-    return ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == "glibc" else None

@@ -8,6 +8,7 @@ Source: https://huggingface.co/docs/peft/developer_guides/checkpoint
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,8 +185,8 @@ class _Matching:
                     self.problems["not in modules_to_save"].append(key)
             else:
                 self.problems["unknown"].append(key)
-        for target, names in self.rules.source_names_by_target(replacements).items():
-            self._add_replacement(target, [replacements[name] for name in names])
+        for target, sources in self.rules.sources_by_target(replacements).items():
+            self._add_replacement(target, sources)
         for module, factors in factors_by_module.items():
             self._add_factors(module, factors)
 
@@ -289,7 +290,4 @@ class _Matching:
 
 def _numbers_per_row(shape: Sequence[int]) -> int:
     """The product of all dimensions but the first."""
-    product = 1
-    for size in shape[1:]:
-        product *= size
-    return product
+    return math.prod(shape[1:])

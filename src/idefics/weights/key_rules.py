@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from idefics.errors import BrokenCheckpoint
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,13 @@ class KeyRules:
         return {
             target: tuple(name for _, name in sorted(parts.items()))
             for target, parts in parts_by_target.items()
+        }
+
+    def sources_by_target(self, tensors: Mapping[str, T]) -> dict[str, list[T]]:
+        """As `source_names_by_target`, with the tensors of these names."""
+        return {
+            target: [tensors[name] for name in names]
+            for target, names in self.source_names_by_target(tensors).items()
         }
 
     def _new_name(self, name: str) -> str:

@@ -5,16 +5,15 @@ Names and shapes are compared before the first tensor is read, so that a checkpo
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.errors import UnsupportedModel
+from idefics.host_memory import release_free_heap
 from idefics.weights.adapters import WeightChange, read_weight_changes
 from idefics.weights.files import refuse_wrapper_prefix, safetensors_files
 from idefics.weights.key_rules import KeyRules
@@ -90,10 +89,7 @@ def load(
         files = safetensors_files(folder)
         file_tensors = open_file_tensors(files, stack)
         refuse_wrapper_prefix(file_tensors, folder)
-        sources = {
-            target: [file_tensors[name] for name in names]
-            for target, names in rules.source_names_by_target(file_tensors).items()
-        }
+        sources = rules.sources_by_target(file_tensors)
         mapped_tensors = open_file_tensors(files, stack, "mmap") if mmap else {}
         changes = {} if adapter is None else read_weight_changes(adapter, model, rules, stack)
         loader = _ParameterLoader(
@@ -162,11 +158,11 @@ class _ParameterLoader:
         for name in parameter.names:
             if quantize := self.quantizers.get(name):
                 quantize(self._read_value(parameter, name, self.dtype, device))
-                _release_free_heap()
+                release_free_heap()
             elif name in self.changes:
                 value = self._read_value(parameter, name, self.dtypes.get(name, self.dtype), device)
                 self._assign(parameter, [name], value)
-                _release_free_heap()
+                release_free_heap()
             else:
                 shared_names.append(name)
         if shared_names:
@@ -257,14 +253,3 @@ def _read_concatenated(
     for rows, part in zip(value.split([part.shape[0] for part in parts]), parts, strict=True):
         rows.copy_(part.read())
     return value
-
-
-def _release_free_heap() -> None:
-    """Returns freed memory between live tensors to the operating system; does nothing without glibc.
-
-    glibc would keep the gaps, which are too small for the next large tensor: quantising 16 matrices of 8 MiB to a
-    quarter of that peaked at 155 MiB without this call and at 55 MiB with it.
-    """
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)

@@ -116,6 +116,16 @@ def state_dict_tensors_tied_once(model: nn.Module) -> list[TensorWithNames]:
     return list(tensor_by_id.values())
 
 
+def tied_parameter_names(model: nn.Module) -> list[str]:
+    """Second and further names of parameters that have several."""
+    first_name_by_id = {id(weight): name for name, weight in model.named_parameters()}
+    return [
+        name
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if first_name_by_id[id(weight)] != name
+    ]
+
+
 def check_names_shapes_and_dtypes(
     parameters: Sequence[TensorWithNames],
     sources: Mapping[str, Sequence[FileTensor]],

@@ -62,11 +62,9 @@ def read_weight_statistics(folder: Path, rules: KeyRules) -> tuple[dict[str, Wei
     """
     with ExitStack() as stack:
         tensors = open_file_tensors(safetensors_files(folder), stack, "mmap")
-        sources = rules.source_names_by_target(tensors)
-        statistics = {
-            target: _measure(target, [tensors[name] for name in names]) for target, names in sources.items()
-        }
-    used = {name for names in sources.values() for name in names}
+        sources = rules.sources_by_target(tensors)
+        statistics = {target: _measure(target, parts) for target, parts in sources.items()}
+    used = {part.name for parts in sources.values() for part in parts}
     return statistics, sorted(tensors.keys() - used)
 
 
