@@ -70,8 +70,7 @@ class Ledger(LedgerFile):
     def run_number(self, settings: dict[str, Any]) -> int:
         """The number of a run's settings, which are stored if they are new."""
         text = json.dumps(settings, sort_keys=True)
-        with self.writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO runs (settings) VALUES (?)", (text,))
+        self.write("INSERT OR IGNORE INTO runs (settings) VALUES (?)", text)
         number: int = self.read_one("SELECT run FROM runs WHERE settings = ?", text)[0]
         return number
 
@@ -85,7 +84,7 @@ class Ledger(LedgerFile):
         found = self.read_one(
             "SELECT number, run, name, key, id, path, prompt FROM rows WHERE run = ? AND name = ?",
             run,
-            escape_surrogates(name),
+            name,
         )
         return None if found is None else _as_row(found)
 
@@ -163,18 +162,14 @@ class Ledger(LedgerFile):
         """The content hash of a file that has not changed since `remember_content`."""
         found = self.read_one(
             "SELECT content FROM contents WHERE path = ? AND status = ?",
-            escape_surrogates(path),
+            path,
             _identify(status),
         )
         return None if found is None else found[0]
 
     def remember_content(self, path: str, status: os.stat_result, content: bytes) -> None:
         """Stores the content hash of a file with what its directory entry says."""
-        with self.writing() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO contents VALUES (?, ?, ?)",
-                (escape_surrogates(path), _identify(status), content),
-            )
+        self.write("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", path, _identify(status), content)
 
     def original_content(self, content: bytes) -> bytes:
         """The content hash that a picture had before a description was written into it."""
@@ -183,62 +178,52 @@ class Ledger(LedgerFile):
 
     def add_alias(self, content: bytes, original: bytes) -> None:
         """Stores that a picture with a description in it is the same picture. Committed when this returns."""
-        with self.writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?)", (content, original))
+        self.write("INSERT OR REPLACE INTO aliases VALUES (?, ?)", content, original)
         self.commit()
 
     def find_text(self, target: str, kind: str) -> WrittenText | None:
         """The text of a kind that a run has written, or was about to write, to a file."""
         found = self.read_one(
             "SELECT row, path, existing, is_written FROM texts WHERE target = ? AND kind = ?",
-            escape_surrogates(target),
+            target,
             kind,
         )
         return None if found is None else WrittenText(found[0], found[1], found[2], bool(found[3]))
 
     def plan_text(self, target: str, kind: str, row: int, path: str, existing: str | None) -> None:
         """Stores that a text is about to be written, and what was there before. Committed when this returns."""
-        with self.writing() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, 0)",
-                (escape_surrogates(target), kind, row, escape_surrogates(path), existing),
-            )
+        self.write(
+            "INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, 0)", target, kind, row, path, existing
+        )
         self.commit()
 
     def mark_text_written(self, target: str, kind: str) -> None:
         """Stores that a planned text was written."""
-        with self.writing() as connection:
-            connection.execute(
-                "UPDATE texts SET is_written = 1 WHERE target = ? AND kind = ?",
-                (escape_surrogates(target), kind),
-            )
+        self.write("UPDATE texts SET is_written = 1 WHERE target = ? AND kind = ?", target, kind)
 
     def find_thumbnail(self, path: str) -> bytes | None:
         """The thumbnail of a picture, as a JPEG file."""
-        found = self.read_one("SELECT jpeg FROM thumbnails WHERE path = ?", escape_surrogates(path))
+        found = self.read_one("SELECT jpeg FROM thumbnails WHERE path = ?", path)
         return None if found is None else found[0]
 
     def add_thumbnail(self, path: str, jpeg: bytes) -> None:
         """Stores the thumbnail of a picture."""
-        with self.writing() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", (escape_surrogates(path), jpeg)
-            )
+        self.write("INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", path, jpeg)
 
     def find_export(self, path: str) -> ExportMark | None:
         """How much of an output file is written; None if none was written from this ledger."""
-        found = self.read_one(
-            "SELECT last_number, size, digest FROM exports WHERE path = ?", escape_surrogates(path)
-        )
+        found = self.read_one("SELECT last_number, size, digest FROM exports WHERE path = ?", path)
         return None if found is None else ExportMark(*found)
 
     def mark_exported(self, path: str, mark: ExportMark) -> None:
         """Stores how much of an output file is written. Committed when this returns."""
-        with self.writing() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO exports VALUES (?, ?, ?, ?)",
-                (escape_surrogates(path), mark.last_number, mark.size, mark.digest),
-            )
+        self.write(
+            "INSERT OR REPLACE INTO exports VALUES (?, ?, ?, ?)",
+            path,
+            mark.last_number,
+            mark.size,
+            mark.digest,
+        )
         self.commit()
 
 

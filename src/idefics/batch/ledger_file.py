@@ -6,12 +6,13 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from idefics.batch.file_systems import network_file_system
+from idefics.batch.records import escape_surrogates
 from idefics.errors import OutputError, format_bytes
 
 SCHEMA_VERSION = 1
@@ -177,10 +178,15 @@ class LedgerFile:
             except OutputError:
                 continue
 
+    def write(self, query: str, *arguments: Any) -> None:
+        """Executes one change; texts are stored as `escape_surrogates` writes them."""
+        with self.writing() as connection:
+            connection.execute(query, _storable(arguments))
+
     def read_one(self, query: str, *arguments: Any) -> Any:
-        """The first row of a query; None if there is none."""
+        """The first row of a query; None if there is none. Texts are found as `write` stores them."""
         with self._lock, self._sqlite_errors("read"):
-            return self._connection.execute(query, arguments).fetchone()
+            return self._connection.execute(query, _storable(arguments)).fetchone()
 
     def read_all(self, query: str) -> list[Any]:
         """All rows of a query, which are few."""
@@ -197,3 +203,8 @@ class LedgerFile:
             if len(rows) < 500:
                 return
             number = rows[-1][0]
+
+
+def _storable(arguments: Iterable[Any]) -> list[Any]:
+    """The arguments of a query, as SQLite takes them: without lone surrogates."""
+    return [escape_surrogates(one) if isinstance(one, str) else one for one in arguments]
