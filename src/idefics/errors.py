@@ -306,9 +306,12 @@ class MissingExtra(IdeficsError, ImportError):
         super().__init__(f"{what} needs an optional dependency: pip install 'idefics[{extra}]'")
 
 
-def _format_names(title: str, names: Sequence[str], max_names: int = 10) -> str:
+MAX_NAMES = 10  # of tensors, that a message has
+
+
+def _format_names(title: str, names: Sequence[str]) -> str:
     """A list for messages: "12 missing (a, b, ... and 2 more)"; "" without names."""
     if not names:
         return ""
-    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
-    return f"{len(names)} {title} ({', '.join(names[:max_names])}{more})"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{len(names)} {title} ({', '.join(names[:MAX_NAMES])}{more})"

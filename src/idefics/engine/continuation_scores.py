@@ -117,14 +117,12 @@ class ContinuationScores:
         trie: CandidateTrie,
         h: Tensor,
         compute_logits: Callable[[Tensor], Tensor],
-        max_rows: int = MAX_LOGIT_ROWS,
     ) -> None:
         """Scores a group's continuations from their second token on, and removes the group from `pending_tries`.
 
         Args:
             h: (N, D) hidden states, a row for each node.
             compute_logits: (n, D) -> (n, V).
-            max_rows: how many rows of logits are computed at once.
         """
         self.pending_tries.remove(trie)
         targets = [
@@ -133,9 +131,9 @@ class ContinuationScores:
             for position in range(1, len(self.continuations[index]))
         ]
         targets.sort(key=lambda target: target.node)
-        for start in range(0, len(h), max_rows):
-            batch = [target for target in targets if start <= target.node < start + max_rows]
-            self._record_logprobs(compute_logits(h[start : start + max_rows]), start, batch)
+        for start in range(0, len(h), MAX_LOGIT_ROWS):
+            batch = [target for target in targets if start <= target.node < start + MAX_LOGIT_ROWS]
+            self._record_logprobs(compute_logits(h[start : start + MAX_LOGIT_ROWS]), start, batch)
 
     def _record_logprobs(self, logits: Tensor, start: int, targets: Sequence[ScoringTarget]) -> None:
         """Records the scores of `targets`, given the (n, V) logits of nodes `start` to `start + n - 1`."""

@@ -100,12 +100,11 @@ def available_devices() -> list[str]:
     return names + ["mps"] * torch.backends.mps.is_available()
 
 
-def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[str, Any]:
+def estimate_model_memory(model: str) -> dict[str, Any]:
     """Estimates the memory of a model on this machine's CPU if it is loaded with the default settings.
 
     Args:
         model: a short name, folder or hub id. It is not downloaded.
-        revision: branch, tag or commit on the hub.
 
     Returns:
         In bytes: `weights`, `token_bytes` (keys and values of one token), `kv_cache`, `pictures` (encoder cache),
@@ -116,7 +115,7 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
         ModelError: the model is not on this machine, or cannot be read.
         OutOfMemory: not even the smallest KV cache fits.
     """
-    folder = weights.find_checkpoint(model, revision=revision, offline=True)
+    folder = weights.find_checkpoint(model, offline=True)
     checkpoint = models.read_checkpoint(folder)
     module: Any = models.build_on_meta_device(checkpoint)
     if checkpoint.quantization is not None:
