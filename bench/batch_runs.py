@@ -92,8 +92,7 @@ def measure_memory(report: BenchmarkReport, name: str, size: BenchmarkSize) -> N
     from idefics.batch.answerers import LocalAnswerer
     from idefics.batch.export import exporter_for
     from idefics.batch.ledger import Ledger
-    from idefics.batch.ledger_export import LedgerExport
-    from idefics.batch.output_file import OutputFile
+    from idefics.batch.output_file import LedgerExport, OutputFile
     from idefics.batch.run import BatchRun
     from idefics.batch.run_counts import RunCounts
     from idefics.batch.run_settings import RowSelection, RunSettings

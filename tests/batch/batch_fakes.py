@@ -5,8 +5,7 @@ from pathlib import Path
 
 from idefics.batch.export import exporter_for
 from idefics.batch.ledger import Ledger
-from idefics.batch.ledger_export import LedgerExport
-from idefics.batch.output_file import OutputFile
+from idefics.batch.output_file import LedgerExport, OutputFile
 from idefics.batch.prompt_template import PromptTemplate
 from idefics.batch.rows import BatchRow, Media
 from idefics.batch.run import BatchRun

@@ -52,7 +52,7 @@ def test_a_file_is_named_as_given_and_read_lazily():
 def test_a_file_that_turned_into_a_folder_or_is_too_large_is_refused(monkeypatch):
     write("a.jpg", b"12345")
     (row,) = open_rows("a.jpg")
-    monkeypatch.setattr("idefics.batch.sources.media.MAX_MEDIA_BYTES", 4)
+    monkeypatch.setattr("idefics.batch.sources.settings.MAX_MEDIA_BYTES", 4)
     with pytest.raises(BadPicture, match=r"^a\.jpg is larger than 4 bytes: make it smaller$"):
         row.media.read()
     Path("a.jpg").unlink()

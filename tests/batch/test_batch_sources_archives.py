@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from source_inputs import open_rows, png
 
-from idefics.batch.sources import media, tar, zip_and_pdf
+from idefics.batch.sources import settings, tar, zip_and_pdf
 from idefics.batch.sources.inputs import open_source
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadPicture, MissingExtra
@@ -113,7 +113,7 @@ def test_a_broken_member_of_a_zip_fails_alone():
 
 
 def test_a_zip_bomb_is_not_unpacked(monkeypatch):
-    monkeypatch.setattr(media, "MAX_MEDIA_BYTES", 1_000_000)
+    monkeypatch.setattr(settings, "MAX_MEDIA_BYTES", 1_000_000)
     make_zip("bomb.zip", [("a.png", bytes(2_000_000)), ("b.png", bytes(2_000_000))])
     data = bytearray(Path("bomb.zip").read_bytes())
     second = data.rindex(b"PK\x01\x02")
@@ -249,7 +249,7 @@ def test_links_and_devices_in_a_tar_are_skipped():
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_member_of_a_tar_that_is_too_large_is_a_row_with_an_error(mode, monkeypatch):
     monkeypatch.setattr(tar, "MAX_MEDIA_BYTES", 1000)
-    monkeypatch.setattr(media, "MAX_MEDIA_BYTES", 1000)
+    monkeypatch.setattr(settings, "MAX_MEDIA_BYTES", 1000)
     make_tar("a.tar", [("a.png", bytes(2000)), ("b.png", b"2")], mode)
     large, small = open_rows("a.tar")
     assert large.error == "a.tar/a.png is larger than 1,000 bytes: make it smaller"

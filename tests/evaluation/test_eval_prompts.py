@@ -3,7 +3,7 @@
 import pytest
 from eval_rows import evaluation_row
 
-from idefics.batch.sources.media import file_media
+from idefics.batch.sources.settings import file_media
 from idefics.errors import BadPrompt, BadSetting
 from idefics.evaluate.prompt_style import choose_style
 from idefics.evaluate.prompts import SuitePrompts, picture_place

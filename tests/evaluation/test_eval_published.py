@@ -7,7 +7,7 @@ import pytest
 
 import idefics
 from idefics.catalog import CATALOG
-from idefics.evaluate.report import FILE, figures_of_model, published_figures
+from idefics.evaluate.report import PUBLISHED_FILE, figures_of_model, published_figures
 from idefics.evaluate.suites import SUITES
 
 PACKAGE = Path(idefics.__file__).parent
@@ -24,7 +24,7 @@ def test_figures_of_the_paper_and_the_card():
 
 
 def test_every_figure_has_a_suite_a_model_and_a_source():
-    content = json.loads(FILE.read_text())
+    content = json.loads(PUBLISHED_FILE.read_text())
     names = {name for entry in CATALOG for name in entry.short_names}
     assert len(content["figures"]) > 120
     for one in content["figures"]:

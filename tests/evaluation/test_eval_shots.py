@@ -6,7 +6,7 @@ import torch
 from eval_rows import PICTURES, evaluation_row
 
 import idefics
-from idefics.batch.sources.media import file_media
+from idefics.batch.sources.settings import file_media
 from idefics.engine.encoder_cache import encode_frames
 from idefics.errors import BadPicture, BadSetting
 from idefics.evaluate.shots import EmbeddingFile, NearestShots, PictureContents, RandomShots, choose_support

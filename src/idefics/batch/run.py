@@ -11,7 +11,7 @@ from typing import Any
 
 from idefics.batch.answerers import Answerer, WorkItem, error_fields
 from idefics.batch.ledger import Ledger, LedgerRow
-from idefics.batch.ledger_export import LedgerExport
+from idefics.batch.output_file import LedgerExport
 from idefics.batch.prompt_template import PromptRenderer
 from idefics.batch.records import escape_surrogates
 from idefics.batch.report import MAX_THUMBNAILS, make_thumbnail

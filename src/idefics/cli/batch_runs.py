@@ -260,7 +260,7 @@ def write_run_report(
     started: datetime,
 ) -> None:
     """Writes the report of the rows of a run, those of earlier parts of it included."""
-    from idefics.batch.ledger_export import records_after
+    from idefics.batch.output_file import records_after
     from idefics.batch.report import write_report
 
     records = (record for _, record in records_after(ledger, 0, run=run_number))

@@ -30,9 +30,7 @@ from idefics.cli.demo import demo
 from idefics.cli.eval import eval as eval_command
 from idefics.cli.generate import generate
 from idefics.cli.help_format import CommandGroup
-from idefics.cli.info import info
-from idefics.cli.ledger import ledger
-from idefics.cli.models import models
+from idefics.cli.info import info, models
 from idefics.cli.output import (
     ClosedOutput,
     EscapingStdout,
@@ -44,6 +42,7 @@ from idefics.cli.output import (
 )
 from idefics.cli.pictures import is_picture_argument
 from idefics.cli.read import read
+from idefics.cli.run import ledger
 from idefics.cli.run import run as run_command
 from idefics.cli.serve import serve, ui
 from idefics.cli.tasks import make_task_command

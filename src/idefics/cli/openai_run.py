@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from idefics import Idefics
     from idefics.batch.ledger import Ledger
-    from idefics.batch.ledger_export import LedgerExport
     from idefics.batch.openai_batch import BatchFileCheck, BatchFileLimits, BatchLine
-    from idefics.batch.output_file import OutputFile
+    from idefics.batch.output_file import LedgerExport, OutputFile
     from idefics.batch.run_counts import RunCounts
     from idefics.server.batch_lines import LineOutcome
     from idefics.server.settings import Settings
@@ -121,8 +120,8 @@ def _run(
 ) -> None:
     """Answers the lines of a batch file that the ledger has no answers to."""
     from idefics.batch.ledger import Ledger
-    from idefics.batch.ledger_export import LedgerExport
     from idefics.batch.openai_batch import OPENAI_BATCH_TASK
+    from idefics.batch.output_file import LedgerExport
 
     run_settings = find_run_settings(OPENAI_BATCH_TASK, None, {}, [], model, writer)
     with ExitStack() as stack:

@@ -118,8 +118,7 @@ def read(
     """
     from idefics.batch.answerers import LocalAnswerer
     from idefics.batch.ledger import Ledger
-    from idefics.batch.ledger_export import check_origin
-    from idefics.batch.output_file import check_writable
+    from idefics.batch.output_file import check_origin, check_writable
     from idefics.batch.prompt_template import PromptTemplate
 
     format = outputs.format

@@ -9,9 +9,8 @@ from pathlib import Path
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.sources.folders import PictureSearch, is_folder
-from idefics.batch.sources.media import MediaFile
 from idefics.batch.sources.parquet_table import ParquetReader
-from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, error_row
+from idefics.batch.sources.settings import MediaFile, SingleInput, SourcePass, SourceSettings, error_row
 from idefics.batch.sources.tables import TableInput
 from idefics.batch.sources.tar import TarArchive
 from idefics.batch.sources.text_tables import CsvReader, JsonLinesReader

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics.batch.rows import Media
-from idefics.batch.sources.media import MAX_MEDIA_BYTES, cell_media, too_large_error
+from idefics.batch.sources.settings import MAX_MEDIA_BYTES, cell_media, too_large_error
 from idefics.batch.sources.tables import TableInput
 from idefics.errors import BadPicture, MissingExtra
 from idefics.processing.fetch import Fetcher, is_url

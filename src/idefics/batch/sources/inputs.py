@@ -14,8 +14,7 @@ from idefics.batch.sources.files_and_folders import FolderOrPattern, input_of_fi
 from idefics.batch.sources.folders import is_folder, is_unexpanded_pattern, path_exists
 from idefics.batch.sources.hub_dataset import HUB_PREFIX, HubDataset, HubReader
 from idefics.batch.sources.imagefolder import ImageFolder, find_metadata
-from idefics.batch.sources.media import RemoteFile
-from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, error_row
+from idefics.batch.sources.settings import RemoteFile, SingleInput, SourcePass, SourceSettings, error_row
 from idefics.batch.sources.skipped import describe_skipped
 from idefics.errors import BadPicture, BadSetting, IdeficsError
 from idefics.processing.fetch import is_url

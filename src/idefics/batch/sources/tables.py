@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from idefics.batch.rows import BatchRow, Media
-from idefics.batch.sources.media import cell_media
-from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings, column_row, error_row
+from idefics.batch.sources.settings import (
+    SingleInput,
+    SourcePass,
+    SourceSettings,
+    cell_media,
+    column_row,
+    error_row,
+)
 from idefics.errors import BadPicture, BadSetting, IdeficsError
 from idefics.processing.fetch import Fetcher
 

@@ -21,8 +21,16 @@ from typing import Any
 
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow, Media
-from idefics.batch.sources.media import MAX_MEDIA_BYTES, bytes_media, read_whole, too_large_error
-from idefics.batch.sources.settings import FileInput, SourcePass, column_row, error_row
+from idefics.batch.sources.settings import (
+    MAX_MEDIA_BYTES,
+    FileInput,
+    SourcePass,
+    bytes_media,
+    column_row,
+    error_row,
+    read_whole,
+    too_large_error,
+)
 from idefics.batch.sources.skipped import DUPLICATE, SPECIAL_FILE, archive_skip_reason
 from idefics.errors import BadPicture
 from idefics.formats import SIGNATURE_BYTES

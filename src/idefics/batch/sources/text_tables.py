@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from idefics.batch.sources.media import MAX_MEDIA_BYTES
+from idefics.batch.sources.settings import MAX_MEDIA_BYTES
 from idefics.batch.sources.tables import FileTable
 from idefics.errors import BadPicture
 

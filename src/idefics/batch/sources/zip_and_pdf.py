@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics.batch.rows import BatchRow, Media
-from idefics.batch.sources.media import read_whole
-from idefics.batch.sources.settings import FileInput, SourcePass, error_row
+from idefics.batch.sources.settings import FileInput, SourcePass, error_row, read_whole
 from idefics.batch.sources.skipped import DUPLICATE, archive_skip_reason
 from idefics.errors import BadPicture, MissingExtra
 from idefics.formats import SIGNATURE_BYTES

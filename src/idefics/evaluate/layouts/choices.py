@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from idefics.batch.rows import Media
-from idefics.batch.sources.media import bytes_media, cell_media
 from idefics.batch.sources.parquet_table import ParquetReader
+from idefics.batch.sources.settings import bytes_media, cell_media
 from idefics.errors import BadSetting
 from idefics.evaluate.layouts.files import find_file, picture, read_json, read_json_lines
 from idefics.evaluate.prompts import picture_place

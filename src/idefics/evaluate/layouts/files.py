@@ -11,7 +11,7 @@ from typing import Any
 
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import Media
-from idefics.batch.sources.media import file_media
+from idefics.batch.sources.settings import file_media
 from idefics.errors import BadPrompt, BadSetting
 from idefics.validation import short_repr
 
