@@ -196,6 +196,8 @@ def test_what_is_wrong_is_said_before_anything_long_begins(train, data_folder, m
     assert "--validate-every 3 needs rows to validate with: give --val ROWS" in refusal("--validate-every", 3)
     assert "photos already holds other files" in refusal(out="photos", data="nothing")
     assert "has no checkpoint: begin without --resume" in refusal("--resume")
+    assert "photos/red.png is a file: give a new folder" in refusal(out="photos/red.png")
+    assert "x.training cannot be written (Not a directory): give" in refusal(out="photos/red.png/x")
     assert "nothing" in refusal(data="nothing")
     monkeypatch.setattr(plan, "free_memory", lambda device: 1_000_000)
     code, _, err = train()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from idefics import models, weights
-from idefics.errors import OutOfMemory, format_bytes
-from idefics.train.forecast import check_memory, forecast_training
+from idefics.errors import OutOfMemory, OutputError, format_bytes
+from idefics.train.forecast import check_disk, check_memory, forecast_training
 from idefics.train.picture_forecast import KeptPictures
 from idefics.train.pictures import MEMORY_BYTES, DiskSpace
 from idefics.train.rows import RowSizes, TokenCounts
@@ -152,6 +152,16 @@ def test_the_lines_say_what_is_learned_and_what_memory_it_takes():
         and learned.endswith("% of the model's")
     )
     assert memory.startswith("memory: at most about 1.") and "of 2.1 GB free (weights 14 MB, " in memory
+
+
+def test_a_training_whose_checkpoint_does_not_fit_on_the_disk_is_refused():
+    made, settings = forecast(rank=4)
+    needed = 4 * 4 * made.num_learned  # values, two moments, and the adapter
+    check_disk(replace(made, kept=replace(made.kept, free_disk=needed)), settings)
+    with pytest.raises(
+        OutputError, match=r"^adapter\.training needs 1 MB for a checkpoint and the result, 1 MB free: "
+    ):
+        check_disk(replace(made, kept=replace(made.kept, free_disk=needed - 1)), settings)
 
 
 def test_few_steps_are_named_where_rows_are_few():

@@ -247,6 +247,19 @@ def test_a_picture_that_cannot_be_read_keeps_what_was_learned(folder, tmp_path):
                 row, read_pictures=fail, picture_keys=tuple(f"{key}!" for key in row.picture_keys)
             )
 
-    with pytest.raises(BadPicture):
+    with pytest.raises(
+        BadPicture, match=r"^1\.jpg is cut off: mend it, then continue from .* with resume=True$"
+    ):
         train_rows(trainee, rows, None, settings, [Recorder(break_pictures)])
     assert find_checkpoint(settings.training_folder) is not None
+
+    def mend(rows):
+        return type(rows)(
+            replace(row, picture_keys=tuple(f"{key}?" for key in row.picture_keys)) for row in rows
+        )
+
+    with pytest.raises(BadSetting, match="texts of the rows have changed"):
+        train(folder, tmp_path / "out", edit=edit_row("ids", 3, 5))
+    train(folder, tmp_path / "out", interrupt_at(3), edit=mend)
+    with pytest.raises(BadSetting, match="pictures of the rows have changed"):
+        train(folder, tmp_path / "out")

@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from idefics.batch.output_file import replace_file
 from idefics.errors import BadSetting
 from idefics.train.rows import RowsDigest
 from idefics.train.settings import TrainSettings
@@ -70,27 +72,29 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     path = folder / f"step-{state.step:08d}"
-    if path.exists():  # it was loaded, and nothing has been learned since
+    tensors, numbers = _optimizer_state(learned, optimizer)
+    text = json.dumps({**asdict(state), "optimizer": numbers}, indent=2) + "\n"
+    if path.exists():  # nothing has been learned since, but the rows may be described otherwise
+        replace_file(path / STATE_FILE, partial(_write_text, text=text))
         return path
     older = _checkpoints(folder)
-    tensors, numbers = _optimizer_state(learned, optimizer)
-    kept = f"{max(older)} is kept" if older else "there is no other checkpoint"
-    with write_whole_folder(path, f"make room, then continue with resume=True; {kept}") as temporary:
+    advice = "make room, and begin again"
+    if older:
+        advice = f"make room, then continue with resume=True; {max(older)} is kept"
+    with write_whole_folder(path, advice) as temporary:
         save_file(
             {name: tensor.contiguous() for name, tensor in learned_tensors(learned).items()},
             temporary / LEARNED_FILE,
         )
         save_file(tensors, temporary / OPTIMIZER_FILE)
-        text = json.dumps({**asdict(state), "optimizer": numbers}, indent=2)
-        (temporary / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
     for old in older:
         shutil.rmtree(old)
     return path
 
 
-def checkpoint_step(path: Path) -> int:
-    """How many optimizer steps were done when a checkpoint was written."""
-    return int(path.name.removeprefix("step-"))
+def _write_text(file: BinaryIO, text: str) -> None:
+    file.write(text.encode())
 
 
 def remove_checkpoints(folder: Path) -> None:

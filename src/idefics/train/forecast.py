@@ -17,7 +17,7 @@ from torch import nn
 
 from idefics import quant
 from idefics.config import ModelConfig, QuantizationConfig
-from idefics.errors import OutOfMemory, format_bytes, format_count
+from idefics.errors import OutOfMemory, OutputError, format_bytes, format_count
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES
 from idefics.train.forward import MAX_LOGITS_AT_ONCE
 from idefics.train.picture_forecast import KeptPictures, forecast_kept_pictures, image_tokens_per_frame
@@ -226,6 +226,23 @@ def check_memory(forecast: Forecast, settings: TrainSettings) -> None:
     """
     if forecast.needed > forecast.free:
         raise out_of_memory(forecast, settings)
+
+
+def check_disk(forecast: Forecast, settings: TrainSettings) -> None:
+    """Refuses a training whose checkpoint and adapter will not fit on the disk.
+
+    Raises:
+        OutputError: more is needed than is free.
+    """
+    # Of a learned number: its value, the optimizer's moments, and its value in the adapter.
+    needed = forecast.num_learned * (
+        LEARNED_BYTES[settings.optimizer] - 4 + (4 if settings.method == "lora" else 0)
+    )
+    if needed > forecast.kept.free_disk:
+        raise OutputError(
+            f"{settings.training_folder} needs {format_bytes(needed)} for a checkpoint and the result, "
+            f"{format_bytes(forecast.kept.free_disk)} free: make room, or give another out"
+        )
 
 
 def out_of_memory(forecast: Forecast, settings: TrainSettings, what: str = "this training") -> OutOfMemory:

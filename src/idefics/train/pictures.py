@@ -21,6 +21,7 @@ from torch import Tensor
 
 from idefics.models.vision_language_model import VisionLanguageModel
 from idefics.train.packing import PictureSource
+from idefics.weights.whole_folder import nearest_existing
 
 Stage = Literal["frames", "patches", "features"]
 Frames = Sequence[np.ndarray]  # of a picture: arrays (3, h, w) of float32
@@ -186,8 +187,7 @@ def find_disk_space(folder: Path) -> DiskSpace:
 
     At most half of what is free is used, so that checkpoints and the result can be written.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     return DiskSpace(min(DISK_BYTES, sum(_file_sizes(folder).values()) + free // 2), free)
 
 

@@ -74,6 +74,7 @@ class Trainer:
     Attributes:
         step: optimizer steps that are done.
         num_steps: of the whole training.
+        rows_digest: what checkpoints say of the rows.
         stops: whether training stops after the current step; another thread or a signal handler may set it.
     """
 
@@ -96,7 +97,7 @@ class Trainer:
         self.num_steps = self.schedule.num_steps
         self.optimizer = make_optimizer(learned, settings)
         self.store = PictureStore(model, folder / FEATURES, disk_bytes=disk_bytes // processes.count)
-        self._rows_digest, self._weights = rows.digest(), weights
+        self.rows_digest, self._weights = rows.digest(), weights
         self.step, self.stops, self._others_stop = 0, False, False
         device = next(model.parameters()).device
         is_mixed = settings.method == "full" and settings.dtype != "float32" and device.type == "cuda"
@@ -129,7 +130,7 @@ class Trainer:
     def _state(self) -> TrainingState:
         return TrainingState(
             step=self.step,
-            rows=self._rows_digest,
+            rows=self.rows_digest,
             weights=self._weights,
             settings=settings_to_json(self.settings),
         )
@@ -279,6 +280,7 @@ class Trainer:
 
     def _not_finite(self, what: str, names: Sequence[str], value: float) -> BadSetting:
         """The error about a loss or a gradient that is not a number; writes a checkpoint if there is none."""
+        names = list(dict.fromkeys(names))
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         path = find_checkpoint(self.folder)
         if path is None and self.step > 0:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from idefics.errors import BadSetting, IdeficsError, OutOfMemory
+from idefics.errors import BadPicture, BadSetting, IdeficsError, OutOfMemory
 from idefics.generation.load_settings import set_num_threads
 from idefics.generation.loading import read_generation_config
 from idefics.placement.devices import allocation_errors_as_out_of_memory
 from idefics.train.checkpoints import check_settings, find_checkpoint, remove_checkpoints
 from idefics.train.dry_run import run_dry
-from idefics.train.forecast import check_memory, out_of_memory
+from idefics.train.forecast import check_disk, check_memory, out_of_memory
 from idefics.train.interrupts import finish_writing, stop_on_signals
 from idefics.train.logs import JSONLinesLog
 from idefics.train.pictures import FEATURES
@@ -31,6 +31,7 @@ from idefics.train.samples import SampleAnswerer
 from idefics.train.settings import TrainSettings
 from idefics.train.trainee import Trainee, load_trainee
 from idefics.train.trainer import Trainer
+from idefics.weights.whole_folder import check_writable
 
 LOG_FILE, REPORT_FILE = "log.jsonl", "report.html"  # in the folder of a training
 
@@ -79,7 +80,7 @@ def run(
             way round, or a loss is not a number.
         ModelError: the model is not found or not supported.
         BadPicture: a picture cannot be read.
-        OutputError: the log or the report cannot be written.
+        OutputError: the log or the report cannot be written, or the disk has no room for a checkpoint and the result.
         OutOfMemory: the forecast, or what is needed in fact, is more than is free.
         MissingExtra: as for `idefics.load`.
     """
@@ -94,6 +95,8 @@ def run(
     for listener in listeners:
         listener.on_forecast(plan.forecast)
     check_memory(plan.forecast, settings)
+    if not dry_run:
+        check_disk(plan.forecast, settings)
     trainee = load_trainee(plan.checkpoint, settings)
     trainer = Trainer(
         *(trainee.model, trainee.learned, plan.rows, settings, settings.training_folder),
@@ -160,7 +163,9 @@ def _make_answerer(plan: TrainingPlan, trainee: Trainee, samples: Sequence[Train
 def check_folders(settings: TrainSettings, resume: bool) -> None:
     """Raises BadSetting if a training cannot write its result, or begin or continue as `resume` says."""
     out, folder = settings.out, settings.training_folder
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise BadSetting(f"{out} is a file: give a new folder")
+    if out.exists() and any(out.iterdir()):
         if resume:
             raise BadSetting(f"{out} is written: this training is finished, and nothing is left to resume")
         raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
@@ -171,6 +176,7 @@ def check_folders(settings: TrainSettings, resume: bool) -> None:
         raise BadSetting(
             f"{checkpoint} is there: continue with resume=True, or remove {folder} to begin again"
         )
+    check_writable(folder)
     if checkpoint is not None:
         check_settings(checkpoint, settings)
     else:  # what an unfinished training has left may be of another model
@@ -231,7 +237,7 @@ def _train(
                     error, BadSetting
                 ):  # which a loss that is no number is
                     with finish_writing(trainer):
-                        trainer.save()
+                        raise _keep_learned(trainer, error) from None
                 raise
         with finish_writing(trainer):
             if trainer.step < trainer.num_steps:
@@ -239,6 +245,18 @@ def _train(
             if trainer.processes.is_first:
                 _write_result(trainee, trainer)
     return _result(trainee, trainer, settings.out, None, validation)
+
+
+def _keep_learned(trainer: Trainer, error: IdeficsError) -> IdeficsError:
+    """Writes a checkpoint after an error, and returns the error; of a picture, with what to do.
+
+    A picture may be mended before training continues, so that the checkpoint does not say which pictures there were.
+    """
+    if not isinstance(error, BadPicture):
+        trainer.write_checkpoint()
+        return error
+    trainer.rows_digest = replace(trainer.rows_digest, pictures="")
+    return BadPicture(f"{error}: mend it, then continue from {trainer.write_checkpoint()} with resume=True")
 
 
 def _write_result(trainee: Trainee, trainer: Trainer) -> None:

@@ -10,6 +10,20 @@ from tempfile import TemporaryDirectory
 from idefics.errors import BadSetting, IdeficsError
 
 
+def nearest_existing(folder: Path) -> Path:
+    """A folder, or the nearest path above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def check_writable(folder: Path) -> None:
+    """Raises BadSetting if a folder cannot be written or made; leaves nothing behind."""
+    try:
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=nearest_existing(folder)):
+            pass
+    except OSError as error:
+        raise BadSetting(f"{folder} cannot be written ({error.strerror}): give another folder") from None
+
+
 @contextmanager
 def write_whole_folder(
     folder: Path, advice: str = "make room there, or give another folder"
