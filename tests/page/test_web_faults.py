@@ -165,6 +165,22 @@ def test_before_the_first_word_it_says_what_happens(web_page, bundled_pictures, 
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("Night.")
 
 
+def test_a_ranking_says_how_long_it_takes_and_can_be_stopped(
+    web_page, bundled_pictures, demo_model, monkeypatch
+):
+    slow = SlowModel(monkeypatch, demo_model)
+    add_pictures(web_page, bundled_pictures["tower.png"])
+    choose_task(web_page, "Classify")
+    slow.resume_event.clear()
+    send(web_page, "tower, statue")
+    progress = last_turn(web_page).locator(".progress-text")
+    expect(progress).to_contain_text(re.compile(r" · [1-3] s$"))
+    last_turn(web_page).get_by_role("button", name="Stop").click()
+    expect(last_turn(web_page).locator(".meta")).to_have_text("stopped")
+    slow.resume_event.set()
+    wait_until(web_page, lambda: is_idle(demo_model))
+
+
 def test_parts_of_a_picture_are_counted(web_page, bundled_pictures):
     add_pictures(web_page, bundled_pictures["tower.png"])
     script = """async ([stage, done, total]) => {
@@ -336,6 +352,11 @@ def test_on_a_phone_targets_are_large_and_nothing_is_cut(web_browser, web_url, b
         expect(last_turn(page).locator(".meta")).to_contain_text("written")
         assert find_small_targets(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        assert (
+            page.locator(".top").bounding_box()["height"] < 88
+        )  # the buttons are one row, the model another
+        page.get_by_role("button", name="Help").tap()
+        expect(page.locator("#drawer-shortcuts")).to_contain_text("Drop them anywhere")
 
 
 def find_small_targets(page):
