@@ -42,6 +42,32 @@ def test_the_words_are_those_of_the_models_answer_and_add_up_to_its_score(vlm):
     assert explanation.total.log_probability_without_picture == pytest.approx(sum(scores), abs=1e-3)
 
 
+def test_a_later_turn_of_a_chat_is_explained_with_those_before_it(vlm):
+    earlier = [("What is in this image?", "A circle."), ("Is it large?", "No.")]
+    if vlm.processor.prompt_format.kind == "base":
+        with pytest.raises(BadSetting, match="earlier turns are those of a chat"):
+            vlm.explain(disc(0), "What colour?", "Red.", earlier=earlier)
+        return
+    explanation = vlm.explain(disc(0), "What colour?", "A puppy.", earlier=earlier, grid=4)
+    turns = [
+        idefics.user(idefics.Picture(disc(0)), earlier[0][0]),
+        idefics.assistant(earlier[0][1]),
+        idefics.user(earlier[1][0]),
+        idefics.assistant(earlier[1][1]),
+        idefics.user("What colour?"),
+    ]
+    _, (scores,) = vlm.score(turns, ["A puppy."])
+    assert explanation.total.log_probability == pytest.approx(sum(scores), abs=1e-4)
+    alone = vlm.explain(disc(0), "What colour?", "A puppy.", grid=4)
+    assert abs(alone.total.log_probability - explanation.total.log_probability) > 0.01
+
+
+@pytest.mark.parametrize("wrong", ["What?", [("What?",)], ["ab"], [("What?", 3)], 5])
+def test_wrong_earlier_turns_are_refused(vlm, wrong):
+    with pytest.raises(BadSetting, match="earlier has"):
+        vlm.explain(disc(0), "What colour?", "Red.", earlier=wrong)
+
+
 def test_a_given_answer_is_explained_though_the_model_would_say_something_else(vlm):
     explanation = vlm.explain(disc(2), "What is in this image?", "A puppy.", grid=4)
     assert [word.text for word in explanation.words] == ["A", "puppy."]

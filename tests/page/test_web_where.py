@@ -65,7 +65,7 @@ def test_each_word_has_its_map(web_page, demo_model, bundled_pictures):
     turn.locator(".where-word", has_text="and").first.hover()
     share = round(100 * words[4].words_share)
     expect(turn.locator(".where-share")).to_contain_text(f"from the words alone {share} %")
-    expect(turn.locator(".where-place")).to_have_text("Map of “and”: no part of the picture matters much")
+    expect(turn.locator(".where-place")).to_have_text("Map of “and”: no single part decides")
     wait_until(web_page, lambda: web_page.evaluate(OPACITY_AT, COUPLE) < 20)
 
 
@@ -200,6 +200,33 @@ def test_another_picture_hides_the_map_and_asking_again_removes_it(web_page, bun
     turn.get_by_role("button", name="Try again").click()
     expect(web_page.locator("canvas.where-map, .where")).to_have_count(0)
     expect(turn.locator(".answer-text")).to_have_text(ANSWER)
+
+
+def test_a_later_turn_of_a_chat_has_maps(web_page, demo_model, bundled_pictures):
+    picture, second = bundled_pictures["picnic.png"], "Is it day or night?"
+    asked = []
+    web_page.route("**/explain", lambda route: (asked.append(route.request.post_data), route.continue_()))
+    add_pictures(web_page, picture)
+    choose_task(web_page, "Chat")
+    send(web_page, QUESTION)
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text(ANSWER)
+    send(web_page, second)
+    expect(web_page.locator(".turn[data-status=done]")).to_have_count(2)
+    turn = last_turn(web_page)
+    answer = turn.locator(".answer-text").inner_text()
+    turn.get_by_role("button", name="Show where").click()
+    expect_complete(turn)
+    expect(web_page.locator("canvas.where-map")).to_have_count(1)
+    assert f'[{{"question":"{QUESTION}","answer":"{ANSWER}"}}]' in asked[0]
+    words = demo_model.explain(picture, second, answer, earlier=[(QUESTION, ANSWER)]).words
+    assert turn.locator(".where-word").all_inner_texts() == [word.text for word in words]
+    share = round(100 * words[0].words_share)
+    turn.locator(".where-word").first.hover()
+    expect(turn.locator(".where-share")).to_contain_text(f"from the words alone {share} %")
+    add_pictures(web_page, bundled_pictures["tower.png"])
+    send(web_page, "And here?")
+    expect(web_page.locator(".turn[data-status=done]")).to_have_count(3)
+    expect(last_turn(web_page).get_by_role("button", name="Show where")).to_have_count(0)  # two pictures
 
 
 def test_only_what_the_model_wrote_has_maps(web_page, demo_model, bundled_pictures):

@@ -43,6 +43,10 @@ def assert_equals(body, explanation):
         ({"words": None, "task": "caption", "max_new_tokens": 4}, {"task": "caption", "max_new_tokens": 4}),
         ({"method": "fast"}, {"question": QUESTION, "method": "fast"}),
         (
+            {"answer": "A car.", "earlier": [{"question": "Is it large?", "answer": "No."}]},
+            {"question": QUESTION, "answer": "A car.", "earlier": [("Is it large?", "No.")]},
+        ),
+        (
             {"words": None, "labels": ["puppy", "car"], "method": "fast"},
             {"labels": ["puppy", "car"], "method": "fast"},
         ),
@@ -54,6 +58,11 @@ def test_it_answers_as_the_method(client, vlm, fields, arguments):
     body = answer.json()
     assert body["object"] == "image.explanation"
     assert_equals(body, vlm.explain(Picture(picture_data_uri("puppy")), grid=8, **arguments))
+
+
+def test_earlier_turns_need_an_answer(client):
+    refused = client.post(PATH, explain_request(earlier=[{"question": "Is it large?", "answer": "No."}]))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "answer")
 
 
 def test_a_stream_gets_finer_and_ends_with_the_result(client, vlm):

@@ -20,6 +20,9 @@ from idefics.errors import EngineBusy
 from idefics.explain.explanation import Explanation, Method
 from idefics.explain.occlusion import TokenEvidence
 from idefics.messages import Usage
+from idefics.server.chat_messages import MAX_MESSAGES
+from idefics.server.errors import APIError
+from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields, TaskUsage
 from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses, read_json_or_form
 from idefics.server.sampling_fields import StreamFields, TokenLimit
@@ -44,8 +47,18 @@ PROGRESS_FIELDS = {"object": "image.explanation.progress"}  # of an event with p
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"], route_class=JSONBodyRoute)
 
 
+class EarlierTurn(RequestModel):
+    """A question of a chat, and what was answered."""
+
+    question: str
+    answer: str
+
+
 class ExplanationRequest(PictureRequest, StreamFields):
-    """A picture, and a question or labels; without an answer the model's own is explained."""
+    """A picture, and a question or labels; without an answer the model's own is explained.
+
+    `earlier`: the turns of a chat before the question; the first shows the picture.
+    """
 
     words: str | None = None
     answer: str | None = None
@@ -53,6 +66,7 @@ class ExplanationRequest(PictureRequest, StreamFields):
     labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] | None = Field(
         None, min_length=2, max_length=classify.MAX_LABELS
     )
+    earlier: list[EarlierTurn] = Field([], max_length=MAX_MESSAGES // 2)
     method: Method = "occlusion"
     grid: int = Field(16, ge=MIN_GRID, le=MAX_GRID)
     max_new_tokens: TokenLimit | None = None
@@ -110,8 +124,12 @@ async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -
     body, file = await read_json_or_form(request, ExplanationRequest)
     if body.streams_progress:
         context.start_reporting()
+    if body.earlier and body.answer is None:
+        raise APIError(400, "earlier turns are given without an answer: give the answer too", param="answer")
     inputs = TaskInputs(context, body, file)
-    inputs.check_and_count_texts(" ".join([body.words or "", body.answer or "", *(body.labels or ())]))
+    earlier = [text for turn in body.earlier for text in (turn.question, turn.answer)]
+    texts = [body.words or "", body.answer or "", *(body.labels or ()), *earlier]
+    inputs.check_and_count_texts(" ".join(texts))
     explainer = _Explainer(inputs, body, _make_call(inputs, body, body.answer))
     if body.streams_progress:
         events = explainer.stream_events()
@@ -138,6 +156,7 @@ def _make_call(inputs: TaskInputs, body: ExplanationRequest, answer: str | None)
         image_detail=inputs.detail,
         max_new_tokens=body.max_new_tokens,
         timeout=None,
+        earlier=[(turn.question, turn.answer) for turn in body.earlier],
     )
 
 

@@ -19,7 +19,17 @@ from idefics.explain.words import TokenGroup, group_labels, group_words
 from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loading import LoadedModel
 from idefics.generation.prompts import make_prompt, make_scoring_prompt
-from idefics.messages import ContentPart, ImageDetail, Message, Picture, PictureOrVideo, Shot, Video
+from idefics.messages import (
+    ContentPart,
+    ImageDetail,
+    Message,
+    Picture,
+    PictureOrVideo,
+    Shot,
+    Video,
+    assistant,
+    user,
+)
 from idefics.processing.image_processor import open_picture_with_note
 from idefics.prompt import PreprocessedImage, ScoringPrompt
 from idefics.tasks import TASKS, classify
@@ -87,6 +97,7 @@ class ExplanationCall:
     Attributes:
         model: answers and scores.
         shots: few-shot examples.
+        earlier: turns of the chat before the question: questions and answers.
 
     Raises:
         BadSetting: an argument is not one of its values.
@@ -103,6 +114,7 @@ class ExplanationCall:
     image_detail: ImageDetail
     max_new_tokens: int | None
     deadline: Deadline | None
+    earlier: Sequence[tuple[str, str]]
 
     @classmethod
     def create(
@@ -119,6 +131,7 @@ class ExplanationCall:
         image_detail: ImageDetail,
         max_new_tokens: int | None,
         timeout: float | None,
+        earlier: Sequence[tuple[str, str]] = (),
     ) -> ExplanationCall:
         """Checks the arguments; see `ExplanationMixin.explain` for each."""
         validate_choice("method", method, get_args(Method))
@@ -146,10 +159,13 @@ class ExplanationCall:
             raise BadPrompt(f"no {record.words_name} given: explain(picture, 'What is on the table?')")
         else:
             words = record.default_words or ""
-        deadline = Deadline.from_timeout(timeout)
-        return cls(
-            model, shots, record, words, answer, labels, method, grid, image_detail, max_new_tokens, deadline
-        )
+        if earlier and (record.name != "ask" or shots or model.processor.prompt_format.kind != "chat"):
+            raise BadSetting(
+                "earlier turns are those of a chat: they need a chat model and task='ask', without examples"
+            )
+        question_fields = (record, words, answer, labels)
+        limits = (max_new_tokens, Deadline.from_timeout(timeout))
+        return cls(model, shots, *question_fields, method, grid, image_detail, *limits, earlier)
 
     def prepare(self, pictures: Sequence[PictureOrVideo]) -> PreparedExplanation:
         """Opens the pictures, answers if there is no answer yet, and makes the prompt.
@@ -201,7 +217,11 @@ class ExplanationCall:
         return opened, tuple(notes)
 
     def _compose(self, task: Task, words: str, pictures: Sequence[PictureOrVideo]) -> TaskPrompt:
-        """The prompt of the task about all pictures: the others stand before the last."""
+        """The prompt of the task about all pictures: the others stand before the last; of a chat in its first turn."""
+        if self.earlier:
+            texts = [*(text for turn in self.earlier for text in turn), words]
+            turns = [(assistant if index % 2 else user)(text) for index, text in enumerate(texts)]
+            return TaskPrompt([user(*pictures, texts[0]), *turns[1:]])
         *others, last = pictures
         kind = self.model.processor.prompt_format.kind
         task_prompt = compose_task_prompt(task, kind, last, words, self.shots)

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
-from idefics.errors import IdeficsError
+from idefics.errors import BadSetting, IdeficsError
 from idefics.explain.explanation import Explanation, Method
 from idefics.generation.loading import LoadedModel
 from idefics.messages import Detail, ImageDetail, PictureOrVideo, Shot
 from idefics.tasks.explanation_call import ExplanationCall
 from idefics.tasks.picture_arguments import parse_image_argument
-from idefics.validation import reject_unknown_arguments, validate_bool
+from idefics.validation import reject_unknown_arguments, short_repr, validate_bool
 
 if TYPE_CHECKING:
     from idefics.tasks.picture_arguments import PictureInput, PictureInputs
@@ -35,6 +35,7 @@ class ExplanationMixin:
         grid: int = ...,
         task: str = ...,
         labels: Sequence[str] | None = ...,
+        earlier: Sequence[tuple[str, str]] = ...,
         stream: Literal[False] = ...,
         detail: Detail = ...,
         max_tiles: int | None = ...,
@@ -54,6 +55,7 @@ class ExplanationMixin:
         grid: int = ...,
         task: str = ...,
         labels: Sequence[str] | None = ...,
+        earlier: Sequence[tuple[str, str]] = ...,
         stream: Literal[True],
         detail: Detail = ...,
         max_tiles: int | None = ...,
@@ -73,6 +75,7 @@ class ExplanationMixin:
         grid: int = 16,
         task: str = "ask",
         labels: Sequence[str] | None = None,
+        earlier: Sequence[tuple[str, str]] = (),
         stream: bool = False,
         detail: Detail = "high",
         max_tiles: int | None = None,
@@ -92,6 +95,7 @@ class ExplanationMixin:
             grid: cells of a map along the picture's longer edge, 4 to 64; parts are 1/2, 1/4 and 1/8 of that edge.
             task: the task whose prompt is used.
             labels: explain the ranking of these labels, as in `classify`, instead of an answer.
+            earlier: the turns of a chat before the question, each its question and answer; the first shows the picture.
             stream: return an iterator of explanations that get finer. The first follows after 16 passes at most; ending
                 the iterator ends the work.
             detail: into how many tiles pictures are split: "high", "auto" or "low"; see `ImageDetail`.
@@ -124,6 +128,7 @@ class ExplanationMixin:
             image_detail=ImageDetail(detail, max_tiles),
             max_new_tokens=max_new_tokens,
             timeout=timeout,
+            earlier=_checked_turns(earlier),
         )
         pictures, _ = parse_image_argument(picture, "raise")
         given: list[PictureOrVideo] = []
@@ -133,3 +138,15 @@ class ExplanationMixin:
             given.append(one)
         explanations = call.prepare(given).run()
         return explanations if stream else deque(explanations, maxlen=1)[0]
+
+
+def _checked_turns(earlier: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """The earlier turns; raises BadSetting unless each is a question and its answer."""
+    turns: Sequence[object] = earlier if isinstance(earlier, (list, tuple)) else [earlier]
+    for turn in turns:
+        texts = turn if isinstance(turn, (list, tuple)) else ()
+        if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+            raise BadSetting(
+                f"earlier has {short_repr(turn)}; give questions and answers: [('What is it?', 'A tower.')]"
+            )
+    return earlier

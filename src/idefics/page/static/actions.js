@@ -1,6 +1,6 @@
 /** The buttons under a complete answer. */
 
-import { isBusy, retry } from "./run.js";
+import { earlierTurns, isBusy, retry, shownPictureIds } from "./run.js";
 
 /**
  * Each in its place: {label, isFor(turn, app), run(app, turn, item, pressed)}.
@@ -27,11 +27,12 @@ function hasAnswer(turn) {
   return Boolean(turn.text || turn.labels);
 }
 
-/** Whether a question to the model is all that the answer is based on: later turns of a chat have more before them. */
+/** Whether the answer is based on one picture; that of a chat stands in its first turn. */
 function isAboutOnePicture(turn, { state }) {
-  const firstOfChat = state.conversation.turns.find((one) => one.task === "chat");
-  if (turn.pictureIds.length !== 1 || turn.task !== "chat") return turn.pictureIds.length === 1;
-  return turn === firstOfChat && !state.picture(turn.pictureIds[0])?.frames;
+  const [id, ...more] = shownPictureIds(state.conversation, turn);
+  if (!id || more.length) return false;
+  const [first = turn] = earlierTurns(state.conversation, turn);
+  return turn.task !== "chat" || (first.pictureIds.includes(id) && !state.picture(id)?.frames);
 }
 
 async function showWhere(app, turn, item, pressed) {

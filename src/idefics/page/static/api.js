@@ -116,7 +116,7 @@ function toForm(fields) {
   for (const [name, value] of Object.entries(fields)) {
     if (value === null || value === undefined) continue;
     if (value instanceof Blob) form.append(name, value, "picture");
-    else if (Array.isArray(value) && name !== "shots") for (const one of value) form.append(name, one);
+    else if (Array.isArray(value) && typeof value[0] !== "object") for (const one of value) form.append(name, one);
     else form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
   }
   return form;

@@ -1,7 +1,7 @@
 /** The drawer of code: Python, a command line and curl that give exactly one answer of the page. */
 
 import { button, element, saveFile } from "./dom.js";
-import { isSent, parseLabels, picturesOf, settingFields } from "./run.js";
+import { earlierTurns, parseLabels, picturesOf, settingFields } from "./run.js";
 import { toJsonLines } from "./shotsfile.js";
 import { completeShots, taskByName } from "./state.js";
 
@@ -67,9 +67,7 @@ function toCall(state, turn) {
       if (one.task === "chat" && picture?.frames) videos.add(picture.name);
       return videos.has(picture?.name) ? picture.name : picture ? nameIn(files, picture) : "photo.jpg";
     });
-  const { turns } = state.conversation;
-  const end = turns.includes(turn) ? turns.indexOf(turn) : turns.length;
-  const earlier = turn.task === "chat" ? turns.slice(0, end).filter(isSent) : [];
+  const earlier = earlierTurns(state.conversation, turn);
   const served = state.models.find(({ id }) => id === turn.model) ?? state.models[0];
   return {
     task: turn.task,

@@ -164,6 +164,14 @@ function addMenu(app, note) {
     button("Paste", () => choose("pasteFromClipboard")),
     address,
   );
+  menu.addEventListener("keydown", (event) => {
+    const items = [...menu.querySelectorAll("button:not([hidden])")];
+    const index = items.indexOf(document.activeElement);
+    const next = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: -1 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    items.at(next % items.length).focus();
+  });
   menu.addEventListener("toggle", (event) => {
     if (event.newState !== "open") return;
     const box = opener.getBoundingClientRect();

@@ -27,14 +27,17 @@ export function shareOfWords(words) {
 /** The heat that is drawn in full colour for these maps. @param {number[][][]} maps */
 export const scaleOf = (maps) => Math.max(MIN_SCALE, ...maps.flat(2).map(Math.abs));
 
+/** Whether covering any one part changes next to nothing. @param {number[][]} map */
+export const isFlat = (map) => Math.max(...map.flat()) < FLAT;
+
 /**
  * Where a map is hottest, in words: "most in the upper left".
  * @param {number[][]} map rows of cells.
  * @returns {string}
  */
 export function describeMap(map) {
+  if (isFlat(map)) return "no single part decides";
   const heat = Math.max(...map.flat());
-  if (heat < FLAT) return "no part of the picture matters much";
   const ninths = Array.from({ length: 9 }, () => 0);
   let hottest = 0;
   map.forEach((row, y) =>

@@ -69,7 +69,7 @@ export function emptyAnswer() {
 }
 
 /** Whether later turns of a chat have a turn before them. @param {Turn} turn */
-export const isSent = (turn) => turn.task === "chat" && ["done", "stopped"].includes(turn.status) && turn.text !== "";
+const isSent = (turn) => turn.task === "chat" && ["done", "stopped"].includes(turn.status) && turn.text !== "";
 
 /** Whether a turn of a chat is being answered, or will be. */
 const isPending = (turn) => turn.task === "chat" && !["done", "stopped", "failed"].includes(turn.status);
@@ -194,10 +194,31 @@ export async function taskFields(conversation, turn) {
   };
 }
 
+/** The turns of a chat that a turn of it has before it. @param {Conversation} conversation @param {Turn} turn */
+export function earlierTurns({ turns }, turn) {
+  const end = turns.includes(turn) ? turns.indexOf(turn) : turns.length;
+  return turn.task === "chat" ? turns.slice(0, end).filter(isSent) : [];
+}
+
+/** The pictures that the answer of a turn is based on. @returns {string[]} their ids. */
+export const shownPictureIds = (conversation, turn) =>
+  [...earlierTurns(conversation, turn), turn].flatMap((one) => one.pictureIds);
+
+/** The fields of the request that explains a turn's answer by a method. */
+export async function explanationFields(conversation, turn, method) {
+  const shown = { ...turn, pictureIds: shownPictureIds(conversation, turn) };
+  const { image, detail, shots, model } = await taskFields(conversation, shown);
+  const fields = { image, detail, shots, method, model };
+  if (turn.labels) return { ...fields, labels: parseLabels(turn.words) };
+  const task = turn.task === "chat" ? "ask" : turn.task;
+  const answer = task === "complete" ? turn.text.slice(turn.words.length) : turn.text;
+  const earlier = earlierTurns(conversation, turn).map(({ words, text }) => ({ question: words, answer: text }));
+  return { ...fields, task, answer: answer.trim(), ...(turn.words && { words: turn.words }), earlier };
+}
+
 /** The body of a chat completion for a turn: it has all earlier turns of the chat. */
 async function chatBody(state, conversation, turn) {
-  const { turns } = conversation;
-  const earlier = turns.slice(0, turns.indexOf(turn)).filter(isSent);
+  const earlier = earlierTurns(conversation, turn);
   const messages = [];
   for (const one of earlier) {
     messages.push(await userMessage(conversation, one, turn), { role: "assistant", content: one.text });

@@ -2,14 +2,17 @@
 
 import { AnswerWords } from "./answerwords.js";
 import { button, element, saveFile } from "./dom.js";
-import { addMaps, describeMap, drawHeat, exportMap, scaleOf, shareOfWords, strengthsOf } from "./heat.js";
-import { parseLabels, taskFields } from "./run.js";
+import { addMaps, describeMap, drawHeat, exportMap, isFlat, scaleOf, shareOfWords, strengthsOf } from "./heat.js";
+import { explanationFields, shownPictureIds } from "./run.js";
 
 const CANVAS_EDGE = 640; // pixels of the longer edge
 const BLEND_MILLISECONDS = 220; // from one map to the next
 const PALE_SHARE = 0.3; // of the hottest word's heat, below which a word's own map gets paler
+const MARGIN = 12; // pixels around what is scrolled to
+const MAX_WORDS_HEIGHT = 120; // pixels of the answer that stay in view above its panel
 const EXACT = "Orange: covering this changes the answer most. Blue: without it the answer would be likelier.";
 const FAST = "Approximation: what was read for the words, which is not always what changed them.";
+const CHOOSE = `${matchMedia("(hover: none)").matches ? "Tap" : "Point at"} a word for its own map.`;
 const METHODS = [
   ["occlusion", "Thorough", "covers each part"],
   ["fast", "Fast", "an approximation"],
@@ -47,7 +50,7 @@ class AnswerMap {
 
   constructor(root, app, { turn, item, pressed }) {
     Object.assign(this, { root, app, turn, item, pressed });
-    this.picture = app.state.picture(turn.pictureIds[0]);
+    this.picture = app.state.picture(shownPictureIds(app.state.conversation, turn)[0]);
     this.build();
     pressed.setAttribute("aria-expanded", "true");
     const { state } = app;
@@ -60,7 +63,7 @@ class AnswerMap {
     item.answer.addEventListener("keydown", onKey);
     this.#endings.push(() => item.answer.removeEventListener("keydown", onKey));
     if (this.picture) state.selectPicture(this.picture.id);
-    this.panel.scrollIntoView({ block: "nearest" });
+    this.reveal();
     void this.run();
   }
 
@@ -72,7 +75,7 @@ class AnswerMap {
     this.place = element("p.where-place", { dir: "auto" });
     this.share = element("div.where-share", { hidden: true });
     this.error = element("p.error", { role: "alert", hidden: true });
-    this.what = element("p.hint", { text: EXACT });
+    this.what = element("p.hint");
     this.panel = element(
       "section.where",
       { "aria-label": "Where the answer comes from" },
@@ -124,12 +127,12 @@ class AnswerMap {
     this.#abort?.abort();
     const abort = (this.#abort = new AbortController());
     this.clear();
-    this.what.textContent = method === "fast" ? FAST : EXACT;
+    this.what.textContent = `${CHOOSE} ${method === "fast" ? FAST : EXACT}`;
     this.error.hidden = true;
     this.progress.hidden = false;
     this.showProgress({ stage: "pictures", done: 0, total: 0 });
     try {
-      const fields = await explanationFields(this.app.state.conversation, this.turn);
+      const fields = await explanationFields(this.app.state.conversation, this.turn, method);
       for await (const event of this.app.api.streamExplanation(fields, abort.signal)) {
         if (this.#abort !== abort) return; // another method was chosen
         if (event.progress) this.showProgress(event.progress);
@@ -168,10 +171,21 @@ class AnswerMap {
   }
 
   showExplanation(explanation) {
+    const isFirst = !this.#explanation;
     this.#explanation = explanation;
     this.#words ??= new AnswerWords(this.item, this.turn, explanation, () => this.draw());
     this.save.disabled = false;
     this.draw();
+    if (isFirst) this.reveal(); // it is higher now
+  }
+
+  /** Scrolls to the whole panel, or as far as words above it stay in view that can be chosen. */
+  reveal() {
+    const scroller = this.item.root.closest("section");
+    const top = (node) => node.getBoundingClientRect().top - scroller.getBoundingClientRect().top;
+    const below = top(this.panel) + this.panel.offsetHeight + MARGIN - scroller.clientHeight;
+    const answer = top(this.panel) - Math.min(MAX_WORDS_HEIGHT, top(this.panel) - top(this.item.answer)) - MARGIN;
+    scroller.scrollTop += Math.min(below, answer);
   }
 
   /** The map of a word; of null the whole answer's. */
@@ -190,7 +204,7 @@ class AnswerMap {
   strengthsOf(index) {
     const map = this.mapOf(index);
     const hottest = scaleOf(this.#explanation.words.map((word) => word.heat[0]));
-    return strengthsOf(map, Math.max(scaleOf([map]), PALE_SHARE * hottest));
+    return strengthsOf(map, isFlat(map) ? hottest : Math.max(scaleOf([map]), PALE_SHARE * hottest));
   }
 
   /** Shows the map, the place in words and the share of the word that is chosen. */
@@ -227,17 +241,13 @@ class AnswerMap {
     const fill = element("span.fill");
     fill.style.inlineSize = `${100 - percent}%`;
     const text = `From the picture ${100 - percent} % · from the words alone ${percent} %`;
-    this.share.replaceChildren(
-      element("span", { text }),
-      element("span.track", { "aria-hidden": "true" }, fill),
-    );
+    this.share.replaceChildren(element("span", { text }), element("span.track", { "aria-hidden": "true" }, fill));
     this.share.hidden = false;
   }
 
   /** Moves from the map that is drawn to another one, at once where motion is not wanted. */
   blendTo(target, columns) {
-    const start =
-      this.#strengths.length === target.length ? this.#strengths : new Float32Array(target.length);
+    const start = this.#strengths.length === target.length ? this.#strengths : new Float32Array(target.length);
     const began = performance.now();
     const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
     cancelAnimationFrame(this.#frame);
@@ -286,14 +296,4 @@ class AnswerMap {
     this.panel.remove();
     this.pressed.setAttribute("aria-expanded", "false");
   }
-}
-
-/** The fields of the request that explains a turn's answer. */
-async function explanationFields(conversation, turn) {
-  const { image, detail, shots, model } = await taskFields(conversation, turn);
-  const fields = { image, detail, shots, method, model };
-  if (turn.labels) return { ...fields, labels: parseLabels(turn.words) };
-  const task = turn.task === "chat" ? "ask" : turn.task; // the first turn of a chat is a question
-  const answer = task === "complete" ? turn.text.slice(turn.words.length) : turn.text;
-  return { ...fields, task, answer: answer.trim(), ...(turn.words && { words: turn.words }) };
 }
