@@ -123,7 +123,7 @@ def test_every_key_does_what_the_list_says(web_page, bundled_pictures):
     expect(web_page.locator("#model")).to_contain_text("demo")
     keyboard.press("?")
     drawer = web_page.locator("#drawer-shortcuts")
-    expect(drawer.locator("dt")).to_have_count(17)
+    expect(drawer.locator("dt")).to_have_count(18)
     expect(drawer.get_by_role("heading", name="Pictures")).to_be_visible()
     keyboard.press("Escape")
     expect(drawer).to_have_count(0)
@@ -147,6 +147,18 @@ def test_every_key_does_what_the_list_says(web_page, bundled_pictures):
     keyboard.press("Escape")
     keyboard.press("Control+/")
     expect(drawer).to_be_visible()
+    keyboard.press("Escape")
+    web_page.locator("#conversation").focus()
+    keyboard.press("+")
+    expect(web_page.locator("#add-menu :focus")).to_contain_text("pictures")
+    for key, name in (
+        ("ArrowDown", "folder"),
+        ("End", "Paste"),
+        ("ArrowDown", "pictures"),
+        ("ArrowUp", "Paste"),
+    ):
+        keyboard.press(key)
+        expect(web_page.locator("#add-menu :focus")).to_contain_text(name)
     keyboard.press("Escape")
     web_page.locator("#conversation").focus()
     for key, shown in (("s", "#drawer-settings"), ("c", "#drawer-code"), ("+", "#add-menu")):

@@ -48,6 +48,7 @@ def test_without_and_with_examples(web_page, demo_model, bundled_pictures):
     panel.get_by_role("button", name="Choose examples").click()
     web_page.get_by_role("button", name="Fun fact").click()
     web_page.keyboard.press("Escape")
+    expect(panel.get_by_label("Change one thing:")).to_be_focused()
     expect(left.locator("h3")).to_have_text("Without examples")
     expect(right.locator("h3")).to_have_text("With 1 example")
     vlm = demo_model.with_shots([Shot(bundled_pictures["tower.png"], FUN_FACT)])

@@ -147,6 +147,8 @@ def test_a_picture_may_be_dropped_anywhere(web_page, bundled_pictures, target):
 def test_a_file_that_is_no_picture_is_named(web_page):
     assert drop_files(web_page, "#welcome", {"letter.png": (b"Dear Sir or Madam", "image/png")})
     expect(web_page.locator("#composer-note")).to_have_text("letter.png is not a picture that can be read.")
+    drop_files(web_page, "#welcome", {"holiday.zip": (b"PK", "application/zip")})
+    expect(web_page.locator("#composer-note")).to_contain_text("holiday.zip is a zip: open Batch")
     drop_files(web_page, "#welcome", {"empty.png": (b"", "image/png")})
     expect(web_page.locator("#composer-note")).to_have_text("empty.png is empty (0 bytes).")
 
@@ -179,6 +181,37 @@ def test_a_ranking_says_how_long_it_takes_and_can_be_stopped(
     expect(last_turn(web_page).locator(".meta")).to_have_text("stopped")
     slow.resume_event.set()
     wait_until(web_page, lambda: is_idle(demo_model))
+
+
+def test_a_question_says_its_picture_and_a_note_its_name(web_page, bundled_pictures, tmp_path):
+    frames = [PIL.Image.new("L", (64, 48), shade) for shade in (90, 200)]
+    add_pictures(web_page, bundled_pictures["tower.png"])
+    add_pictures(web_page, save_picture(tmp_path / "moving.gif", 64, 48, save_all=True, append_images=frames))
+    words = web_page.locator("#words")
+    expect(words).to_have_attribute("placeholder", "Ask about the picture (picture 2 of 2)")
+    web_page.locator(".strip button").first.click()
+    expect(words).to_have_attribute("placeholder", "Ask about the picture (picture 1 of 2)")
+    web_page.locator(".strip button").last.click()
+    send(web_page, "What is in this image?")
+    expect(last_turn(web_page).locator(".meta")).to_contain_text(
+        "moving.gif has 3 frames, and only the first was read"
+    )
+
+
+def test_a_question_that_failed_is_edited(web_browser, web_url, bundled_pictures):
+    with open_page(web_browser, web_url, expected=["status of 400"]) as page:
+        add_pictures(page, bundled_pictures["tower.png"])
+        choose_task(page, "Write")
+        send(page, "word " * 3000)
+        choose_task(page, "Ask")
+        last_turn(page).get_by_role("button", name="Edit").click()
+        words = page.locator("#words")
+        expect(words).to_be_focused()
+        assert words.input_value().startswith("word word")
+        expect(page.locator("input[name=task]:checked + span")).to_have_text("Write")
+        words.fill("")
+        words.press("ArrowUp")
+        expect(words).not_to_be_empty()
 
 
 def test_parts_of_a_picture_are_counted(web_page, bundled_pictures):
@@ -248,6 +281,9 @@ def test_avif_and_tiff_are_converted(web_page, tmp_path):
     expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
     add_pictures(web_page, save_picture(tmp_path / "scan.tif", 64, 48))
     expect(web_page.locator(".picture-name")).to_contain_text("scan.tif · 64 × 48 · was TIFF")
+    pages = [PIL.Image.new("L", (9, 9)) for _ in range(2)]
+    add_pictures(web_page, save_picture(tmp_path / "pages.tif", 64, 48, save_all=True, append_images=pages))
+    expect(web_page.locator(".picture-name")).to_contain_text("was TIFF, the first of its pages")
     drop_files(web_page, "#words", {"note.tif": (b"II*\0 Dear Sir", "image/tiff")})
     expect(web_page.locator("#composer-note")).to_have_text(
         "note.tif is broken: save it as PNG or JPEG and add that."
@@ -344,8 +380,10 @@ def test_a_server_that_is_gone_and_comes_back(web_browser, web_url, bundled_pict
 
 @pytest.mark.parametrize("size", [PHONE_SIZE, {"width": 360, "height": 640}], ids=["390", "360"])
 def test_on_a_phone_targets_are_large_and_nothing_is_cut(web_browser, web_url, bundled_pictures, size):
-    with open_page(web_browser, web_url, viewport=size, has_touch=True) as page:
+    with open_page(web_browser, web_url, viewport=size, has_touch=True, is_mobile=True) as page:
         expect(page.locator("#model")).to_contain_text("demo")
+        expect(page.locator(".lead")).to_contain_text("Or begin with one of these")
+        expect(page.get_by_text("Drop a picture anywhere")).to_be_hidden()
         assert find_small_targets(page) == []
         add_pictures(page, bundled_pictures["tower.png"], bundled_pictures["door.png"])
         send(page, "Is it day or night?")

@@ -1,5 +1,7 @@
 """Show where: heat over the picture, by word and by label, with pointer, touch and keyboard."""
 
+import re
+
 import PIL.Image
 from playwright.sync_api import expect
 
@@ -37,6 +39,12 @@ def show_where(page, picture, question=QUESTION):
     return turn
 
 
+IS_SHOWN = """node => {
+    const [box, view] = [node, node.closest("#conversation")].map((one) => one.getBoundingClientRect());
+    return box.top >= view.top && box.bottom <= view.bottom;
+}"""
+
+
 def expect_complete(turn):
     """Waits until the map is as fine as it gets."""
     expect(turn.locator(".where-place")).to_contain_text("Map of")
@@ -52,7 +60,11 @@ def test_each_word_has_its_map(web_page, demo_model, bundled_pictures):
     turn = show_where(web_page, bundled_pictures["picnic.png"])
     expect_complete(turn)
     expect(turn.locator(".where-place")).to_have_text("Map of the whole answer: most at the top")
-    expect(turn.locator(".where")).to_contain_text("covering this changes the answer most")
+    expect(turn.locator(".where")).to_contain_text(
+        "Point at a word for its own map. Orange: covering this changes"
+    )
+    for part in (turn.locator(".answer-text"), turn.get_by_role("button", name="Hide")):
+        assert part.evaluate(IS_SHOWN)
     expect(web_page.locator(".light")).to_have_class("light dimmed")
     expect_opaquer(web_page, COUPLE, GROUND)
     words = demo_model.explain(bundled_pictures["picnic.png"], QUESTION, ANSWER).words
@@ -124,6 +136,9 @@ def test_a_tap_chooses_a_word_and_another_lets_it_go(web_browser, web_url, bundl
     ) as page:
         turn = show_where(page, bundled_pictures["picnic.png"])
         expect_complete(turn)
+        expect(turn.locator(".where")).to_contain_text("Tap a word for its own map.")
+        words = turn.locator(".where-word").all()
+        assert all(word.evaluate(IS_SHOWN) and word.bounding_box()["height"] >= 24 for word in words)
         turn.locator(".where-word", has_text="basket").tap()
         expect(turn.locator(".where-place")).to_contain_text("“basket”")
         assert page.evaluate(
@@ -142,11 +157,30 @@ def test_it_can_be_stopped(web_page, demo_model, bundled_pictures, monkeypatch):
     slow.seconds_per_step = 0.1
     turn.get_by_role("button", name="Show where").click()
     expect(turn.locator(".where-progress")).to_contain_text("of 67")
+    expect(turn.locator(".where-progress")).to_contain_text(re.compile(r" · \d+ s"))
     expect(turn.locator(".where-place")).to_contain_text("Map of")  # coarse, while the rest is computed
     turn.get_by_role("button", name="Stop").click()
     expect(turn.locator(".where-progress")).to_be_hidden()
     wait_until(web_page, lambda: is_idle(demo_model))
     expect(turn.locator(".where-place")).to_contain_text("Map of")
+
+
+def test_it_goes_on_after_a_stop_before_the_first_map(web_page, demo_model, bundled_pictures, monkeypatch):
+    slow = SlowModel(monkeypatch, demo_model)
+    add_pictures(web_page, bundled_pictures["picnic.png"])
+    send(web_page, QUESTION)
+    turn = last_turn(web_page)
+    expect(turn.get_by_role("button", name="Show where")).to_be_visible()
+    slow.resume_event.clear()
+    turn.get_by_role("button", name="Show where").click()
+    stop = turn.locator(".where-stop")
+    stop.click()
+    expect(turn.locator(".where-progress")).to_contain_text("Stopped before the first map.")
+    expect(turn.get_by_text("Orange:")).to_be_hidden()
+    expect(stop).to_be_focused()
+    slow.resume_event.set()
+    stop.click()
+    expect_complete(turn)
 
 
 def test_the_fast_method_says_that_it_is_an_approximation(web_page, bundled_pictures):

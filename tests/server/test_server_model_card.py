@@ -74,11 +74,12 @@ def test_the_card_says_how_the_same_model_is_loaded(vlm, tmp_path):
     (tmp_path / "weights").mkdir()
     folder = str(tmp_path / "weights")
     settings = {"model": folder, "revision": "v2", "adapter": folder, "quantize": "int8", "dtype": "float16"}
-    assert card_of(vlm, **settings, name="mine")["load"] == settings | {
-        "model": "weights",
-        "adapter": "weights",
-    }
-    assert card_of(vlm, model=folder, name=folder)["load"]["model"] == folder, "its public name"
+    card = card_of(vlm, **settings)
+    assert (card["id"], card["load"]) == ("weights", settings), "only this machine reaches the server"
+    for public in ({"host": "0.0.0.0", "insecure": True}, {"allowed_hosts": "box"}):
+        card = card_of(vlm, **settings, **public)
+        assert card["load"] == settings | {"model": "weights", "adapter": "weights"}
+        assert str(tmp_path) not in str(card)
     assert card_of(vlm)["needs_key"] is False
     client = SyncClient(create_app(vlm, Settings(model="demo", api_key="key")))
     assert client("GET", "/v1/models", headers={"authorization": "Bearer key"}).json()["data"][0]["needs_key"]

@@ -91,11 +91,11 @@ def test_pictures_of_clients_are_kept_in_files_only_when_told(monkeypatch):
 
 
 def test_the_settings_of_idefics_ui(tmp_path):
-    """The page of this machine alone, with the model's whole name in its code, and batches in a folder that goes."""
+    """The page of this machine alone, with batches in a folder that goes."""
     flags = UIModelFlags(model="org/model", remote_images="public")
     settings = _make_ui_settings(flags, tmp_path)
     assert settings == Settings(
-        model="org/model", name="org/model", remote_images="public", ui=True, batches=tmp_path, drain=1.0
+        model="org/model", remote_images="public", ui=True, batches=tmp_path, drain=1.0
     )
     assert settings.host == "127.0.0.1"
 

@@ -163,9 +163,9 @@ def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIMod
 
 
 def _make_ui_settings(model: UIModelFlags, batches: Path) -> Settings:
-    """The settings of the server of `idefics ui`; the page shows code with the model's whole name."""
+    """The settings of the server of `idefics ui`."""
     shared = values_for(Settings, model)
-    return Settings(**shared, name=model.model, ui=True, batches=batches, drain=UI_DRAIN_SECONDS)
+    return Settings(**shared, ui=True, batches=batches, drain=UI_DRAIN_SECONDS)
 
 
 def _create_app(vlm: Idefics, settings: Settings) -> FastAPI:

@@ -21,7 +21,7 @@ from idefics.server.chat_messages import MAX_PICTURES, MAX_VIDEO_FRAMES
 from idefics.server.response_fields import ResponseFields
 from idefics.server.sampling_fields import DEFAULT_MAX_NEW_TOKENS
 from idefics.server.server_state import ServerState
-from idefics.server.settings import Settings
+from idefics.server.settings import Settings, is_loopback_host
 from idefics.tasks import TASKS
 
 
@@ -151,12 +151,13 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
 
 
 def _loading(settings: Settings, adapter: str | None) -> ModelLoading:
-    """How the model is loaded elsewhere; a path that is the public name of the model is given whole."""
+    """How the model is loaded elsewhere; paths are given whole where only this machine reaches the server."""
+    is_public = settings.has_key or bool(settings.allowed_hosts) or not is_loopback_host(settings.host)
     merged = adapter or settings.adapter
     return {
-        "model": settings.model if settings.name == settings.model else _public_source(settings.model),
+        "model": _public_source(settings.model) if is_public else settings.model,
         "revision": settings.revision,
-        "adapter": None if merged is None else _public_source(merged),
+        "adapter": _public_source(merged) if merged and is_public else merged,
         "quantize": settings.quantize,
         "dtype": None if settings.dtype == "auto" else settings.dtype,
     }

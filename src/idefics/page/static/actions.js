@@ -19,6 +19,7 @@ export const ACTIONS = [
     run: compare,
   },
   { label: "Try again", isFor: (turn) => !isBusy(turn), run: ({ state }, turn) => retry(state, turn) },
+  { label: "Edit", isFor: ({ status, words }) => words && ["failed", "stopped"].includes(status), run: editTurn },
   { label: "Code", isFor: () => true, run: (app, turn) => app.openDrawer("code", turn) },
   { label: "Delete", isFor: (turn) => !isBusy(turn), run: remove },
 ];
@@ -62,6 +63,13 @@ async function copy(app, turn, item, pressed) {
     pressed.textContent = "Selected: press Ctrl+C";
   }
   setTimeout(() => (pressed.textContent = "Copy"), 2000);
+}
+
+/** Puts the words of a question back into the composer, to be changed. */
+export function editTurn({ state }, { task, words }) {
+  state.setTask(task);
+  state.setDraft(task, words);
+  document.getElementById("words").focus();
 }
 
 function remove(app, turn) {

@@ -205,7 +205,9 @@ class Comparison {
     const { from, to, fields } = this.chosen;
     this.columns[0].title.textContent = sentence(from);
     this.columns[1].title.textContent = sentence(to);
+    const hadFocus = this.hint.contains(document.activeElement);
     this.hint.hidden = !this.needsShots();
+    if (hadFocus && this.hint.hidden) this.select.focus();
     this.keep.hidden = true;
     this.other = this.needsShots() ? null : { ...this.turn, ...emptyAnswer(), ...fields, id: newId() };
     this.columns[1].show(this.other);

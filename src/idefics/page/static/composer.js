@@ -24,6 +24,7 @@ export function startComposer(form, app) {
   });
   words.addEventListener("keydown", (event) => {
     if (event.key === "Escape") void stopAll(app, words);
+    if (event.key === "ArrowUp" && !words.value) void editLast(app, event);
     const isBreak = event.shiftKey || event.altKey || event.isComposing;
     if (event.key !== "Enter" || isBreak) return;
     event.preventDefault();
@@ -37,6 +38,7 @@ export function startComposer(form, app) {
   state.subscribe("model", () => showTasksOfModel(form, state));
   state.subscribe("shots", () => showNumExamples(form, state));
   state.subscribe("task", () => showTask(form, state));
+  state.subscribe("pictures", () => showPlaceholder(words, state));
   state.subscribe("draft", () => showTask(form, state));
   for (const topic of ["turn", "turns"]) state.subscribe(topic, () => showBusy(form, state));
   showTask(form, state);
@@ -67,10 +69,17 @@ function showTask(form, state) {
   chosen.parentElement.scrollIntoView({ block: "nearest", inline: "center" });
   form.querySelector("#words-label").textContent = task.words;
   form.querySelector("#composer-note").textContent = "";
-  words.placeholder = task.placeholder;
+  showPlaceholder(words, state);
   words.readOnly = Boolean(task.takesNoWords);
   words.value = task.takesNoWords ? "" : (state.drafts[task.name] ?? "");
   fitHeight(words);
+}
+
+/** What the task asks for, and about which of several pictures. */
+function showPlaceholder(words, { task, conversation: { pictures, activePictureId } }) {
+  const index = pictures.findIndex(({ id }) => id === activePictureId);
+  const which = task !== "chat" && pictures.length > 1 ? ` (picture ${index + 1} of ${pictures.length})` : "";
+  words.placeholder = taskByName(task).placeholder + which;
 }
 
 /** How many examples come before the question. */
@@ -94,6 +103,14 @@ async function stopAll(app, words) {
   words.focus();
   const { isBusy, stop } = await import("./run.js");
   for (const turn of app.state.conversation.turns.filter(isBusy).reverse()) stop(app.state, turn);
+}
+
+/** Brings the last question back. */
+async function editLast(app, event) {
+  const turn = app.state.conversation.turns.at(-1);
+  if (!turn?.words) return;
+  event.preventDefault();
+  (await import("./actions.js")).editTurn(app, turn);
 }
 
 /** Sends what is typed, or says what is missing. A question that is sent while another is answered waits for it. */

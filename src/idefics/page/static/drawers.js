@@ -25,7 +25,7 @@ export async function openDrawer(app, name, argument) {
     byId("composer").before(...messages);
     drawer.remove();
     cleanUp?.();
-    if (opener?.isConnected) opener.focus();
+    (opener?.checkVisibility() ? opener : document.querySelector("#panel select, #words")).focus();
   });
   drawer.append(...messages);
   drawer.showModal();

@@ -116,7 +116,8 @@ export async function toPicture(file, limits = LIMITS) {
     const blob = await redraw(drawn, size, file.type);
     const was =
       shrink < 1 ? `made smaller, was ${width} × ${height}` : isSent ? "packed smaller" : `was ${typeName(file)}`;
-    return { id: newId(), name, path, blob, ...size, note: was };
+    const note = drawn.hasMorePages ? `${was}, the first of its pages` : was;
+    return { id: newId(), name, path, blob, ...size, note };
   } finally {
     drawn.close();
   }
@@ -199,6 +200,7 @@ async function decode(file, name) {
   } catch {
     const kind = typeName(file);
     if (kind === "TIFF") return (await import("./tiff.js")).decodeTiff(await file.arrayBuffer(), name);
+    if (kind === "ZIP") throw new Error(`${name} is a zip: open Batch, which asks about all of its pictures.`);
     const hint = ["HEIC", "HEIF"].includes(kind)
       ? `${name}: your browser cannot show ${kind} files. Save it as JPEG or PNG and add that.`
       : `${name} is not a picture that can be read.`;

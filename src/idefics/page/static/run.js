@@ -112,7 +112,7 @@ const secondsSince = (turn) => (Date.now() - turn.startedAt) / 1000;
 async function run(state, turn, conversation, signal) {
   if (turn.task === "classify") {
     const { labels, usage, notes = [] } = await classify(await taskFields(conversation, turn), signal);
-    state.updateTurn(turn, { labels, usage, notes });
+    state.updateTurn(turn, { labels, usage, notes: named(notes, conversation, turn) });
     return;
   }
   const events =
@@ -122,8 +122,14 @@ async function run(state, turn, conversation, signal) {
   for await (const event of events) {
     if (event.progress) state.updateTurn(turn, { progress: event.progress });
     if (event.text) addText(state, turn, event.text);
-    if (event.end) state.updateTurn(turn, event.end);
+    if (event.end) state.updateTurn(turn, { ...event.end, notes: named(event.end.notes, conversation, turn) });
   }
+}
+
+/** Notes of the server with the name of the picture, which it was not told. */
+function named(notes, conversation, turn) {
+  const [name = "the picture", ...more] = shownPictureIds(conversation, turn).map((id) => pictureOf(conversation, id)?.name);
+  return notes.map((note) => note.replace(/^(a picture of [\d,]+ bytes|a data URI)/, more.length ? "a picture" : name));
 }
 
 function addText(state, turn, text) {

@@ -19,6 +19,7 @@ const MODIFIER = /Mac|iP/.test(navigator.platform) ? "⌘" : "Ctrl";
 const GIVEN = [
   ["Enter", "Send; what is sent while an answer comes is asked next"],
   ["Shift Enter", "A new line"],
+  ["↑", "In an empty field: the last question, to change it"],
   ["Esc", "Stop the answer, or close what is open"],
   ["Tab", "To the next button or field; arrows within the tasks and the strip of pictures"],
   [`${MODIFIER} V`, "Add the picture in the clipboard"],

@@ -18,12 +18,15 @@ const BYTES_OF_TYPE = [0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8];
 /**
  * @param {ArrayBuffer} buffer the file.
  * @param {string} name of the file, for messages.
- * @returns {Promise<ImageBitmap>} upright.
+ * @returns {Promise<ImageBitmap>} upright, and whether there are more: `hasMorePages`.
  * @throws {Error} it is broken, or of a kind that is not read.
  */
 export async function decodeTiff(buffer, name) {
   try {
-    return await createImageBitmap(await toImageData(new DataView(buffer)));
+    const view = new DataView(buffer);
+    const tags = readTags(view);
+    const bitmap = await createImageBitmap(await toImageData(view, tags));
+    return Object.assign(bitmap, { hasMorePages: tags.hasMorePages });
   } catch (error) {
     const reason = error instanceof UnreadTiff ? error.message : "is broken";
     throw new Error(`${name} ${reason}: save it as PNG or JPEG and add that.`);
@@ -32,9 +35,8 @@ export async function decodeTiff(buffer, name) {
 
 class UnreadTiff extends Error {}
 
-/** @param {DataView} view the file. @returns {Promise<ImageData>} */
-async function toImageData(view) {
-  const image = readTags(view);
+/** @param {DataView} view the file. @param {Object} image its tags. @returns {Promise<ImageData>} */
+async function toImageData(view, image) {
   const { width, height, bits, samples, compression, photometric } = image;
   if (NAMES[compression]) throw new UnreadTiff(`is a TIFF compressed as ${NAMES[compression]}, which is not read here`);
   if (image.isPreview) throw new UnreadTiff("is a TIFF that begins with a preview, as camera RAW files do");
@@ -63,8 +65,9 @@ async function toImageData(view) {
 function readTags(view) {
   const isLittle = view.getUint16(0) === 0x4949;
   const start = view.getUint32(4, isLittle);
+  const numTags = view.getUint16(start, isLittle);
   const tags = new Map();
-  for (let index = 0; index < view.getUint16(start, isLittle); index++) {
+  for (let index = 0; index < numTags; index++) {
     const at = start + 2 + 12 * index;
     const [type, count] = [view.getUint16(at + 2, isLittle), view.getUint32(at + 4, isLittle)];
     const size = BYTES_OF_TYPE[type] ?? 1;
@@ -88,6 +91,7 @@ function readTags(view) {
     palette: list(320, []),
     isWhole: bits.every((number) => number === bits[0]),
     isFloat: list(339, [1]).some((kind) => kind !== 1),
+    hasMorePages: view.getUint32(start + 2 + 12 * numTags, isLittle) > 0,
     isPreview: Boolean(one(254, 0) & 1) || tags.has(50706),
   };
 }

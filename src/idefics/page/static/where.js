@@ -4,12 +4,13 @@ import { AnswerWords } from "./answerwords.js";
 import { button, element, saveFile } from "./dom.js";
 import { addMaps, describeMap, drawHeat, exportMap, isFlat, scaleOf, shareOfWords, strengthsOf } from "./heat.js";
 import { explanationFields, shownPictureIds } from "./run.js";
+import { MapProgress } from "./whereprogress.js";
 
 const CANVAS_EDGE = 640; // pixels of the longer edge
 const BLEND_MILLISECONDS = 220; // from one map to the next
 const PALE_SHARE = 0.3; // of the hottest word's heat, below which a word's own map gets paler
 const MARGIN = 12; // pixels around what is scrolled to
-const MAX_WORDS_HEIGHT = 120; // pixels of the answer that stay in view above its panel
+const MAX_WORDS_HEIGHT = 90; // pixels of the answer that stay in view above its panel
 const EXACT = "Orange: covering this changes the answer most. Blue: without it the answer would be likelier.";
 const FAST = "Approximation: what was read for the words, which is not always what changed them.";
 const CHOOSE = `${matchMedia("(hover: none)").matches ? "Tap" : "Point at"} a word for its own map.`;
@@ -37,7 +38,6 @@ export function open(root, app, answer) {
 /** Hides the map that is shown, if one is. */
 export const closeMap = () => current?.close();
 
-/** The map of one answer. */
 class AnswerMap {
   /** The explanation so far, as the API gives it. */
   #explanation = null;
@@ -68,10 +68,10 @@ class AnswerMap {
   }
 
   build() {
-    this.meter = element("progress", { "aria-label": "Progress of the map" });
-    this.progressText = element("span.progress-text", { text: "Looking at the picture…" });
-    this.stop = button("Stop", () => this.#abort.abort(), { class: "tool where-stop" });
-    this.progress = element("div.where-progress", {}, this.progressText, this.stop, this.meter);
+    this.progress = new MapProgress(
+      () => this.#abort.abort(),
+      () => this.run(),
+    );
     this.place = element("p.where-place", { dir: "auto" });
     this.share = element("div.where-share", { hidden: true });
     this.error = element("p.error", { role: "alert", hidden: true });
@@ -79,7 +79,7 @@ class AnswerMap {
     this.panel = element(
       "section.where",
       { "aria-label": "Where the answer comes from" },
-      this.progress,
+      this.progress.root,
       this.place,
       this.share,
       this.what,
@@ -129,20 +129,19 @@ class AnswerMap {
     this.clear();
     this.what.textContent = `${CHOOSE} ${method === "fast" ? FAST : EXACT}`;
     this.error.hidden = true;
-    this.progress.hidden = false;
-    this.showProgress({ stage: "pictures", done: 0, total: 0 });
+    this.progress.start();
     try {
       const fields = await explanationFields(this.app.state.conversation, this.turn, method);
       for await (const event of this.app.api.streamExplanation(fields, abort.signal)) {
         if (this.#abort !== abort) return; // another method was chosen
-        if (event.progress) this.showProgress(event.progress);
+        if (event.progress) this.progress.show(event.progress);
         if (event.words) this.showExplanation(event);
       }
       this.app.announce(`Complete. ${this.place.textContent}.`);
     } catch (error) {
       if (error.name !== "AbortError" && this.#abort === abort) this.showError(error.message);
     }
-    if (this.#abort === abort) this.progress.hidden = true;
+    if (this.#abort === abort) this.progress.end(abort.signal.aborted && !this.#explanation);
   }
 
   /** Hides what another method found. */
@@ -153,16 +152,7 @@ class AnswerMap {
     this.#strengths = new Float32Array();
     this.canvas?.remove();
     this.place.textContent = "";
-    this.share.hidden = this.save.disabled = true;
-  }
-
-  showProgress({ stage, done, total }) {
-    const isCovering = stage === "passes";
-    this.progressText.textContent = isCovering
-      ? `Covering one part after the other: ${done} of ${total}`
-      : "Looking at the picture…";
-    this.meter.hidden = !isCovering;
-    if (isCovering) [this.meter.max, this.meter.value] = [total, done];
+    this.share.hidden = this.what.hidden = this.save.disabled = true;
   }
 
   showError(message) {
@@ -174,9 +164,9 @@ class AnswerMap {
     const isFirst = !this.#explanation;
     this.#explanation = explanation;
     this.#words ??= new AnswerWords(this.item, this.turn, explanation, () => this.draw());
-    this.save.disabled = false;
+    this.save.disabled = this.what.hidden = false;
     this.draw();
-    if (isFirst) this.reveal(); // it is higher now
+    if (isFirst) this.reveal();
   }
 
   /** Scrolls to the whole panel, or as far as words above it stay in view that can be chosen. */
@@ -184,8 +174,9 @@ class AnswerMap {
     const scroller = this.item.root.closest("section");
     const top = (node) => node.getBoundingClientRect().top - scroller.getBoundingClientRect().top;
     const below = top(this.panel) + this.panel.offsetHeight + MARGIN - scroller.clientHeight;
-    const answer = top(this.panel) - Math.min(MAX_WORDS_HEIGHT, top(this.panel) - top(this.item.answer)) - MARGIN;
-    scroller.scrollTop += Math.min(below, answer);
+    const words = this.turn.labels ? this.item.bars : this.item.text;
+    const lastWords = top(words) + Math.max(0, words.offsetHeight - MAX_WORDS_HEIGHT) - MARGIN;
+    scroller.scrollTop += Math.min(below, lastWords);
   }
 
   /** The map of a word; of null the whole answer's. */
@@ -280,7 +271,7 @@ class AnswerMap {
     saveFile(blob, `where-${this.picture.name.replace(/\.\w+$/, "")}.png`);
   }
 
-  /** Hides the map by its own controls: the focus goes back to what opened it. */
+  /** Hides the map; the focus goes back to what opened it. */
   hide() {
     this.close();
     this.pressed.focus();
@@ -289,6 +280,7 @@ class AnswerMap {
   /** Hides the map and leaves the answer as it was. */
   close() {
     this.#abort?.abort();
+    this.progress.end(false);
     for (const end of this.#endings) end();
     if (current === this) current = null;
     if (this.canvas?.isConnected) this.app.stage.dim(false);
