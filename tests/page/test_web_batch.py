@@ -14,7 +14,7 @@ from idefics import Shot
 from idefics.page.static_files import mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
-from page.browser import BROWSER_MARKS, SlowModel, drop_files, open_page, serve_app
+from page.browser import BROWSER_MARKS, SlowModel, drop_files, open_page, serve_app, wait_until
 from page.test_web_access import find_violations
 from page.test_web_screens import OVERFLOWS, SCREENS, SIZES
 
@@ -154,6 +154,7 @@ def test_a_picture_of_the_sheet_is_opened_from_here_and_from_the_server(batch_pa
         batch_page.get_by_role("button", name="Open a/1.png in Pictures").click()
         expect(batch_page.locator(".picture-name")).to_contain_text("1.png · 384 × 384")
         expect(batch_page.locator("#words")).to_be_focused()
+        expect(batch_page).to_have_url(re.compile("#/c/"))  # the conversation is kept
         batch_page.go_back()
         batch_page.reload()  # now the browser has a thumbnail alone
 
@@ -370,7 +371,7 @@ def test_two_windows_show_one_run(fast_page, folder):
     expect(answer(fast_page, "b/1.png")).to_have_value("tower")
 
 
-def test_what_a_closed_window_has_not_sent_is_named_and_another_one_cancels(fast_page, folder):
+def test_another_window_cancels_and_sends_what_a_closed_one_has_not(fast_page, folder):
     fast_page.route("**/v1/files", lambda route: None)
     fast_page.locator("#batch-folder").set_input_files(folder / "b")
     start(fast_page)
@@ -378,10 +379,34 @@ def test_what_a_closed_window_has_not_sent_is_named_and_another_one_cancels(fast
     other.get_by_role("button", name="Cancel").click()
     expect(fast_page.get_by_text("Cancelled before it was sent.")).to_have_count(3)
     expect(other.get_by_text("Cancelled before it was sent.")).to_have_count(3)
-    fast_page.get_by_role("button", name="Retry 3 pictures").click()
-    expect(unsent(other)).to_have_count(3)
+    drop_files(fast_page, "#view", {"new.png": ((folder / "a" / "1.png").read_bytes(), "image/png")})
+    expect(unsent(other)).to_have_count(1)
+    fast_page.wait_for_timeout(300)  # the browser keeps it by then
     fast_page.close()
-    expect(other.get_by_text("The page was left before this picture was sent")).to_have_count(3)
+    expect(answer(other, "new.png")).to_have_value("vegetables")
+    expect(other.locator(".run-progress")).to_have_text("1 answer · 3 failed")
+
+
+def test_what_was_not_kept_is_named_and_found_in_another_folder(fast_page, folder):
+    fast_page.evaluate(
+        """() => {
+            const put = IDBObjectStore.prototype.put;
+            IDBObjectStore.prototype.put = function (...given) {
+                if (this.name === "files") throw new DOMException("full", "QuotaExceededError");
+                return put.apply(this, given);
+            };
+        }"""
+    )
+    fast_page.route("**/v1/files", lambda route: None)
+    fast_page.locator("#batch-folder").set_input_files(folder)
+    start(fast_page)
+    expect(unsent(fast_page)).to_have_count(4)
+    fast_page.reload()
+    expect(fast_page.get_by_text("The page was left before this picture was sent")).to_have_count(4)
+    fast_page.unroute("**/v1/files")
+    fast_page.locator("#batch-more-folder").set_input_files(folder / "b")
+    expect(fast_page.locator(".run-progress")).to_have_text("3 answers · 2 failed")
+    expect(answer(fast_page, "trip/b/1.png")).to_have_value("city landscape")
 
 
 def test_sending_goes_on_when_the_server_is_back(fast_page, folder):
@@ -458,6 +483,33 @@ def test_a_run_is_deleted_and_brought_back(batch_page, folder):
     expect(answer(batch_page, "a/1.png")).to_have_value(re.compile("tomato"))
     batch_page.get_by_role("link", name="All runs").click()
     expect(batch_page.locator(".runs a")).to_contain_text("Caption1 picture")
+
+
+AGE_DELETED = """async () => {
+    const opening = indexedDB.open("idefics-batch");
+    await new Promise((resolve) => (opening.onsuccess = resolve));
+    const runs = opening.result.transaction("runs", "readwrite").objectStore("runs");
+    const reading = runs.getAll();
+    await new Promise((resolve) => (reading.onsuccess = resolve));
+    for (const run of reading.result) runs.put({...run, deletedAt: 1});
+    opening.result.close();
+}"""
+
+
+def test_what_is_deleted_for_good_is_deleted_on_the_server(batch_page, web_url, folder):
+    def ids():
+        return {file["id"] for file in batch_page.request.get(f"{web_url}/v1/files").json()["data"]}
+
+    before = ids()
+    batch_page.locator("#batch-folder").set_input_files(folder / "a")
+    start(batch_page, "Caption", "")
+    expect(batch_page.locator(".run-progress")).to_have_text("1 answer")
+    assert len(ids() - before) == 2
+    batch_page.get_by_role("button", name="Delete", exact=True).click()
+    expect(batch_page.get_by_role("heading", name="One question, many pictures")).to_be_visible()
+    batch_page.evaluate(AGE_DELETED)  # as if it was long ago
+    batch_page.reload()
+    wait_until(batch_page, lambda: ids() == before)
 
 
 def test_what_is_missing_is_said_and_gets_the_focus(batch_page, folder):

@@ -46,15 +46,13 @@ def test_texts_are_compressed_for_those_who_accept_it(web_client):
     assert packed.headers["vary"] == "Accept-Encoding"
 
 
-def test_comments_are_not_sent():
-    source = "/**\n * What it does.\n */\nlet a = 1; // goes\n  // goes\n  /* goes */\nb = '/* stays */; // stays';\n"
-    assert drop_comments(source) == "\n\n\nlet a = 1;\n\n\nb = '/* stays */; // stays';\n"
-
-
-def test_indents_are_not_sent():
-    assert (
-        drop_comments("if (a) {\n  b();\n\t// goes\n    c = '  ';\n}\n") == "if (a) {\nb();\n\nc = '  ';\n}\n"
+def test_comments_indents_and_blank_lines_are_not_sent():
+    source = (
+        "/**\n * What it does.\n */\nlet a = 1; // goes\n\n  // goes\n  /* goes */\nb = '/* stays */; // stays';\n"
+        "if (a) {\n  b();\n\t// goes\n    c = '  ';\n}\n"
     )
+    wanted = "let a = 1;\nb = '/* stays */; // stays';\nif (a) {\nb();\nc = '  ';\n}\n"
+    assert drop_comments(source) == wanted
 
 
 def test_other_servers_are_allowed_by_name_alone(demo_model):

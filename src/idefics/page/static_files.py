@@ -32,6 +32,7 @@ _COMMENTS_AND_INDENTS = re.compile(
     r"""^[ \t]*(?:/\*.*?\*/[ \t]*$|//[^\n]*$)|(?<=[;{},)(\]])[ ]//[ ][^'"`\n]*$|^[ \t]+""",
     re.DOTALL | re.MULTILINE,
 )
+_BLANK_LINES = re.compile(r"\n{2,}")
 # Scripts and styles of this server alone, and none inside the HTML: text of a model could not run even as HTML.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
@@ -55,11 +56,11 @@ def make_security_headers(servers: Sequence[str]) -> dict[str, str]:
 
 
 def drop_comments(source: str) -> str:
-    """JavaScript or CSS without comments and indents; lines keep their numbers.
+    """JavaScript or CSS without comments, indents and blank lines.
 
-    Text of a template that goes over several lines would lose its indents: the page has none.
+    Text of a template that goes over several lines would lose them too: the page has none.
     """
-    return _COMMENTS_AND_INDENTS.sub(lambda found: "\n" * found[0].count("\n"), source)
+    return _BLANK_LINES.sub("\n", _COMMENTS_AND_INDENTS.sub("", source)).lstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 import { postJson, request, toSentence } from "./api.js";
 import { isOpen, setAnswer } from "./batch-rows.js";
 
-const NOT_KEPT = "The server no longer has this picture: add it again.";
+const NOT_KEPT = "The server no longer has this picture: retry, or add it again.";
 const NOT_ANSWERED = "The server ended before it answered this one.";
 const [RATE_SECONDS, RATE_SAMPLES] = [30, 6]; // over which the speed is measured: the longer of the two
 
 /** Whether a batch has ended. @param {{status: string}} batch */
-const hasEnded = ({ status }) => ["completed", "failed", "expired", "cancelled"].includes(status);
+export const hasEnded = ({ status }) => ["completed", "failed", "expired", "cancelled"].includes(status);
 
 /** Sends a file of requests. @param {Blob} blob @param {AbortSignal} signal @returns {Promise<Object>} the file's object. */
 export async function uploadFile(blob, signal) {

@@ -5,6 +5,7 @@ import { ANSWER_FIELDS, isOpen, newRow, noAnswer, pictureOf, prepareRequest } fr
 import { Sender } from "./batch-sender.js";
 import { withOwnPath } from "./batch-sources.js";
 import * as store from "./batch-store.js";
+import { openRuns } from "./batch-store.js";
 import { shotFields } from "./run.js";
 import { newId } from "./state.js";
 
@@ -14,17 +15,8 @@ const MAX_ASKED = 2; // times that other windows are asked whether one of them s
 const NOT_SENT = "The page was left before this picture was sent: add it again.";
 const SENT_FIELDS = ["batch", "request", ...ANSWER_FIELDS];
 
-/** Runs that were opened, by their ids: they go on while another view is shown. @type {Map<string, BatchRun>} */
-export const openRuns = new Map();
-
-/**
- * What windows tell each other about a run: `paths` of rows that were stored, `asks` whether somebody sends rows,
- * `sends` as the answer, `cancels`, and `deletedAt`.
- */
-const channel = new BroadcastChannel("idefics.batches");
-channel.onmessage = ({ data }) => openRuns.get(data.run)?.hear(data);
-
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const fileKey = ({ path, signature }) => `${path.split("/").pop()} ${signature}`; // of a file that moved
 const hasSameBatch = (stored, row) => stored.batch === row.batch;
 
 /** A batch run: its rows, and what is being done for them. */
@@ -51,6 +43,7 @@ export class BatchRun {
       sent: (sent, batch) => this.#noteSent(sent, batch),
       failed: (failed, error, type) => this.#fail(failed, error, type),
       changed: () => this.#tell([]),
+      ended: () => store.dropUnsent(record.id).catch(() => {}), // the browser stores nothing
     });
     openRuns.set(record.id, this);
   }
@@ -102,7 +95,7 @@ export class BatchRun {
     const failed = this.rows.filter((row) => row.error).length;
     const unsent = this.rows.filter((row) => isOpen(row) && !row.batch).length;
     const done = this.rows.length - this.rows.filter(isOpen).length;
-    return { done, failed, unsent, total: this.rows.length, rate: this.#speed.rate(done) };
+    return { done, failed, unsent, total: this.rows.length, rate: this.problem ? 0 : this.#speed.rate(done) };
   }
 
   /**
@@ -111,9 +104,11 @@ export class BatchRun {
    */
   add(sources) {
     const known = new Map(this.rows.map((row) => [row.path, row]));
+    const lost = new Map(this.rows.filter(({ error }) => error).map((row) => [fileKey(row), row.path]));
     const [added, again] = [[], []];
     for (const source of sources) {
-      const own = withOwnPath(source, known);
+      const path = known.has(source.path) ? source.path : (lost.get(fileKey(source)) ?? source.path);
+      const own = withOwnPath({ ...source, path }, known);
       const row = known.get(own.path);
       if (row && !row.error) continue;
       if (row) again.push(Object.assign(row, { signature: own.signature }));
@@ -124,7 +119,9 @@ export class BatchRun {
     this.rows.push(...added);
     void this.#keep(store.saveRows(added), added);
     this.#enqueue([...again, ...added].map((row) => ({ row, read: () => this.#prepare(row) })));
-    return sources.length - added.length - again.length;
+    const unsent = [...again, ...added].map(({ path }) => this.#sources.get(path));
+    store.keepUnsent(this.record.id, unsent, () => this.isSending).catch(() => {}); // there is no more space
+    return sources.length - unsent.length;
   }
 
   /** Whether a row that failed can be sent again as it is. @param {Row} row */
@@ -151,22 +148,6 @@ export class BatchRun {
     this.#post({ cancels: true });
     await this.#sender.cancel();
     await Promise.allSettled(this.#unfinished().map(cancelBatch));
-  }
-
-  /** Hides the run, which is deleted for good later. */
-  async hide() {
-    void this.cancel();
-    openRuns.delete(this.record.id);
-    this.record.deletedAt = Date.now();
-    await store.updateRun(this.record.id, { deletedAt: this.record.deletedAt });
-    this.#post({ deletedAt: this.record.deletedAt });
-  }
-
-  /** Brings the run back with all that it had. */
-  async restore() {
-    openRuns.set(this.record.id, this);
-    this.record.deletedAt = 0;
-    await Promise.all([store.saveRun(this.record), store.saveRows(this.rows)]);
   }
 
   /** Takes in what another window says about the run. @param {Object} message */
@@ -219,8 +200,8 @@ export class BatchRun {
     this.#tell(rows);
   }
 
-  async #prepare(row) {
-    const file = await this.#sources.get(row.path).read();
+  async #prepare(row, given) {
+    const file = given ?? (await this.#sources.get(row.path).read());
     this.#shots ??= store.loadShots(this.record.id).then(shotFields);
     const images = this.app.state.model?.images;
     const { line, thumbnail } = await prepareRequest(this.record, row.path, file, await this.#shots, images);
@@ -249,7 +230,7 @@ export class BatchRun {
       const problems = [];
       for (const batch of this.#unfinished()) await this.#poll(batch).catch((error) => problems.push(error.message));
       this.#pollProblem = problems[0] ?? "";
-      this.#findLeft();
+      await this.#takeOver();
       this.#noteProgress();
       this.#tell([]);
     }
@@ -258,12 +239,22 @@ export class BatchRun {
     this.#tell([]);
   }
 
-  /** Rows that no window sends failed: the one that was to send them was left. */
-  #findLeft() {
+  /** Rows that no window sends, since the one that was to send them was left: those that the browser keeps are sent. */
+  async #takeOver() {
+    const { id } = this.record;
     const unsent = this.rows.filter((row) => isOpen(row) && !row.batch && !this.#sender.has(row));
     if (!unsent.length) this.#numAsked = 0;
     else if (this.#numAsked++ < MAX_ASKED) this.#post({ asks: true });
-    else this.#fail(unsent, NOT_SENT);
+    else {
+      const kept = await store.listUnsent(id).catch(() => new Set());
+      const read = async (row) => this.#prepare(row, await store.loadUnsent(id, row.path));
+      const here = unsent.filter(({ path }) => kept.has(path));
+      this.#enqueue(here.map((row) => ({ row, read: () => read(row) })));
+      this.#fail(
+        unsent.filter(({ path }) => !kept.has(path)),
+        NOT_SENT,
+      );
+    }
   }
 
   async #poll(batch) {
@@ -290,7 +281,7 @@ export class BatchRun {
   }
 
   #post(message) {
-    channel.postMessage({ run: this.record.id, ...message });
+    store.tellWindows(this.record.id, message);
   }
 
   #tell(rows) {

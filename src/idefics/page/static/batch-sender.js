@@ -15,6 +15,7 @@ const CANCELLED = "Cancelled before it was sent.";
  * @property {function(): boolean} mayBegin whether one more batch may begin.
  * @property {function(Row[], string): Promise<void>} sent called with the id of the batch that has the rows.
  * @property {function(Row[], string, string=): void} failed called with rows that were not sent, why, and the error's type.
+ * @property {function(): void} ended called when all rows are sent or failed.
  * @property {function(): void} changed called when `problem` has changed.
  */
 
@@ -74,6 +75,7 @@ export class Sender {
       this.problem = "";
     }
     this.#sending = null;
+    this.events.ended();
   }
 
   /** Prepares the next rows, as many as a file may hold. */

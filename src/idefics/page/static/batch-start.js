@@ -58,17 +58,19 @@ export function showStart(root, app, signal) {
   return [title, zone, chosen, questionForm(app, { problem, say, browse, signal })];
 }
 
+/** A hidden field that gives the files that are chosen. @param {Object} attributes @param {function(File[])} take */
+export function fileField(attributes, take) {
+  const input = element("input", { type: "file", multiple: true, hidden: true, ...attributes });
+  input.addEventListener("change", async () => {
+    await take(input.webkitdirectory ? onlyPictures([...input.files]) : [...input.files]);
+    input.value = "";
+  });
+  return input;
+}
+
 function dropZone(take) {
-  const field = (attributes) => {
-    const input = element("input", { type: "file", multiple: true, hidden: true, ...attributes });
-    input.addEventListener("change", async () => {
-      await take(input.webkitdirectory ? onlyPictures([...input.files]) : [...input.files]);
-      input.value = "";
-    });
-    return input;
-  };
-  const files = field({ id: "batch-files", accept: "image/*,.zip" });
-  const folder = field({ id: "batch-folder", webkitdirectory: true });
+  const files = fileField({ id: "batch-files", accept: "image/*,.zip" }, take);
+  const folder = fileField({ id: "batch-folder", webkitdirectory: true }, take);
   const choose = button("Choose files or a zip", () => files.click(), { class: "tool outlined" });
   const buttons = element(
     "div.drop-buttons",

@@ -1,4 +1,7 @@
-/** Batch runs as the browser keeps them: IndexedDB has each run, and each row with its thumbnail and its answer. */
+/**
+ * Batch runs as the browser keeps them: IndexedDB has each run, and each row with its thumbnail and its answer. Windows tell
+ * each other what they have stored.
+ */
 
 import { Database } from "./database.js";
 
@@ -35,6 +38,9 @@ import { Database } from "./database.js";
 
 const database = new Database("idefics-batch", { runs: "id", rows: ["run", "path"], shots: null }, 2);
 const transact = database.transact.bind(database);
+// Pictures that are not sent yet: a database of its own, since they are large and nothing is to wait for them.
+const unsent = new Database("idefics-batch-unsent", { files: null });
+const MAX_KEPT_BYTES = 1e9; // of a run
 
 const rowsOf = (run) => IDBKeyRange.bound([run], [run, []]);
 
@@ -103,3 +109,45 @@ export const deleteRun = (id) =>
     rows.delete(rowsOf(id));
     shots.delete(id);
   });
+
+/**
+ * Keeps pictures while they are to be sent, so that a run goes on after a reload: as many as there is space for.
+ * @param {string} id of the run.
+ * @param {Source[]} sources
+ * @param {function(): boolean} isSending
+ */
+export async function keepUnsent(id, sources, isSending) {
+  let bytes = 0;
+  for (const { path, file, size } of sources) {
+    bytes += size;
+    if (!isSending() || bytes > MAX_KEPT_BYTES) break;
+    if (file) await unsent.transact("readwrite", (files) => files.put(file, [id, path]));
+  }
+  if (!isSending()) await dropUnsent(id);
+}
+
+/** Paths of the kept pictures of a run. @param {string} id of the run. @returns {Promise<Set<string>>} */
+export async function listUnsent(id) {
+  const keys = await unsent.transact("readonly", (files) => files.getAllKeys(rowsOf(id)));
+  return new Set(keys.map(([, path]) => path));
+}
+
+/** A kept picture. @param {string} id of the run. @param {string} path @returns {Promise<File>} */
+export const loadUnsent = (id, path) => unsent.transact("readonly", (files) => files.get([id, path]));
+
+/** Deletes the kept pictures of a run. @param {string} id of the run. */
+export const dropUnsent = (id) => unsent.transact("readwrite", (files) => files.delete(rowsOf(id)));
+
+/** Runs that were opened, by their ids: they go on while another view is shown. @type {Map<string, BatchRun>} */
+export const openRuns = new Map();
+
+const channel = new BroadcastChannel("idefics.batches");
+channel.onmessage = ({ data }) => openRuns.get(data.run)?.hear(data);
+
+/**
+ * Tells other windows something about a run.
+ * @param {string} run its id.
+ * @param {Object} message `paths` of rows that were stored; `asks` whether a window sends rows, `sends` as the answer;
+ *   `cancels`; `deletedAt`.
+ */
+export const tellWindows = (run, message) => channel.postMessage({ run, ...message });

@@ -3,6 +3,7 @@
 import { fetchReport } from "./batch-api.js";
 import { toCsv, toJsonLines, toSidecars } from "./batch-export.js";
 import { Sheet } from "./batch-sheet.js";
+import { fileField } from "./batch-start.js";
 import { nameLeftOut, readSources } from "./batch-sources.js";
 import { button, count, element, saveFile } from "./dom.js";
 import { taskByName } from "./state.js";
@@ -43,7 +44,7 @@ export function showRun(page, app, run, { signal, deleteRun }) {
     {},
     parts.cancel,
     parts.retry,
-    addButton(add),
+    addButtons(add),
     button("Delete", deleteRun),
     saveButtons(run, parts.report),
   );
@@ -85,24 +86,11 @@ export function showRun(page, app, run, { signal, deleteRun }) {
   show([]);
 }
 
-function addButton(add) {
-  const input = element("input", {
-    type: "file",
-    multiple: true,
-    hidden: true,
-    accept: "image/*,.zip",
-    id: "batch-more",
-  });
-  input.addEventListener("change", async () => {
-    await add([...input.files]);
-    input.value = "";
-  });
-  return element(
-    "span",
-    {},
-    input,
-    button("Add pictures", () => input.click()),
-  );
+function addButtons(add) {
+  const files = fileField({ id: "batch-more", accept: "image/*,.zip" }, add);
+  const folder = fileField({ id: "batch-more-folder", webkitdirectory: true }, add);
+  const buttons = [button("Add pictures", () => files.click()), button("Add a folder", () => folder.click())];
+  return element("span", {}, files, folder, ...buttons);
 }
 
 function saveButtons(run, report) {
@@ -130,7 +118,9 @@ async function saveReport(run, pressed, say) {
     const answered = new Set(run.rows.filter((row) => row.text !== null).map((row) => row.batch));
     saveFile(await fetchReport([...answered], Object.fromEntries(edited)), `${run.record.task}-report.html`);
   } catch (error) {
-    say(error.message);
+    say(
+      error.status === 404 ? "The server no longer has these pictures; CSV and JSONL have all answers." : error.message,
+    );
   }
   pressed.textContent = "Report";
   pressed.disabled = false;

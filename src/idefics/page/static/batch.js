@@ -1,9 +1,9 @@
 /** The view of batch runs: one question for many pictures, and the runs that the browser keeps. */
 
-import { cancelBatch, deleteFile, fetchBatch, listBatchesOf } from "./batch-api.js";
+import { cancelBatch, deleteFile, fetchBatch, hasEnded, listBatchesOf } from "./batch-api.js";
 import { BatchRun } from "./batch-run.js";
 import { showStart } from "./batch-start.js";
-import { deleteRun, listRuns } from "./batch-store.js";
+import { deleteRun, dropUnsent, listRuns, openRuns, saveRows, saveRun, tellWindows, updateRun } from "./batch-store.js";
 import { showRun } from "./batch-view.js";
 import { count, element } from "./dom.js";
 import { taskByName } from "./state.js";
@@ -70,13 +70,20 @@ async function openRun(page, app, id, signal) {
 
 /** Deletes a run unless it is brought back in time. */
 async function hideRun(app, run) {
-  await run.hide();
+  const { record, rows } = run;
+  void run.cancel();
+  openRuns.delete(record.id);
+  record.deletedAt = Date.now();
+  await updateRun(record.id, { deletedAt: record.deletedAt });
+  tellWindows(record.id, { deletedAt: record.deletedAt });
   location.hash = "#/batch";
   const timer = setTimeout(purgeRuns, UNDO_MILLISECONDS + 1000);
-  app.confirmUndo(`The run of ${count(run.rows.length, "picture")} is deleted.`, async () => {
+  app.confirmUndo(`The run of ${count(rows.length, "picture")} is deleted.`, async () => {
     clearTimeout(timer);
-    await run.restore();
-    location.hash = `#/batch/${run.record.id}`;
+    openRuns.set(record.id, run);
+    record.deletedAt = 0;
+    await Promise.all([saveRun(record), saveRows(rows)]);
+    location.hash = `#/batch/${record.id}`;
   });
 }
 
@@ -86,13 +93,14 @@ async function purgeRuns() {
     if (!deletedAt || deletedAt > Date.now() - UNDO_MILLISECONDS) continue;
     // What cannot be deleted now, the server deletes by itself some day.
     for (const batch of await listBatchesOf(id).catch(() => [])) await deleteFiles(batch).catch(() => {});
-    await deleteRun(id);
+    await Promise.all([deleteRun(id), dropUnsent(id)]);
   }
 }
 
 async function deleteFiles(id) {
-  await cancelBatch(id).catch(() => {}); // it has ended already
-  const { input_file_id: input, output_file_id: output, error_file_id: errors } = await fetchBatch(id);
+  const batch = await fetchBatch(id);
+  if (!hasEnded(batch)) return cancelBatch(id);
+  const { input_file_id: input, output_file_id: output, error_file_id: errors } = batch;
   for (const file of [input, output, errors]) if (file) await deleteFile(file);
 }
 
