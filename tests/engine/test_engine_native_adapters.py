@@ -8,8 +8,7 @@ from engine.test_engine_native import assert_equals_uncached, make_native_step
 from idefics.config import QuantizationConfig
 from idefics.engine.native.native_model import list_linears, unsupported_layer_reason
 from idefics.native.library import available_instruction_sets
-from idefics.nn.gates import AdapterGates, GatedLayer
-from idefics.nn.low_rank import AdapterRows, LowRankHook, LowRankTerm
+from idefics.nn.adapter_terms import AdapterGates, AdapterRows, GatedLayer, LowRankHook, LowRankTerm
 from idefics.quant import quantizers_by_name
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model, merge_config
 

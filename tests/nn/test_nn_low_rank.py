@@ -4,8 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from idefics.nn.gates import AdapterGates, plain_gate_factor
-from idefics.nn.low_rank import AdapterRows, LowRankHook, LowRankTerm, has_other_hooks, low_rank_terms
+from idefics.nn.adapter_terms import (
+    AdapterGates,
+    AdapterRows,
+    LowRankHook,
+    LowRankTerm,
+    has_other_hooks,
+    low_rank_terms,
+    plain_gate_factor,
+)
 from idefics.nn.native_linear import has_hooks
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from idefics.engine.request_state import PrefillChunk, SequenceState
 from idefics.errors import BadPrompt, BadSetting
-from idefics.nn.low_rank import AdapterRows
+from idefics.nn.adapter_terms import AdapterRows
 from idefics.prompt import Prompt, PromptAdapter
 from idefics.validation import short_repr
 

@@ -22,8 +22,7 @@ from idefics.errors import UnsupportedModel
 from idefics.generation.load_settings import LoadSettings
 from idefics.models import Checkpoint
 from idefics.models.vision_language_model import VisionLanguageModel
-from idefics.nn.gates import AdapterGates, GatedLayer
-from idefics.nn.low_rank import AdapterRows, LowRankHook, LowRankTerm
+from idefics.nn.adapter_terms import AdapterGates, AdapterRows, GatedLayer, LowRankHook, LowRankTerm
 from idefics.placement.devices import first_accelerator_or_cpu
 from idefics.prompt import PromptAdapter
 from idefics.weights.adapters import WeightChange, read_weight_changes

@@ -25,9 +25,9 @@ from idefics.errors import UnsupportedModel
 from idefics.models.family import RECOMPUTED_BUFFERS, ModelFamily
 from idefics.models.idefics1_config import read_config, read_image_config, read_prompt_format
 from idefics.models.vision_language_model import ModelBackbone, VisionLanguageModel
+from idefics.nn.adapter_terms import AdapterGates, GatedLayer
 from idefics.nn.attention import AttentionProjections, Attn, CrossKV, LayerCrossKV
 from idefics.nn.decoder import CrossAttentionBlock, DecoderLayer, DecoderParts, GatedMLP
-from idefics.nn.gates import AdapterGates, GatedLayer
 from idefics.nn.norm import RMSNorm
 from idefics.nn.perceiver import Resampler
 from idefics.nn.rope import rotary_cos_sin

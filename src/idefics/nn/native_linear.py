@@ -23,7 +23,7 @@ from idefics.native.structures import (
     LinearStruct,
     MatmulArgs,
 )
-from idefics.nn.low_rank import LowRankHook
+from idefics.nn.adapter_terms import LowRankHook
 
 MAX_INPUTS = 2**16  # int32 holds the sums of this many products of bytes
 MAX_FLOAT32_ROWS = (

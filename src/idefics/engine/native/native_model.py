@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from idefics.engine.native.huge_pages import pack_into_huge_pages
 from idefics.native import structures as c
+from idefics.nn.adapter_terms import LowRankTerm, has_other_hooks, low_rank_terms
 from idefics.nn.decoder import CrossAttentionBlock, DecoderParts, GatedMLP
-from idefics.nn.low_rank import LowRankTerm, has_other_hooks, low_rank_terms
 from idefics.nn.rope import rope_frequencies
 from idefics.quant.linear import Int4Linear, Int8Linear
 

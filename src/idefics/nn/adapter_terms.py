@@ -1,11 +1,11 @@
-"""What adapters add to the outputs of linear layers: products of low rank, for the rows that use them.
+"""What adapters change in a layer: low-rank terms are added to its output, and its gates are replaced, row by row.
 
-r rank, O outputs, I inputs. Source: LoRA, arXiv 2106.09685.
+r rank, O outputs, I inputs, N tokens, D width. Source: LoRA, arXiv 2106.09685.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,3 +76,49 @@ def has_other_hooks(layer: nn.Module) -> bool:
     """Whether calling the layer calls other functions than the hook of adapters before or after."""
     hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
     return not all(isinstance(hook, LowRankHook) for hook in hooks)
+
+
+# Name and value of a gate, and the inputs (N, D) of its layer -> what is multiplied: (1,), (D,), (N, 1) or (N, D).
+GateFactor = Callable[[str, Tensor, Tensor], Tensor]
+
+
+class GatedLayer(nn.Module):
+    """Base of layers with gates: parameters of one number or of D, whose tanh their outputs are multiplied by.
+
+    Attributes:
+        gate_factor: what a gate multiplies by.
+    """
+
+    gate_factor: GateFactor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_factor = plain_gate_factor
+
+
+def plain_gate_factor(name: str, gate: Tensor, x: Tensor) -> Tensor:
+    """The factor of a gate, (1,) or (D,), in the dtype of `x`: gates that are trained are float32 in any model."""
+    return gate.flatten().tanh().to(x.dtype)
+
+
+class AdapterGates:
+    """A `GateFactor` with the gates of adapters.
+
+    Args:
+        gates: by name, for each adapter the gate that replaces the layer's, or None.
+        adapter_rows: which rows use which adapter when the layer is called.
+    """
+
+    def __init__(self, gates: Mapping[str, Sequence[Tensor | None]], adapter_rows: AdapterRows) -> None:
+        self.gates, self.adapter_rows = gates, adapter_rows
+
+    def __call__(self, name: str, gate: Tensor, x: Tensor) -> Tensor:
+        """The factor of a gate for each row that uses an adapter."""
+        factor = plain_gate_factor(name, gate, x)
+        if not self.adapter_rows.groups:
+            return factor
+        factors = factor.repeat(len(x), 1)
+        for adapter, rows in self.adapter_rows.groups:
+            if (replaced := self.gates[name][adapter]) is not None:
+                factors[rows] = plain_gate_factor(name, replaced, x)
+        return factors
