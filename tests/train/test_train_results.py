@@ -8,6 +8,7 @@ from idefics.errors import BadSetting
 from idefics.models import read_checkpoint
 from idefics.train.result import write_result
 from idefics.train.settings import TrainSettings
+from idefics.train.trainable import make_trainable
 from idefics.train.trainee import load_trainee
 from models import tiny
 
@@ -94,6 +95,20 @@ def test_modules_to_save_are_learned_wholly_and_open_here_and_in_peft(family, tm
     assert_same_logits(tiny.compute_logits(loaded, prompts), expected)
     wrapped = peft.PeftModel.from_pretrained(reference, tmp_path / "out").eval()
     assert_same_logits(tiny.compute_reference_logits(wrapped, prompts), expected)
+
+
+@pytest.mark.parametrize(
+    ("targets", "hint"),
+    [
+        ("q_proj", r"of no module \(did you mean '\.\*q_proj'\?\): give text, "),
+        ("lm_head", r"of no module \(modules_to_save=lm_head learns it wholly\): give"),
+        ("heads", "of no module: give text, "),
+    ],
+)
+def test_targets_that_match_nothing_say_what_would(targets, hint):
+    model = tiny.make_random_model(tiny.IDEFICS3)
+    with pytest.raises(BadSetting, match=f"targets is '{targets}', which is the whole name {hint}"):
+        make_trainable(model, TrainSettings(data="x", model="x", out="x", targets=targets))
 
 
 @pytest.mark.parametrize(

@@ -233,8 +233,9 @@ def test_features_that_an_unfinished_training_left_are_not_read(folder, tmp_path
     assert not features.exists()
 
 
-def test_a_picture_that_cannot_be_read_keeps_what_was_learned(folder, tmp_path):
-    settings = make_settings(folder, tmp_path / "out")
+@pytest.mark.parametrize("save_every", [0, 1])
+def test_a_picture_that_cannot_be_read_keeps_what_was_learned(folder, tmp_path, save_every):
+    settings = make_settings(folder, tmp_path / "out", save_every=save_every)
     trainee = make_trainee(folder, settings)
     rows = make_rows(trainee.model)
 

@@ -28,6 +28,7 @@ PARTS_BY_TARGETS: Mapping[str, tuple[Part, ...]] = {
     "all": ("text", "connector", "vision"),
 }
 GATES = ("alpha_cross_attn", "alpha_dense")  # parameters of Idefics 1's gated cross-attention layers
+WHOLE_MODULES = ("lm_head", "embed_tokens")  # that have no factors
 MAX_EXAMPLES = 6  # names of modules in an error message
 
 
@@ -208,8 +209,13 @@ def _no_match(targets: str, names: list[str]) -> BadSetting:
     """The error about targets that match nothing, with some names that could be matched."""
     shapes = list(dict.fromkeys(re.sub(r"\.\d+\.", ".0.", name) for name in names))
     examples = ", ".join(shapes[:: max(1, len(shapes) // MAX_EXAMPLES)])
+    hint = ""
+    if any(name.endswith(f".{targets}") for name in names):
+        hint = f" (did you mean '.*{targets}'?)"
+    elif targets in WHOLE_MODULES:
+        hint = f" (modules_to_save={targets} learns it wholly)"
     return BadSetting(
-        f"targets is {targets!r}, which is the whole name of no module: give {', '.join(PARTS_BY_TARGETS)}, or a "
+        f"targets is {targets!r}, which is the whole name of no module{hint}: give {', '.join(PARTS_BY_TARGETS)}, or a "
         f"regular expression; names are {examples}"
     )
 
