@@ -1,6 +1,9 @@
 """What is wrong with training data: every row that cannot be learned is found before training, and named."""
 
+import base64
 import dataclasses
+import errno
+import io
 import json
 import re
 
@@ -8,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from idefics.errors import BadPicture, BadSetting, IdeficsError, UnsupportedModel
+from idefics.errors import BadPicture, BadSetting, IdeficsError, OutputError, UnsupportedModel
 from idefics.messages import assistant, user
 from idefics.train.data.examples import TrainingExample
 from idefics.train.data.passages import PassageLayout
@@ -226,6 +229,20 @@ def test_a_token_that_the_embedding_lacks_is_an_error_of_its_row(get_checkpoint,
         f"2 of the 2 rows of {path} cannot be learned: {path}#1, #2 has the token {largest}, and the model's embedding "
         f"has {largest:,} tokens: leave this row out"
     )
+
+
+def test_no_room_for_copies_of_pictures_is_an_error_of_one_line(get_checkpoint, pictures, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", Full)
+    data = base64.b64encode((pictures / "small.png").read_bytes()).decode()
+    path = write_rows(pictures / "rows.jsonl", GOOD | {"image": f"data:image/png;base64,{data}"})
+    with pytest.raises(
+        OutputError, match=r"^pictures that have .* \(No space left on device\): make room in "
+    ):
+        get_checkpoint(CHAT_MODEL).read(path)
 
 
 def test_no_limit_is_above_that_of_the_model(get_checkpoint, pictures):

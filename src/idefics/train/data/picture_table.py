@@ -16,7 +16,7 @@ from typing import BinaryIO
 from idefics.batch.report import encode_thumbnail
 from idefics.batch.rows import Media
 from idefics.config import ImageProcessorConfig
-from idefics.errors import BadPicture
+from idefics.errors import BadPicture, OutputError
 from idefics.formats import SIGNATURE_BYTES, detect_image_format, detect_video_format
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
@@ -114,6 +114,7 @@ class PictureTable:
 
         Raises:
             BadPicture: it cannot be read or is a video.
+            OutputError: there is no room for a copy.
         """
         detail = picture.resolve_detail(self._detail)
         data = media.read() if media.file is None else b""
@@ -204,14 +205,20 @@ class PictureTable:
         return Picture(path)
 
     def _copy(self, data: bytes) -> int:
-        """Appends bytes to the temporary file, and returns where they begin."""
-        with self._lock:
-            if self._copies is None:
-                self._copies = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the table
-                weakref.finalize(self, self._copies.close)
-            start = self._copies.seek(0, os.SEEK_END)
-            self._copies.write(data)
-            return start
+        """Appends bytes to the temporary file, and returns where they begin; raises OutputError if there is no room."""
+        try:
+            with self._lock:
+                if self._copies is None:
+                    self._copies = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the table
+                    weakref.finalize(self, self._copies.close)
+                start = self._copies.seek(0, os.SEEK_END)
+                self._copies.write(data)
+                return start
+        except OSError as error:
+            raise OutputError(
+                f"pictures that have no file of their own are copied into a temporary file, which cannot be written "
+                f"({error.strerror}): make room in {tempfile.gettempdir()}, or name another folder in $TMPDIR"
+            ) from None
 
 
 def _read_size(file: BinaryIO, name: str) -> tuple[int, int]:

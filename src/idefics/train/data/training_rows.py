@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from idefics.errors import BadSetting, IdeficsError
+from idefics.errors import BadSetting, IdeficsError, OutputError
 from idefics.generation.loading import collect_stop_ids
 from idefics.messages import ImageDetail
 from idefics.models import Checkpoint
@@ -38,6 +38,7 @@ def read_training_rows(
     Raises:
         BadSetting: there are no rows, a row cannot be learned or is too long: says how many, and names the first.
         BadPicture, MissingExtra: the data cannot be read at all.
+        OutputError: there is no room for copies of pictures that have no file of their own.
     """
     detail = ImageDetail(max_tiles=settings.max_tiles)
     rows = EncodedRows(processor.with_image_detail(detail))
@@ -55,6 +56,8 @@ def read_training_rows(
                 continue
             try:
                 planned.append((one, [rows.pictures.add(at.media, at.picture) for at in one.pictures]))
+            except OutputError:  # not of this row alone
+                raise
             except IdeficsError as error:
                 errors.add(f"{one.name}: {error}")
         encoded = encoder.encode([one for one, _ in planned])
