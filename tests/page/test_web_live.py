@@ -5,7 +5,15 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from page.browser import BROWSER_MARKS, SlowModel, answer_with, is_idle, open_page, wait_until
+from page.browser import (
+    BROWSER_MARKS,
+    PHONE_SIZE,
+    SlowModel,
+    answer_with,
+    is_idle,
+    open_page,
+    wait_until,
+)
 
 pytestmark = BROWSER_MARKS
 TASKS = "/v1/images/tasks/ask"
@@ -68,7 +76,7 @@ def test_pictures_are_dropped_while_an_answer_comes(live_page, demo_model, monke
     sent = note_requests(live_page)
     press_start(live_page)
     wait_until(live_page, lambda: len(sent) == 1)
-    live_page.wait_for_timeout(500)
+    expect(live_page.locator(".meta")).to_have_text("looking… 1 s")
     assert len(sent) == 1
     live_page.get_by_role("button", name="Stop").click()
     slow.resume_event.set()
@@ -90,6 +98,15 @@ def test_the_interval_is_kept_and_equal_answers_are_one_line(live_page):
     live_page.unroute("**/v1/images/tasks/*")
     answer_with(live_page, "A red ball.")
     expect(live_page.locator(".live-earlier span")).to_have_text(["A red ball.", "A green ball."])
+
+
+def test_on_a_phone_the_answer_is_under_the_camera(web_browser, web_url):
+    with open_page(web_browser, web_url, path="/#/live", viewport=PHONE_SIZE) as page:
+        answer_with(page, "A green ball.")
+        press_start(page)
+        expect(page.locator(".live-answer")).to_have_text("A green ball.")
+        camera, answer = (page.locator(name).bounding_box() for name in (".live-picture", ".live-answer"))
+        assert 0 <= answer["y"] - camera["y"] - camera["height"] < 40
 
 
 def test_leaving_the_view_turns_the_camera_off(live_page, demo_model):

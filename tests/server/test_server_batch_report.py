@@ -238,8 +238,11 @@ def test_corrected_answers_are_in_the_report(client):
     batch = run_batch(client, {id: ask_request("What is it?", "door") for id in "ab"}, ASK)
     body = {"texts": {"b": "A <b>gate</b>.", "none": "x"}}
     path = f"/batches/{batch.id}/report"
-    rows = client.post(f"{path}?format=jsonl", cast_to=httpx.Response, body=body).text.splitlines()
-    assert [json.loads(row)["text"] for row in rows] == [table(client, batch)[0]["text"], "A <b>gate</b>."]
+    answer = table(client, batch)[0]["text"]
+    lines = client.post(f"{path}?format=jsonl", cast_to=httpx.Response, body=body).text.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["text"] for row in rows] == [answer, "A <b>gate</b>."]
+    assert rows[1]["notes"] == [f"corrected; the model answered: {answer}"]
     page = client.post(path, cast_to=httpx.Response, body=body).text
     assert "<dt>corrected</dt><dd>1</dd>" in page and "A \\u003cb>gate" in page
     assert "corrected" not in report(client, batch).text

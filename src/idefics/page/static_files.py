@@ -33,6 +33,7 @@ _COMMENTS_AND_INDENTS = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _BLANK_LINES = re.compile(r"\n{2,}")
+_CSS_SPACES = re.compile(r"\s*([{};])\s*|(?<=[:,]) ")
 # Scripts and styles of this server alone, and none inside the HTML: text of a model could not run even as HTML.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
@@ -87,7 +88,8 @@ class StaticFile:
         """Reads a file of one of `MEDIA_TYPES`."""
         content = path.read_bytes()
         if path.suffix in (".css", ".js"):
-            content = drop_comments(content.decode()).encode()
+            source = drop_comments(content.decode())
+            content = (_CSS_SPACES.sub(r"\1", source) if path.suffix == ".css" else source).encode()
         is_compressed = path.suffix in COMPRESSED_SUFFIXES
         compressed = gzip.compress(content, 9, mtime=0) if is_compressed else b""
         return cls(content, MEDIA_TYPES[path.suffix], compressed)

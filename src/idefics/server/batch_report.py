@@ -138,8 +138,16 @@ class BatchRecords:
                     files[path].seek(starts[path][line.custom_id])
                     self._body = json.loads(line.body)
                     record = to_record(line, self._body, json.loads(files[path].readline()), self.model)
-                    text = self._texts.get(line.custom_id)
-                    yield record if text is None or record.error_type else replace(record, text=text)
+                    yield self._correct(record)
+
+    def _correct(self, record: OutputRecord) -> OutputRecord:
+        """The row with what somebody wrote in place of the model's answer, which becomes a note."""
+        text = self._texts.get(record.id)
+        if text is None or record.error_type:
+            return record
+        return replace(
+            record, text=text, notes=[*record.notes, f"corrected; the model answered: {record.text}"]
+        )
 
     def thumbnail(self, _: OutputRecord) -> bytes | None:
         """The thumbnail of the row that was yielded last; None if it has no picture, or one that cannot be read."""

@@ -20,8 +20,18 @@ function choose(sources) {
   }
 }
 
-/** The task of the composer, where pictures can have it one by one. */
-const taskOf = ({ task, model }) => taskByName(task in model.tasks ? task : "caption");
+let hasChosen = false; // a task, since the page was opened
+
+/** What was typed for a task, or asked last. */
+const wordsOf = ({ drafts, conversation }, name) =>
+  drafts[name] || conversation.turns.findLast(({ task }) => task === name)?.words || "";
+
+/** The task of the composer, where pictures can have it one by one; at first the one that needs no words. */
+function taskOf(state) {
+  const { task, model } = state;
+  const isReady = task in model.tasks && (task !== "ask" || hasChosen || wordsOf(state, task));
+  return taskByName(isReady ? task : "caption");
+}
 
 /**
  * The form of a new run.
@@ -141,8 +151,7 @@ function questionForm(app, { problem, say, browse, signal }) {
     label.textContent = asked;
     label.hidden = words.hidden = Boolean(takesNoWords);
     words.placeholder = placeholder;
-    const last = state.conversation.turns.findLast(({ task }) => task === name);
-    words.value = state.drafts[name] || last?.words || "";
+    words.value = wordsOf(state, name);
     const number = completeShots(state.conversation.shots).length;
     examples.textContent = number ? `Examples: ${number}` : "Examples";
   };
@@ -175,6 +184,7 @@ function taskChips(state, say) {
     const input = element("input.visually-hidden", { type: "radio", name: "batch-task", value: name });
     input.addEventListener("change", () => {
       say("");
+      hasChosen = true;
       state.setTask(name);
     });
     inputs.set(name, input);

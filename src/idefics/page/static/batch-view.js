@@ -1,7 +1,7 @@
 /** A batch run on the page: how far it is, its contact sheet, and the files that come of it. */
 
 import { fetchReport } from "./batch-api.js";
-import { toCsv, toJsonLines, toSidecars } from "./batch-export.js";
+import { toCsv, toJsonLines, toSidecars } from "./batch-rows.js";
 import { Sheet } from "./batch-sheet.js";
 import { fileField } from "./batch-start.js";
 import { nameLeftOut, readSources } from "./batch-sources.js";

@@ -81,7 +81,7 @@ class Live {
     );
     this.camera.parentElement.hidden = true;
     const buttons = element("div.live-buttons", {}, this.start, this.keep);
-    const said = element("div.live-said", {}, this.answer, this.speed, this.problem, this.earlier);
+    const said = element("div.live-said", {}, this.answer, this.speed, this.problem);
     return element(
       "div.live",
       {},
@@ -94,6 +94,7 @@ class Live {
         choices,
         buttons,
         said,
+        this.earlier,
       ),
     );
   }
@@ -176,7 +177,9 @@ class Live {
   /** Whether the server answered about what the camera sees now. */
   async #answerOnce(signal) {
     const startedAt = performance.now();
+    const secondsSince = () => (performance.now() - startedAt) / 1000;
     const image = await snapshot(this.video);
+    const ticking = setInterval(() => (this.speed.textContent = `looking… ${secondsSince().toFixed(0)} s`), 1000);
     const words = this.words.value.trim() || QUESTION;
     const fields = { image, words, max_new_tokens: Number(this.length.value) };
     let text = "";
@@ -189,9 +192,11 @@ class Live {
       if (!error.isPassing) throw error;
       this.#say(`${error.message} Trying again…`);
       return false;
+    } finally {
+      clearInterval(ticking);
     }
     this.problem.hidden = true;
-    this.#show(text, (performance.now() - startedAt) / 1000);
+    this.#show(text, secondsSince());
     return true;
   }
 
