@@ -210,12 +210,14 @@ def test_a_picture_that_is_pasted_belongs_to_the_run(batch_page):
 def test_files_of_one_name_are_told_apart(batch_page, bundled_pictures):
     for name in ("tower.png", "puppy.png"):
         drop_files(batch_page, "#view", {"1.png": (bundled_pictures[name].read_bytes(), "image/png")})
+    drop_files(batch_page, "#view", {"clip.mp4": (b"a video", "video/mp4")})
     drop_files(batch_page, "#view", {"broken.zip": (b"no zip", "application/zip")})
     expect(batch_page.get_by_role("alert")).to_contain_text("broken.zip is not a zip that can be read")
-    expect(batch_page.locator(".chosen")).to_contain_text("2 pictures")
+    expect(batch_page.locator(".chosen")).to_contain_text("3 pictures")
     start(batch_page, "Ask", "What is in this image?")
     expect(answer(batch_page, "1.png")).to_have_value("A tower.")
     expect(answer(batch_page, "1 (2).png")).to_have_value(re.compile("puppy"))
+    expect(card(batch_page, "clip.mp4")).to_contain_text("clip.mp4 is a video: add it under Pictures.")
 
 
 def zip_of(*entries):

@@ -134,7 +134,7 @@ def test_own_recipes_are_kept_in_the_browser(web_page):
     drawer.get_by_label("Name of the recipe").fill("Mine")
     web_page.keyboard.press("Enter")
     expect(drawer.get_by_role("button", name="Mine", exact=True)).to_be_visible()
-    expect(drawer.get_by_text("The recipe Mine is saved.")).to_be_visible()
+    expect(drawer.get_by_text("The recipe Mine is saved.")).to_be_in_viewport(ratio=1)
     web_page.evaluate("sessionStorage.clear()")  # as in another window
     web_page.reload()
     drawer = open_examples(web_page)

@@ -62,6 +62,7 @@ export const endpointOf = ({ task }) => `/v1/images/tasks/${task}`;
  * @throws {Error} it is no picture that the browser can show.
  */
 export async function prepareRequest(record, path, file, shots, limits) {
+  if (file.type.startsWith("video/")) throw new Error(`${file.name} is a video: add it under Pictures.`);
   const picture = await toPicture(file, limits);
   const { task, words, fields, model } = record;
   const asked = task === "classify" ? { labels: parseLabels(words) } : words && { words };

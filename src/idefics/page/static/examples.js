@@ -211,6 +211,7 @@ class ExamplesDrawer {
         const undo = () => this.attempt(() => this.keepRecipe(before));
         if (before) this.app.confirmUndo(`The recipe ${recipe.name} is replaced.`, undo);
         this.kept.textContent = before ? "" : `The recipe ${recipe.name} is saved.`;
+        this.kept.scrollIntoView({ block: "center" });
       });
     });
     return form;
