@@ -28,6 +28,7 @@ from idefics.config import ImageProcessorConfig, ResampleFilter
 from idefics.errors import BadPicture, PartialPictureWarning
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher, is_url, name_for_message, normalize_source_text
+from idefics.processing.frame_memory import empty_float32
 from idefics.processing.picture_files import (
     OpenedImage,
     decode_trusted,
@@ -173,7 +174,7 @@ def preprocess_image(
     pixels = _resize_first(image, plan, config.resample, digest)
     frame_pixels = resize_and_cut(pixels, plan, config.resample)
     ends = np.cumsum([part.size for part in frame_pixels])
-    blocks = np.split(np.empty(ends[-1], np.float32), ends[:-1])
+    blocks = np.split(empty_float32(ends[-1]), ends[:-1])
     frames = tuple(
         block.reshape(3, *part.shape[:2]) for block, part in zip(blocks, frame_pixels, strict=True)
     )
