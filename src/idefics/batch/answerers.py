@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from idefics.errors import IdeficsError, ModelClosed
@@ -72,14 +73,10 @@ class LocalAnswerer:
             return
         vlm = self._load_model()
         limit_picture_cache(vlm)
-
-        def rows() -> Iterator[dict[str, Any]]:
-            item: WorkItem | None = first
-            while item is not None:
-                yield {"image": item.media, "prompt": item.prompt, "key": item.key}
-                item = next(items, None)
-
-        for done in vlm.map(rows(), self._task, ordered=False, on_error="return", **self._options):
+        rows = (
+            {"image": item.media, "prompt": item.prompt, "key": item.key} for item in chain((first,), items)
+        )
+        for done in vlm.map(rows, self._task, ordered=False, on_error="return", **self._options):
             yield done.row["key"], answer_fields(done.result, vlm)
 
     def close(self) -> None:

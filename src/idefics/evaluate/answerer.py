@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from idefics.batch.answerers import WorkItem, answer_fields
@@ -31,7 +31,7 @@ from idefics.messages import (
 )
 from idefics.processing.processor import Processor
 from idefics.processing.video import to_picture_or_video
-from idefics.tasks.classify import softmax
+from idefics.tasks.classify import score_labels, softmax
 from idefics.tasks.row_window import RowWindow
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ class PendingLabelScores:
     def result(self) -> Ranking:
         """Waits for the scores: the sum of the log-probabilities of each label, in the order of the labels."""
         handle = self.handle.result()
-        scores = [
-            math.fsum(tokens) / (len(tokens) if self.is_length_normalized else 1)
-            for tokens in handle.continuation_logprobs
-        ]
+        scores = score_labels(handle.continuation_logprobs, length_normalized=self.is_length_normalized)
         seconds = time.perf_counter() - self.start_time
         rows = zip(self.labels, softmax(scores), scores, strict=True)
         labels = tuple(RankedLabel(*row) for row in rows)
@@ -103,13 +100,9 @@ class EvaluationAnswerer:
         def submit(item: WorkItem) -> Generation | PendingLabelScores:
             return self._submit(vlm, call, item)
 
-        def all_items() -> Iterator[WorkItem]:
-            yield first
-            yield from items
-
         window = RowWindow(submit, max(1, 2 * vlm.loaded_model.engine.config.batch_rows - NUM_WORKERS))
         with closing(window):
-            for _, item, result in window.run(all_items(), ordered=False):
+            for _, item, result in window.run(chain((first,), items), ordered=False):
                 fields = answer_fields(result, vlm)
                 if isinstance(result, Ranking):
                     del fields["probabilities"]

@@ -215,13 +215,18 @@ def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | Non
 
 def w8a8_matmul_torch(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """`w8a8_matmul_native` in torch, slower and for every dtype: (R, I) rows times the weight, into `out` (R, O)."""
-    row_scales = rows.abs().amax(dim=-1, keepdim=True).div_(127).clamp_(min=torch.finfo(rows.dtype).tiny)
-    quantized_rows = (rows / row_scales).round_().to(torch.int8)
+    quantized_rows, row_scales = quantize_rows(rows)
     torch.mul(torch._int_mm(quantized_rows, weight.t()), row_scales, out=out)
     if bias is None:
         out.mul_(scale)
     else:
         torch.addcmul(bias, out, scale, out=out)
+
+
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds each row (I,) to int8 by a scale of its own: (R, I) -> (R, I) int8 and (R, 1) scales."""
+    row_scales = rows.abs().amax(dim=-1, keepdim=True).div_(127).clamp_(min=torch.finfo(rows.dtype).tiny)
+    return (rows / row_scales).round_().to(torch.int8), row_scales
 
 
 def w8a8_matmul_cuda(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -232,8 +237,7 @@ def w8a8_matmul_cuda(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor 
     rows = input.reshape(-1, input.shape[-1]).float()
     if (num_rows := len(rows)) <= MAX_PADDED_ROWS:
         rows = functional.pad(rows, (0, 0, 0, NUM_PADDED_ROWS - num_rows))
-    row_scales = rows.abs().amax(dim=-1, keepdim=True).div_(127).clamp_(min=torch.finfo(rows.dtype).tiny)
-    quantized_rows = (rows / row_scales).round_().to(torch.int8)
+    quantized_rows, row_scales = quantize_rows(rows)
     scaled_sums = torch._int_mm(quantized_rows, weight.t())[:num_rows] * row_scales[:num_rows] * scale.float()
     out = scaled_sums.to(input.dtype).view(*input.shape[:-1], len(weight))
     return out if bias is None else out + bias

@@ -104,7 +104,10 @@ def rank_labels(
 
 
 def score_labels(
-    logprobs: Sequence[Sequence[float]], prior: Sequence[Sequence[float]] | None, *, length_normalized: bool
+    logprobs: Sequence[Sequence[float]],
+    prior: Sequence[Sequence[float]] | None = None,
+    *,
+    length_normalized: bool,
 ) -> list[float]:
     """Computes the score of each label: the sum of the log-probabilities of its tokens.
 
