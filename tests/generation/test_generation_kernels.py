@@ -21,7 +21,7 @@ from idefics.nn.attention_backends import (
     native_or_sdpa_attention,
     sdpa_attention,
 )
-from idefics.nn.native_linear import NativeLinear
+from idefics.nn.native_kernels import NativeLinear
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
 from idefics.quant.linear import Int8Linear, int8_dequantized_matmul

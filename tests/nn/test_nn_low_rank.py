@@ -13,7 +13,7 @@ from idefics.nn.adapter_terms import (
     low_rank_terms,
     plain_gate_factor,
 )
-from idefics.nn.native_linear import has_hooks
+from idefics.nn.native_kernels import has_hooks
 
 
 @pytest.fixture

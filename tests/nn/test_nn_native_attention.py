@@ -6,7 +6,7 @@ from torch import nn
 
 from idefics.config import VisionConfig
 from idefics.native import library
-from idefics.nn import native_attention as module
+from idefics.nn import native_kernels as module
 from idefics.nn import vit
 from idefics.nn.attention_backends import (
     ATTENTION_BACKENDS,

@@ -9,7 +9,7 @@ from idefics.native import library
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.attention import DenseAttn
 from idefics.nn.decoder import DecoderLayer, GatedMLP
-from idefics.nn.native_decoder import find_native_decoder_layer, find_native_mlp
+from idefics.nn.native_layers import find_native_decoder_layer, find_native_mlp
 from idefics.nn.rope import rotary_cos_sin
 from idefics.nn.upcast import UpcastLinear
 from idefics.quant import apply_kernel_choice

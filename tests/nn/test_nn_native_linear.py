@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from idefics.native import library
-from idefics.nn.native_linear import (
+from idefics.nn.native_kernels import (
     NativeWeight,
     can_use_float32_products,
     can_use_native_weight,

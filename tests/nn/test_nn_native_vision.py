@@ -15,7 +15,7 @@ from idefics.nn.attention_backends import (
     native_or_sdpa_attention,
     set_attention_backend,
 )
-from idefics.nn.native_vision import find_native_layers
+from idefics.nn.native_layers import find_native_layers
 from idefics.nn.upcast import UpcastLinear
 from idefics.nn.vit import VisionEncoder
 from idefics.quant import apply_kernel_choice
@@ -87,7 +87,7 @@ def test_equals_layers_with_the_same_roundings(monkeypatch, size, kind, set_open
     """Numbers on the border between two rounded ones may fall to either side: hence the tolerance."""
     frames, patches, heads, head_size, _ = size
     encoder, x = create_encoder(kind, size), torch.randn(frames, patches, heads * head_size)
-    monkeypatch.setattr("idefics.nn.native_attention.MIN_QUERIES", 1)
+    monkeypatch.setattr("idefics.nn.native_kernels.MIN_QUERIES", 1)
     expected, before = reference_encode(encoder, x), x.clone()
     found = encoder(x)
     assert torch.equal(x, before)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import dropout, scaled_dot_product_attention, softmax
 
 from idefics.errors import BadSetting
-from idefics.nn.native_attention import (
+from idefics.nn.native_kernels import (
     bfloat16_attention,
     can_use_bfloat16_attention,
     can_use_native_attention,

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from idefics.config import Activation, TextConfig
 from idefics.nn.activation import ACTIVATIONS, gated
 from idefics.nn.attention import AttentionProjections, Attn
-from idefics.nn.native_decoder import (
+from idefics.nn.native_kernels import native_linear
+from idefics.nn.native_layers import (
     find_native_decoder_layer,
     find_native_mlp,
     gated_mlp,
     project_qkv,
 )
-from idefics.nn.native_linear import native_linear
 from idefics.nn.norm import RMSNorm
 from idefics.nn.rope import apply_rotary, rotary_cos_sin
 from idefics.nn.upcast import TokenEmbedding

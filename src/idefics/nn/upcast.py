@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idefics.nn.native_linear import (
+from idefics.nn.native_kernels import (
     NativeLinear,
     NativeWeight,
     can_use_float32_products,

@@ -12,8 +12,8 @@ from torch.nn.functional import interpolate
 from idefics.config import VisionConfig
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.attention_backends import HasAttentionBackend
-from idefics.nn.native_linear import can_use_native_inputs
-from idefics.nn.native_vision import find_native_layers, native_vision_encode
+from idefics.nn.native_kernels import can_use_native_inputs
+from idefics.nn.native_layers import find_native_layers, native_vision_encode
 
 CPU_CHUNK_PATCHES = 1024  # patches of one batch on a CPU: 12 MiB of hidden units in an MLP
 

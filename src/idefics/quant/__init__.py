@@ -15,7 +15,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from idefics.config import QuantizationConfig, QuantKind
-from idefics.nn.native_linear import can_use_native_weight
+from idefics.nn.native_kernels import can_use_native_weight
 from idefics.nn.upcast import TokenEmbedding, UpcastLinear
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.fp8 import Float8Linear, can_use_fp8_matmul, fp8_matmul

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from idefics.config import KernelMode
 from idefics.native import library
-from idefics.nn.native_linear import NativeWeight, can_use_native_weight, native_linear
+from idefics.nn.native_kernels import NativeWeight, can_use_native_weight, native_linear
 from idefics.quant.matmul import onednn_linear, w8a8_matmul
 
 MIN_TUNED_WEIGHTS = 2**25  # number of weights; for a smaller model timing takes longer than it saves

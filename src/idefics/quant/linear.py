@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idefics.native.structures import GROUP_SIZE
-from idefics.nn.native_linear import (
+from idefics.nn.native_kernels import (
     NativeWeight,
     can_use_native_inputs,
     can_use_native_weight,

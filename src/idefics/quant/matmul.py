@@ -15,7 +15,7 @@ from torch.nn import functional
 from idefics.native import library
 from idefics.native.library import InstructionSet
 from idefics.native.structures import GROUP_SIZE, DequantizeInt4Args, Int4MatmulArgs, QuantizeRowsArgs
-from idefics.nn.native_linear import (
+from idefics.nn.native_kernels import (
     NativeWeight,
     call_kernel,
     can_use_native_inputs,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics.errors import BadRequest
-from idefics.nn.native_linear import NativeLinear
+from idefics.nn.native_kernels import NativeLinear
 
 # Input (..., I), levels, scales, bias (O,) or None -> (..., O).
 QuantizedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]

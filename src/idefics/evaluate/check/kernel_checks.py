@@ -16,13 +16,16 @@ from idefics.evaluate.check.drawn_pictures import draw_landscape
 from idefics.evaluate.check.engine_checks import compare_logits
 from idefics.native import library
 from idefics.nn.attention_backends import eager_attention
-from idefics.nn.native_attention import (
+from idefics.nn.native_kernels import (
+    NativeWeight,
     bfloat16_attention,
     can_use_bfloat16_attention,
     can_use_native_attention,
+    can_use_native_weight,
+    float32_linear,
     native_attention,
+    native_linear,
 )
-from idefics.nn.native_linear import NativeWeight, can_use_native_weight, float32_linear, native_linear
 from idefics.processing.resize import get_native_resizer, resize, resize_with_pillow
 from idefics.quant.fp8 import Float8Linear
 from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul

@@ -1,18 +1,33 @@
-"""Calls the C kernels for the parts of a Llama layer around its attention, for many tokens at once.
+"""Calls the C kernels for whole layers: a Llama layer around its attention for many tokens, and a vision encoder.
 
-Norms, residuals, rotary embedding and activations are computed in float32 with the products (`native_linear`), which
-round their inputs. N packed tokens, D width, H query heads, h key/value heads, K head size.
+Norms, residuals, rotary embedding, activations, softmax and sums are float32; inputs of a product are rounded to the
+kind of its weight, bfloat16 or int8 (`native_kernels`), and the vision encoder's attention multiplies in bfloat16. N
+packed tokens, D width, H query heads, h key/value heads, K head size.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from ctypes import POINTER, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from idefics.native.structures import ACTIVATION_NAMES, GatedMlpArgs, MlpStruct, QkvArgs
+from idefics.config import VisionConfig
+from idefics.native import library
+from idefics.native.structures import (
+    ACTIVATION_NAMES,
+    BiasedLinearStruct,
+    GatedMlpArgs,
+    MlpStruct,
+    QkvArgs,
+    VisionArgs,
+    VisionLayerStruct,
+)
 from idefics.nn.activation import ACTIVATIONS
-from idefics.nn.native_linear import (
+from idefics.nn.attention_backends import bfloat16_or_sdpa_attention
+from idefics.nn.native_kernels import (
     NativeLinear,
     NativeWeight,
     call_kernel,
@@ -24,6 +39,8 @@ from idefics.nn.native_linear import (
 if TYPE_CHECKING:
     from idefics.nn.decoder import DecoderLayer, GatedMLP
     from idefics.nn.norm import RMSNorm
+    from idefics.nn.vit import VisionLayer
+
 
 ACTIVATION_NUMBERS = {function: ACTIVATION_NAMES.index(name) for name, function in ACTIVATIONS.items()}
 
@@ -106,7 +123,7 @@ def project_qkv(
         out=out.data_ptr(),
         rows=len(x),
     )
-    _call_kernel("idefics_project_qkv", args, len(x))
+    _call_for_tokens("idefics_project_qkv", args, len(x))
     q, k, v = (part.unflatten(-1, (-1, size)) for part in out.split(num_outputs, dim=1))
     return q, k, v
 
@@ -136,11 +153,11 @@ def gated_mlp(
         out=out.data_ptr(),
         rows=len(rows),
     )
-    _call_kernel("idefics_gated_mlp", args, len(rows))
+    _call_for_tokens("idefics_gated_mlp", args, len(rows))
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _call_kernel(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
+def _call_for_tokens(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
     """Calls a function of the C library for `num_rows` tokens; raises MemoryError if it has no memory."""
     if not call_kernel(function, args):
         raise MemoryError(f"not enough memory for the activations of {num_rows} tokens")
@@ -157,3 +174,81 @@ def _find_mlp_weights(mlp: GatedMLP) -> NativeMLP | None:
 def _unbiased_weight(layer: nn.Linear) -> NativeWeight | None:
     """The weight of a linear layer as C reads it; None if the layer has a bias or C does not support the weight."""
     return layer.native_weight() if isinstance(layer, NativeLinear) and layer.bias is None else None
+
+
+def find_native_layers(config: VisionConfig, layers: Iterable[Any]) -> list[VisionLayerStruct] | None:
+    """The layers of a vision encoder as C structs, valid while their weights are; None if C cannot compute them all.
+
+    C cannot if a layer has a hook, another kind of weight or attention, or no permission to use the kernels
+    (`NativeLinear.native_weight`), nor on processors without dot products of bfloat16.
+    """
+    if (
+        library.best_instruction_set("bfloat16 products") is None
+        or config.hidden_size // config.num_heads % 2
+    ):
+        return None
+    structs = [_layer_struct(layer) for layer in layers]
+    return None if None in structs else structs  # type: ignore[return-value]
+
+
+def native_vision_encode(config: VisionConfig, layers: Sequence[VisionLayerStruct], x: Tensor) -> Tensor:
+    """All layers of a vision encoder: (P, S, D) float32 -> (P, S, D).
+
+    Args:
+        config: the sizes.
+        layers: see `find_native_layers`.
+        x: see `native_linear.can_use_native_inputs`.
+
+    Raises:
+        MemoryError: there is no memory for the activations of a few frames.
+    """
+    out = x.clone(memory_format=torch.contiguous_format)
+    frames, patches, width = x.shape
+    array = (VisionLayerStruct * max(1, len(layers)))(*layers)
+    args = VisionArgs(
+        x=out.data_ptr(),
+        layers=cast(array, POINTER(VisionLayerStruct)),
+        frames=frames,
+        patches=patches,
+        layer_count=len(layers),
+        width=width,
+        heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        activation=ACTIVATION_NAMES.index(config.activation),
+        epsilon=config.norm_epsilon,
+    )
+    if not call_kernel("idefics_vision_encode", args):
+        raise MemoryError(f"not enough memory for {patches} patches in a vision encoder")
+    return out
+
+
+def _layer_struct(layer: VisionLayer) -> VisionLayerStruct | None:
+    """The C struct of a vision layer; None if C cannot compute the layer."""
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = [
+        _biased_struct(linear)
+        for linear in (
+            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj),
+            *(mlp.fc1, mlp.fc2),
+        )
+    ]
+    norms = [
+        parameter for norm in (layer.layer_norm1, layer.layer_norm2) for parameter in (norm.weight, norm.bias)
+    ]
+    is_supported = (
+        attention.attention_backend is bfloat16_or_sdpa_attention
+        and not any(map(has_hooks, layer.modules()))
+        and all(is_plain_float32(parameter) for parameter in norms)
+        and len({linear.linear.kind for linear in linears[:3] if linear is not None}) == 1
+    )
+    if not is_supported or None in linears:
+        return None
+    return VisionLayerStruct(*(parameter.data_ptr() for parameter in norms), *linears)
+
+
+def _biased_struct(layer: nn.Linear) -> BiasedLinearStruct | None:
+    """The C struct of a linear layer with a bias; None if C cannot compute the layer."""
+    weight = layer.native_weight() if isinstance(layer, NativeLinear) else None
+    if weight is None or (layer.bias is not None and not is_plain_float32(layer.bias)):
+        return None
+    return BiasedLinearStruct(weight.struct(), None if layer.bias is None else layer.bias.data_ptr())
