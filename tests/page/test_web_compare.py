@@ -81,7 +81,7 @@ def test_another_detail_and_the_new_answer_is_kept(web_page, demo_model, bundled
     wanted = demo_model.ask(bundled_pictures["picnic.png"], QUESTION, detail="low").text
     expect(right.locator(".answer-text")).to_have_text(wanted)
     expect(right.locator("mark")).to_have_count(0 if wanted == "A couple, a basket and a sandwich." else 1)
-    panel.get_by_label("Change one thing:").select_option(label="compare several texts")
+    panel.get_by_label("Change one thing:").select_option(label="weigh several texts")
     expect(right.locator("dt")).to_have_count(5)
     panel.get_by_role("button", name="Keep the new answer").click()
     expect(panel).to_be_hidden()

@@ -148,7 +148,8 @@ def test_a_file_that_is_no_picture_is_named(web_page):
     assert drop_files(web_page, "#welcome", {"letter.png": (b"Dear Sir or Madam", "image/png")})
     expect(web_page.locator("#composer-note")).to_have_text("letter.png is not a picture that can be read.")
     drop_files(web_page, "#welcome", {"holiday.zip": (b"PK", "application/zip")})
-    expect(web_page.locator("#composer-note")).to_contain_text("holiday.zip is a zip: open Batch")
+    expect(web_page.locator("#composer-note")).to_contain_text("holiday.zip is a zip: Batch asks")
+    expect(web_page.locator("#composer-note").get_by_role("link", name="Open Batch")).to_be_visible()
     drop_files(web_page, "#welcome", {"empty.png": (b"", "image/png")})
     expect(web_page.locator("#composer-note")).to_have_text("empty.png is empty (0 bytes).")
 
@@ -397,6 +398,16 @@ def test_on_a_phone_targets_are_large_and_nothing_is_cut(web_browser, web_url, b
         expect(page.locator("#drawer-shortcuts")).to_contain_text("Drop them anywhere")
 
 
+def test_in_a_low_window_the_conversation_has_room(web_browser, web_url, bundled_pictures):
+    with open_page(web_browser, web_url, viewport={"width": 640, "height": 360}) as page:
+        add_pictures(page, bundled_pictures["tower.png"])
+        send(page, "Is it day or night?")
+        expect(last_turn(page).locator(".meta")).to_contain_text("written")
+        assert page.locator("#conversation").bounding_box()["height"] >= 230
+        assert is_in_view(page.locator("#send")) and is_in_view(page.locator("label.chip").first)
+        assert find_small_targets(page) == []
+
+
 def find_small_targets(page):
     """Visible buttons, links and chips that are less than 44 pixels high or wide."""
     return page.evaluate(
@@ -413,6 +424,9 @@ def test_full_screen_shows_the_picture_large(web_page, bundled_pictures):
     web_page.get_by_role("button", name="Full screen").click()
     web_page.wait_for_function("document.fullscreenElement")
     wait_until(web_page, lambda: web_page.locator(".frame").bounding_box()["height"] >= 600)
+    web_page.get_by_role("button", name="Leave full screen").click()
+    web_page.wait_for_function("!document.fullscreenElement")
+    expect(web_page.get_by_role("button", name="Leave full screen")).to_be_hidden()
 
 
 def test_the_speed_of_a_short_answer_is_not_told(web_page, bundled_pictures):
@@ -458,4 +472,5 @@ def test_deleting_can_be_undone(web_page, bundled_pictures):
     web_page.get_by_role("button", name="Remove the picture").click()
     expect(web_page.locator(".frame")).to_be_hidden()
     web_page.get_by_role("button", name="Undo").click()
+    expect(web_page.locator("#words")).to_be_focused()
     expect(web_page.locator(".picture-name")).to_contain_text("tower.png")

@@ -148,6 +148,16 @@ def test_a_tap_chooses_a_word_and_another_lets_it_go(web_browser, web_url, bundl
         expect(turn.locator(".where-place")).to_contain_text("the whole answer")
 
 
+def test_on_a_small_phone_the_map_is_large_enough(web_browser, web_url, bundled_pictures):
+    with open_page(web_browser, web_url, viewport={"width": 360, "height": 640}, has_touch=True) as page:
+        add_pictures(page, bundled_pictures["tower.png"])
+        turn = show_where(page, bundled_pictures["picnic.png"])
+        expect_complete(turn)
+        assert page.locator(".frame").bounding_box()["height"] > 110
+        turn.get_by_role("button", name="Hide").click()
+        expect(page.locator(".strip")).to_be_visible()
+
+
 def test_it_can_be_stopped(web_page, demo_model, bundled_pictures, monkeypatch):
     slow = SlowModel(monkeypatch, demo_model)
     add_pictures(web_page, bundled_pictures["picnic.png"])

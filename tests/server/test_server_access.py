@@ -106,6 +106,10 @@ def test_no_request_is_admitted_during_shutdown(client):
 def test_a_browser_is_asked_for_the_key(client_with_keys):
     answer = client_with_keys.get("/", headers={"Accept": "text/html,*/*"})
     assert answer.headers["www-authenticate"].startswith("Basic")
+    assert "any user name, and the API key as the password" in answer.headers["www-authenticate"]
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "<p>the API key is missing or wrong: reload the page and enter it" in answer.text
+    assert client_with_keys.get("/").json()["error"]["code"] == "invalid_api_key"
 
 
 def test_a_body_has_a_limit(vlm):

@@ -78,7 +78,10 @@ def test_the_card_says_how_the_same_model_is_loaded(vlm, tmp_path):
     assert (card["id"], card["load"]) == ("weights", settings), "only this machine reaches the server"
     for public in ({"host": "0.0.0.0", "insecure": True}, {"allowed_hosts": "box"}):
         card = card_of(vlm, **settings, **public)
-        assert card["load"] == settings | {"model": "weights", "adapter": "weights"}
+        assert card["load"] == settings | {
+            "model": "/path/to/weights",
+            "adapter": "/path/to/weights",
+        }
         assert str(tmp_path) not in str(card)
     assert card_of(vlm)["needs_key"] is False
     client = SyncClient(create_app(vlm, Settings(model="demo", api_key="key")))

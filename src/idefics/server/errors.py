@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from idefics.errors import BadPicture, BadRequest, EngineBusy, IdeficsError, PromptTooLong
@@ -89,6 +90,15 @@ class APIError(HTTPException):
     def to_response(self) -> Response:
         """The response with this error, its status and headers."""
         return JSONResponse(self.body, self.status_code, self.headers)
+
+    def to_page(self) -> Response:
+        """The same as a page in words, for somebody who opened the address in a browser."""
+        message = html.escape(self.body["error"]["message"])
+        page = (
+            f'<!doctype html><html lang="en"><title>idefics</title><h1>No access</h1><p>{message}.</p></html>'
+        )
+        headers = {"content-security-policy": "default-src 'none'", **(self.headers or {})}
+        return HTMLResponse(page, self.status_code, headers)
 
 
 def too_many_requests_error(message: str, retry_after: int) -> APIError:

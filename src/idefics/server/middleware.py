@@ -105,7 +105,7 @@ class AccessMiddleware:
             return
         scheme, hint = "Bearer", "send it as 'Authorization: Bearer KEY'"
         if "text/html" in headers.get("accept", ""):  # from a browser, which then asks for a password
-            scheme = 'Basic realm="idefics"'
+            scheme = 'Basic realm="idefics: any user name, and the API key as the password"'
             hint = "reload the page and enter it as the password, with any user name"
         raise APIError(
             401,
@@ -150,7 +150,9 @@ class RequestHandler:
             if self.status:
                 # The response has begun: closing the connection is the only way to signal that it is incomplete.
                 raise ConnectionAbortedError from None
-            await api_error.to_response()(self.scope, self._receive, self.send)
+            is_for_people = api_error.status_code == 401 and "text/html" in self.headers.get("accept", "")
+            response = api_error.to_page() if is_for_people else api_error.to_response()
+            await response(self.scope, self._receive, self.send)
         finally:
             self._count_and_log_request()
 

@@ -155,12 +155,20 @@ def _loading(settings: Settings, adapter: str | None) -> ModelLoading:
     is_public = settings.has_key or bool(settings.allowed_hosts) or not is_loopback_host(settings.host)
     merged = adapter or settings.adapter
     return {
-        "model": _public_source(settings.model) if is_public else settings.model,
+        "model": _loaded_source(settings.model, is_public),
         "revision": settings.revision,
-        "adapter": _public_source(merged) if merged and is_public else merged,
+        "adapter": None if merged is None else _loaded_source(merged, is_public),
         "quantize": settings.quantize,
         "dtype": None if settings.dtype == "auto" else settings.dtype,
     }
+
+
+def _loaded_source(source: str, is_public: bool) -> str:
+    """A short name or hub id; or an absolute path, which is never one; of a public server its last part is right."""
+    path = Path(source).expanduser()
+    if find_entry(source) is not None or not path.exists():
+        return source
+    return f"/path/to/{path.absolute().name}" if is_public else str(path.absolute())
 
 
 def _public_source(source: str) -> str:

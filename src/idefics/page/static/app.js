@@ -57,6 +57,7 @@ function confirmUndo(message, undo, conversation) {
   const undoButton = button("Undo", () => {
     undo();
     toast.remove();
+    if (document.activeElement === document.body) byId("words").focus();
   });
   toast.insertBefore(undoButton, toast.lastChild);
   setTimeout(() => toast.matches(":hover, :focus-within") || toast.remove(), UNDO_SECONDS * 1000);

@@ -13,7 +13,7 @@ const TICK_MILLISECONDS = 200; // between two updates of the running time
 /** @type {Map<string, {root: string, key: string}>} other servers by address; keys last as long as the page. */
 const servers = new Map();
 const DETAILS = { high: "as closely as it can", auto: "by the picture's size", low: "at a glance" };
-const STRATEGIES = { greedy: "always the likeliest word", beams: "compare several texts", sampling: "vary" };
+const STRATEGIES = { greedy: "always the likeliest word", beams: "weigh several texts", sampling: "vary" };
 const ASPECTS = {
   examples: "Examples",
   detail: "How closely it looks",

@@ -40,6 +40,8 @@ export async function addFiles(app, files) {
   preparation.end();
   await addTo(app, conversation, pictures);
   app.showProblem(problems.join(" "));
+  if (files.some((file) => typeName(file) === "ZIP"))
+    document.getElementById("composer-note").append(" ", element("a", { href: "#/batch", text: "Open Batch" }));
 }
 
 /** Adds pictures to the conversation that they were meant for, which may have been left meanwhile. */
@@ -200,7 +202,7 @@ async function decode(file, name) {
   } catch {
     const kind = typeName(file);
     if (kind === "TIFF") return (await import("./tiff.js")).decodeTiff(await file.arrayBuffer(), name);
-    if (kind === "ZIP") throw new Error(`${name} is a zip: open Batch, which asks about all of its pictures.`);
+    if (kind === "ZIP") throw new Error(`${name} is a zip: Batch asks about all of its pictures.`);
     const hint = ["HEIC", "HEIF"].includes(kind)
       ? `${name}: your browser cannot show ${kind} files. Save it as JPEG or PNG and add that.`
       : `${name} is not a picture that can be read.`;

@@ -174,10 +174,11 @@ function strategyFields(settings, task) {
   };
 }
 
-/** The labels of a text: one on each line, or separated by commas. @param {string} words @returns {string[]} */
+/** The labels of a text, each once: one on each line, or separated by commas. @param {string} words @returns {string[]} */
 export function parseLabels(words) {
   const lines = words.split("\n").filter((line) => line.trim());
-  return (lines.length > 1 ? lines : words.split(/[,،]/)).map((label) => label.trim()).filter(Boolean);
+  const labels = (lines.length > 1 ? lines : words.split(/[,،]/)).map((label) => label.trim()).filter(Boolean);
+  return [...new Set(labels)];
 }
 
 /** Few-shot examples as the API has them. @param {Shot[]} shots */

@@ -12,11 +12,11 @@ const DETAILS = [
 ];
 const STRATEGIES = [
   ["greedy", "Always the likeliest word", "the same answer each time"],
-  ["beams", "Compare several texts", "slower; not in a chat"],
+  ["beams", "Weigh several texts", "slower; not in a chat"],
   ["sampling", "Vary", "another answer each time"],
 ];
 const NUMBERS = [
-  { name: "numBeams", field: "num_beams", label: "Texts to compare", low: 2, high: 16, step: 1, strategy: "beams" },
+  { name: "numBeams", field: "num_beams", label: "Texts to weigh", low: 2, high: 16, step: 1, strategy: "beams" },
   {
     name: "temperature",
     field: "temperature",
@@ -68,6 +68,21 @@ const NUMBERS = [
   },
 ];
 
+const LENGTH = {
+  name: "maxNewTokens",
+  label: "Longest answer, in tokens",
+  min: 1,
+  max: 8192,
+  placeholder: "as the task needs",
+};
+const SEED = {
+  name: "seed",
+  label: "Number of the variation",
+  field: "seed",
+  min: 0,
+  placeholder: "another one each time",
+};
+
 /**
  * Fills the drawer.
  * @param {HTMLElement} root
@@ -101,11 +116,11 @@ function sections(state) {
   const numbers = NUMBERS.filter(({ strategy }) => !strategy || strategy === settings.strategy);
   return [
     group("How closely it looks", "detail", choices(state, "detail", DETAILS)),
-    group("How much it writes", "max_new_tokens", [lengthField(state)]),
+    group("How much it writes", "max_new_tokens", [optionalField(state, LENGTH, "a token is a word or a piece of one")]),
     group("How it chooses words", "strategy", [
       ...choices(state, "strategy", STRATEGIES),
       ...numbers.map((number) => numberField(state, number)),
-      ...(settings.strategy === "sampling" ? [seedField(state)] : []),
+      ...(settings.strategy === "sampling" ? [optionalField(state, SEED, "the same number gives the same answer")] : []),
     ]),
     group("Classify", "", [
       checkbox(
@@ -168,39 +183,12 @@ function numberField(state, { name, field, label, hint = "", low, high, step }) 
   return element("label.number", {}, title, input, element("small", { text: hint }));
 }
 
-function lengthField(state) {
-  const input = element("input", {
-    type: "number",
-    name: "maxNewTokens",
-    min: 1,
-    max: 8192,
-    placeholder: "as the task needs",
-    value: state.settings.maxNewTokens ?? "",
-  });
+function optionalField(state, { name, label, field, ...attributes }, hint) {
+  const input = element("input", { type: "number", name, value: state.settings[name] ?? "", ...attributes });
   input.addEventListener("input", () => {
-    state.setSettings({ maxNewTokens: input.value && input.validity.valid ? Number(input.value) : null });
+    state.setSettings({ [name]: input.value && input.validity.valid ? Number(input.value) : null });
   });
-  return element(
-    "label.number",
-    {},
-    element("span", { text: "Longest answer, in tokens" }),
-    input,
-    element("small", { text: "a token is a word or a piece of one" }),
-  );
-}
-
-function seedField(state) {
-  const input = element("input", {
-    type: "number",
-    name: "seed",
-    min: 0,
-    placeholder: "another one each time",
-    value: state.settings.seed ?? "",
-  });
-  input.addEventListener("input", () => {
-    state.setSettings({ seed: input.value && input.validity.valid ? Number(input.value) : null });
-  });
-  const title = element("span", { text: "Number of the variation" });
-  title.append(element("code", { text: "seed" }));
-  return element("label.number", {}, title, input, element("small", { text: "the same number gives the same answer" }));
+  const title = element("span", { text: label });
+  if (field) title.append(element("code", { text: field }));
+  return element("label.number", {}, title, input, element("small", { text: hint }));
 }

@@ -24,7 +24,9 @@ export function openStage(root, app) {
   const remove = iconButton("Remove the picture", "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10 11v6M14 11v6", () =>
     removeActive(app),
   );
-  const light = element("div.light", {}, frame);
+  const leave = iconButton("Leave full screen", "M6 6l12 12M18 6L6 18", () => document.exitFullscreen());
+  leave.classList.add("leave");
+  const light = element("div.light", {}, frame, leave);
   const bar = element("div.stage-bar", {}, caption, element("div.stage-tools", {}, zoom, remove));
   const strip = element("ul.strip", { "aria-label": "All pictures" });
   const empty = element("p.stage-empty", { text: "No picture. Drop one here, paste one, or press +." });
