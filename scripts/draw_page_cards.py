@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "src" / "idefics" / "demo" / "pictures"
 CARDS = ROOT / "src" / "idefics" / "page" / "static" / "cards.webp"
 NAMES = ("tower.png", "picnic.png", "vegetables.png", "puppy.png")  # as the cards of index.html
-CARD_SIZE = (288, 288)
+CARD_SIZE = (256, 256)
 QUALITY = 30  # of WebP: together about 7 kB
 
 
