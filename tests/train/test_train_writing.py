@@ -130,6 +130,16 @@ def test_a_stopped_training_keeps_its_checkpoint_whoever_interrupts(folder, tmp_
     assert (result.out, result.step) == (None, 1) and result.checkpoint.is_dir()
 
 
+def test_a_checkpoint_on_the_way_is_finished_and_training_then_stops(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "save_checkpoint", Interrupted(trainer.save_checkpoint))
+    result = train(folder, tmp_path / "out", save_every=2)
+    assert (result.out, result.step, result.checkpoint.name) == (None, 2, "step-00000002")
+    monkeypatch.undo()
+    train(folder, tmp_path / "out")
+    train(folder, tmp_path / "unbroken")
+    assert_equal(read_result(tmp_path / "out"), read_result(tmp_path / "unbroken"))
+
+
 def test_a_second_interrupt_ends_the_steps_at_once(folder, tmp_path):
     def interrupt_twice(step):
         if step == 3:

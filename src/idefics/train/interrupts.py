@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from idefics.train.trainer import Trainer
+if TYPE_CHECKING:
+    from idefics.train.trainer import Trainer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,9 +36,10 @@ def stop_on_signals(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def finish_writing(trainer: Trainer) -> Iterator[None]:
-    """Context in which SIGINT and SIGTERM change nothing: what was learned is written to the end."""
+    """Context in which SIGINT and SIGTERM end training after it: what is written is written to the end."""
 
     def note(number: int, frame: FrameType | None) -> None:
+        trainer.stops = True
         for listener in trainer.listeners:
             listener.on_stop_while_writing()
 

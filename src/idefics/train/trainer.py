@@ -23,6 +23,7 @@ from idefics.train.checkpoints import (
     settings_to_json,
 )
 from idefics.train.forward import compute_token_losses
+from idefics.train.interrupts import finish_writing
 from idefics.train.optimizers import make_optimizer
 from idefics.train.packing import PackedBatch, pack_rows, split_by_tokens
 from idefics.train.pictures import DISK_BYTES, FEATURES, Frames, PictureStore
@@ -154,7 +155,8 @@ class Trainer:
                 listener.on_step(record)
             after_step()
             if every and self.step % every == 0 and self.step < self.num_steps:  # then it writes the result
-                self.save()
+                with finish_writing(self):
+                    self.save()
 
     def prepare_step(self, step: int) -> PreparedStep:
         """Reads the rows of a step, and packs those of this process."""
