@@ -349,7 +349,12 @@ def test_a_browser_that_keeps_nothing(web_browser, web_url, bundled_pictures):
         send(page, "What is in this image?")
         expect(last_turn(page).locator(".meta")).to_contain_text("seed")
         assert page.locator(".toast").count() == 1  # said once
-        expect(open_drawer(page).locator(".hint")).to_have_text(said)
+        page.locator("#new-conversation").click()
+        drawer = open_drawer(page)
+        expect(drawer.locator(".hint")).to_have_text(said)
+        expect(drawer.locator(".saved-title")).to_have_text("Is it day or night?")
+        drawer.locator(".saved-open").click()
+        expect(page.locator(".turn")).to_have_count(2)
 
 
 def test_a_browser_without_space_left(web_page, web_url, bundled_pictures):

@@ -74,9 +74,7 @@ def test_a_file_goes_to_the_conversation_that_it_was_dropped_into(web_page, bund
     drop_slowly(web_page, bundled_pictures)
     web_page.locator("#new-conversation").click()
     web_page.evaluate("decode()")
-    expect(web_page.locator(".toast p")).to_have_text(
-        "Picture door.png added to the conversation that you left."
-    )
+    expect(web_page.locator(".toast p")).to_have_text("door.png added to the conversation that you left.")
     expect(web_page.locator("#welcome")).to_be_visible()
     web_page.get_by_role("button", name="Open").click()
     expect(web_page.locator(".picture-name")).to_contain_text("door.png")

@@ -117,6 +117,29 @@ def test_a_chat_remembers_its_turns_and_shows_each_picture_once(web_page, demo_m
     expect(last_turn(web_page).locator(".thumbnail")).to_have_count(1)
 
 
+def test_a_chat_sees_as_many_pictures_as_a_request_takes(web_page, bundled_pictures):
+    web_page.locator("#file-input").set_input_files([str(bundled_pictures["tower.png"])] * 18)
+    expect(web_page.locator(".strip button")).to_have_count(18)
+    choose_task(web_page, "Chat")
+    expect(web_page.locator("#words")).to_have_attribute(
+        "placeholder", "Talk about the pictures (the last 16 of 18)"
+    )
+    send(web_page, "What is in these images?")
+    expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
+    expect(last_turn(web_page).locator(".thumbnail")).to_have_count(16)
+    send(web_page, "And now?")
+    expect(web_page.locator(".turn[data-status=done]")).to_have_count(2)
+
+
+def test_back_closes_a_drawer(web_page):
+    web_page.get_by_role("link", name="Live").click()
+    web_page.get_by_role("link", name="Pictures").click()
+    web_page.locator("[data-drawer=settings]").click()
+    expect(web_page.locator("#drawer-settings")).to_be_visible()
+    web_page.go_back()
+    expect(web_page.locator("#drawer-settings")).to_have_count(0)
+
+
 def test_suggestions_are_asked_by_a_click(web_page, bundled_pictures):
     add_pictures(web_page, bundled_pictures["tower.png"])
     web_page.get_by_role("button", name="What is in this image?").click()

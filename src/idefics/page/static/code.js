@@ -52,7 +52,7 @@ function snippet(label, code) {
 function draftTurn(state) {
   const { task, drafts, settings, conversation, model } = state;
   const shots = task === "chat" ? [] : completeShots(conversation.shots);
-  const pictureIds = picturesOf(conversation, task);
+  const pictureIds = picturesOf(state, task);
   return { task, words: drafts[task] ?? "", settings, shots, pictureIds, model: model?.parent ? model.id : null };
 }
 

@@ -76,10 +76,11 @@ function showTask(form, state) {
 }
 
 /** What the task asks for, and about which of several pictures. */
-function showPlaceholder(words, { task, conversation: { pictures, activePictureId } }) {
+function showPlaceholder(words, { task, maxPictures, conversation: { pictures, activePictureId } }) {
   const index = pictures.findIndex(({ id }) => id === activePictureId);
-  const which = task !== "chat" && pictures.length > 1 ? ` (picture ${index + 1} of ${pictures.length})` : "";
-  words.placeholder = taskByName(task).placeholder + which;
+  const which = task === "chat" ? `the last ${maxPictures}` : `picture ${index + 1}`;
+  const isNeeded = pictures.length > (task === "chat" ? maxPictures : 1);
+  words.placeholder = taskByName(task).placeholder + (isNeeded ? ` (${which} of ${pictures.length})` : "");
 }
 
 /** How many examples come before the question. */

@@ -21,7 +21,10 @@ export async function openDrawer(app, name, argument) {
   document.body.append(drawer);
   const cleanUp = module.open(body, app, argument);
   drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
+  const leave = () => drawer.close(); // it belongs to what was open before
+  addEventListener("hashchange", leave);
   drawer.addEventListener("close", () => {
+    removeEventListener("hashchange", leave);
     byId("composer").before(...messages);
     drawer.remove();
     cleanUp?.();

@@ -3,6 +3,7 @@
 import { button, count, element, icon, saveFile } from "./dom.js";
 import {
   keepConversation,
+  openedConversations,
   removeConversation,
   renameConversation,
   saveAll,
@@ -56,21 +57,15 @@ async function refresh(drawer) {
     await saveAll();
     drawer.records = await listConversations();
   } catch (error) {
-    drawer.note.textContent = describeFailure(error);
-    return;
+    drawer.records = openedConversations();
+    drawer.failure = describeFailure(error);
   }
   showList(drawer);
 }
 
 function searchText({ title, turns, pictures }) {
-  const said = turns.flatMap(({ words, text, labels }) => [
-    words,
-    text,
-    ...(labels ?? []).map(({ label }) => label),
-  ]);
-  return [title, ...said, ...pictures.flatMap(({ name, path }) => [name, path])]
-    .join("\n")
-    .toLocaleLowerCase();
+  const said = turns.flatMap(({ words, text, labels }) => [words, text, ...(labels ?? []).map(({ label }) => label)]);
+  return [title, ...said, ...pictures.flatMap(({ name, path }) => [name, path])].join("\n").toLocaleLowerCase();
 }
 
 function showList(drawer, limit = MAX_SHOWN) {
@@ -89,7 +84,8 @@ function showList(drawer, limit = MAX_SHOWN) {
       ),
     );
   }
-  if (!drawer.records.length)
+  if (drawer.failure) drawer.note.textContent = drawer.failure;
+  else if (!drawer.records.length)
     drawer.note.textContent = "Nothing here yet: what you ask is kept in this browser, and only here.";
   else
     drawer.note.textContent = terms.length
@@ -142,7 +138,8 @@ function thumbnail(drawer, record) {
   const image = element("img", { alt: "", loading: "lazy" });
   const [picture] = record.pictures;
   if (!picture) return element("span.saved-picture");
-  void loadPicture(record.id, picture.id).then((blob) => {
+  const loaded = picture.blob ?? loadPicture(record.id, picture.id);
+  void Promise.resolve(loaded).then((blob) => {
     if (!blob) return;
     image.src = URL.createObjectURL(blob);
     drawer.urls.push(image.src);
@@ -164,12 +161,7 @@ function rename(drawer, record, node) {
     maxlength: 200,
     required: true,
   });
-  const form = element(
-    "form.saved-name",
-    {},
-    input,
-    element("button.tool.primary", { type: "submit", text: "Save" }),
-  );
+  const form = element("form.saved-name", {}, input, element("button.tool.primary", { type: "submit", text: "Save" }));
   const done = () => {
     const fresh = item(drawer, record);
     node.replaceWith(fresh);
@@ -192,14 +184,11 @@ function rename(drawer, record, node) {
 
 async function exportAs(drawer, record, ending) {
   const { fileName, toJson, toMarkdown } = await import("./exports.js");
-  const conversation = await loadConversation(record.id);
+  const conversation = openedConversations().find(({ id }) => id === record.id) ?? (await loadConversation(record.id));
   if (!conversation) return void refresh(drawer); // deleted in another window
   const isJson = ending === "json";
   const text = isJson ? await toJson(conversation) : toMarkdown(conversation);
-  saveFile(
-    new Blob([text], { type: isJson ? "application/json" : "text/markdown" }),
-    fileName(record.title, ending),
-  );
+  saveFile(new Blob([text], { type: isJson ? "application/json" : "text/markdown" }), fileName(record.title, ending));
 }
 
 async function remove(drawer, record, node) {

@@ -47,7 +47,7 @@ export async function addFiles(app, files) {
 /** Adds pictures to the conversation that they were meant for, which may have been left meanwhile. */
 async function addTo(app, conversation, pictures) {
   const { state } = app;
-  const said = pictures.length === 1 ? `Picture ${pictures[0].name} added` : `${pictures.length} pictures added`;
+  const said = pictures.length === 1 ? `${pictures[0].name} added` : `${pictures.length} pictures added`;
   const isInHand = conversation === state.conversation;
   if (!isInHand) {
     const { isRemoved, startSaving } = await import("./saving.js");

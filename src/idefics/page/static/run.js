@@ -19,7 +19,7 @@ export function ask(state, { task, words, settings = state.settings, shots = sta
     id: newId(),
     task,
     words,
-    pictureIds: picturesOf(state.conversation, task),
+    pictureIds: picturesOf(state, task),
     model: state.model?.parent ? state.model.id : null,
     settings: withSeed(settings),
     shots: task === "chat" ? [] : completeShots(shots),
@@ -74,11 +74,15 @@ const isSent = (turn) => turn.task === "chat" && ["done", "stopped"].includes(tu
 /** Whether a turn of a chat is being answered, or will be. */
 const isPending = (turn) => turn.task === "chat" && !["done", "stopped", "failed"].includes(turn.status);
 
-/** In a chat the pictures that no earlier turn showed; else the one on the stage. @returns {string[]} their ids. */
-export function picturesOf({ pictures, turns, activePictureId }, task) {
+/**
+ * In a chat the pictures that no earlier turn showed, the last ones where a request takes no more; else the one on the
+ * stage. @returns {string[]} their ids.
+ */
+export function picturesOf({ conversation: { pictures, turns, activePictureId }, maxPictures }, task) {
   if (task !== "chat") return activePictureId ? [activePictureId] : [];
   const shown = new Set(turns.filter((turn) => isSent(turn) || isPending(turn)).flatMap((turn) => turn.pictureIds));
-  return pictures.map((picture) => picture.id).filter((id) => !shown.has(id));
+  const others = pictures.map((picture) => picture.id).filter((id) => !shown.has(id));
+  return others.slice(Math.max(0, others.length - Math.max(0, maxPictures - shown.size)));
 }
 
 /** Settings with a seed of their own where they need one. @param {Settings} settings @returns {Settings} */

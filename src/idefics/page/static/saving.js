@@ -189,8 +189,7 @@ function saveAtOnce() {
 /** Puts the conversation into the page's address, so that a reload or a bookmark opens it. */
 function showAddress() {
   const { id } = app.state.conversation;
-  if (entries.get(id)?.base && ["", "#/"].includes(location.hash))
-    history.replaceState(null, "", `#/c/${id}`);
+  if (entries.get(id)?.base && ["", "#/"].includes(location.hash)) history.replaceState(null, "", `#/c/${id}`);
 }
 
 function sayFailure(error) {
@@ -221,9 +220,7 @@ export async function openById(application, id) {
   }
   if (!entry) {
     if (!hasFailed)
-      app.notify(
-        "There is no such conversation in this browser: it was deleted, or belongs to another browser.",
-      );
+      app.notify("There is no such conversation in this browser: it was deleted, or belongs to another browser.");
     history.replaceState(null, "", "#/");
     return;
   }
@@ -246,6 +243,9 @@ function show(entry) {
   isAdopting = false;
   showAddress();
 }
+
+/** All conversations that this window had open, which are all there are where the browser keeps none. */
+export const openedConversations = () => [...entries.values()].map(({ conversation }) => conversation).reverse();
 
 /** Completes all savings. */
 export const saveAll = () => Promise.all([...entries.values()].map(save));
@@ -286,12 +286,11 @@ export async function removeConversation(id) {
     state.openConversation(emptyConversation());
     history.replaceState(null, "", "#/");
   }
-  await deleteStored(id);
+  await deleteStored(id).catch(sayFailure);
   channel.postMessage({ deleted: id });
   return async () => {
     removed.delete(conversation);
     await keepConversation(conversation);
-    if (wasInHand && !state.conversation.turns.length && !state.conversation.pictures.length)
-      show(entries.get(id));
+    if (wasInHand && !state.conversation.turns.length && !state.conversation.pictures.length) show(entries.get(id));
   };
 }

@@ -249,6 +249,11 @@ export class State {
     return this.models.find(({ id }) => id === this.conversation.model) ?? this.models[0] ?? null;
   }
 
+  /** How many pictures a request may have. */
+  get maxPictures() {
+    return this.model?.images.max_images ?? Infinity;
+  }
+
   /** Sets the served models. */
   setModels(models) {
     this.models = models;
