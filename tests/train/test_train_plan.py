@@ -85,6 +85,13 @@ def test_the_plan_knows_the_longest_rows_and_samples_at_equal_distances(path):
     assert plan.sample_rows(0) == []
 
 
+def test_samples_have_different_answers(path):
+    rows = [{"image": "wide.png", "question": "May I?", "answer": one} for one in ("Yes.", "No.") * 8]
+    write_rows(path, *rows)
+    plan = plan_training(TrainSettings(data=str(path), model="demo", out="adapter"))
+    assert [row.name.rpartition("#")[2] for row in plan.sample_rows(4)] == ["1", "2", "5", "9"]
+
+
 def test_validation_rows_that_are_left_out_are_counted(path):
     settings = TrainSettings(data=str(path), val=str(path), model="demo", out="adapter", too_long="skip")
     longest = int(plan_training(settings).rows.lengths.max())

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
+from idefics.train.records import TrainingListener
 from idefics.train.settings import RANGES, TrainSettings
+from idefics.train.training import run
 
 GIVEN = {"data": "photos", "model": "demo", "out": Path("adapter")}
 
@@ -13,6 +15,7 @@ GIVEN = {"data": "photos", "model": "demo", "out": Path("adapter")}
 def test_the_defaults_are_valid_and_a_path_may_be_a_text():
     settings = TrainSettings(**GIVEN)
     assert settings == TrainSettings(**GIVEN | {"out": "adapter"})
+    assert settings == TrainSettings(**GIVEN | {"data": Path("photos"), "model": Path("demo")})
     assert (settings.method, settings.rank, settings.learning_rate) == ("lora", 16, None)
     assert settings.training_folder == Path("adapter.training")
 
@@ -46,6 +49,15 @@ def test_numbers_have_a_range(name):
 def test_words_are_checked(values, message):
     with pytest.raises(BadSetting, match=message):
         TrainSettings(**GIVEN, **values)
+
+
+def test_a_single_listener_and_rows_in_a_list_are_refused():
+    with pytest.raises(BadSetting, match="listeners is a single listener: give a list of them"):
+        run(TrainSettings(**GIVEN), TrainingListener())
+    with pytest.raises(
+        BadSetting, match=r"data is a list; write its rows into a \.jsonl file, and give the path"
+    ):
+        TrainSettings(**GIVEN | {"data": [{"image": "a.png"}]})
 
 
 def test_unknown_names_and_empty_texts_are_refused():

@@ -151,6 +151,17 @@ def test_a_second_interrupt_ends_the_steps_at_once(folder, tmp_path):
     assert find_checkpoint(tmp_path / "out.training").name == "step-00000002"
 
 
+def test_checkpoints_are_written_by_time_where_no_steps_are_given(folder, tmp_path, monkeypatch):
+    recorder = Recorder()
+    train(folder, tmp_path / "out", recorder)
+    assert recorder.checkpoints == []
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
+    train(folder, tmp_path / "other", recorder)
+    assert recorder.checkpoints == [1, 2, 3, 4, 5]
+    train(folder, tmp_path / "third", recorder, save_every=3)
+    assert recorder.checkpoints[5:] == [3]
+
+
 def test_the_checkpoint_before_the_result_is_not_announced(folder, tmp_path):
     recorder = Recorder()
     train(folder, tmp_path / "out", recorder, save_every=2)

@@ -123,9 +123,13 @@ class StepsFlags:
 class WatchFlags:
     """The flags for what happens on the way."""
 
-    validate_every: int = watch_flag("Validate after every N steps, and at the end.", default=0)
-    save_every: int = watch_flag("Write a checkpoint after every N steps.", default=0)
-    sample_every: int = watch_flag("Answer the sample rows after every N steps, and at the end.", default=0)
+    validate_every: int = watch_flag(
+        "Validate after every N steps too; else before training and at the end.", default=0
+    )
+    save_every: int = watch_flag("Write a checkpoint after every N steps; else every ten minutes.", default=0)
+    sample_every: int = watch_flag(
+        "Answer the sample rows after every N steps too; else before training and at the end.", default=0
+    )
     num_samples: int = number_flag("On the way", "Sample rows, of --val if given", 4)
     resume: bool = watch_flag("Go on from the last checkpoint of the same --out.", default=False)
     dry_run: bool = watch_flag("Forecast memory and time, compute one batch, and stop.", default=False)

@@ -12,8 +12,9 @@ import torch
 from idefics.batch.report import format_duration
 from idefics.errors import format_bytes
 from idefics.train.packing import pack_rows, split_by_tokens
+from idefics.train.prepared_steps import PreparedBatch
 from idefics.train.rows import RowSizes
-from idefics.train.trainer import PreparedBatch, Trainer
+from idefics.train.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

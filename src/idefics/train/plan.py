@@ -23,6 +23,8 @@ from idefics.train.settings import TrainSettings
 from idefics.train.trainable import make_trainable
 from idefics.train.trainee import find_trainable_checkpoint, make_processor, plan_training_computation
 
+SAMPLE_CANDIDATES = 64  # rows of which those to be shown are chosen
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingPlan:
@@ -46,10 +48,25 @@ class TrainingPlan:
     forecast: Forecast
 
     def sample_rows(self, num_samples: int) -> list[TrainingRow]:
-        """Rows whose answers are shown, at equal distances: of the validation rows if there are any."""
+        """Rows whose answers are shown, of the validation rows if there are any.
+
+        They are at equal distances, as far as their answers differ; others take the place of equal ones.
+        """
         rows = self.validation_rows or self.rows
-        num_samples = min(num_samples, len(rows))
-        return [rows[index * len(rows) // num_samples] for index in range(num_samples)]
+
+        def spread(count: int) -> list[int]:
+            count = min(count, len(rows))
+            return [index * len(rows) // count for index in range(count)]
+
+        candidates = dict.fromkeys(
+            (*spread(num_samples), *(spread(SAMPLE_CANDIDATES) if num_samples else ()))
+        )
+        index_by_answer: dict[bytes, int] = {}
+        for index in candidates:
+            row = rows[index]
+            index_by_answer.setdefault(row.ids[row.is_target].tobytes(), index)
+        chosen = list(dict.fromkeys((*index_by_answer.values(), *candidates)))[:num_samples]
+        return [rows[index] for index in sorted(chosen)]
 
 
 def plan_training(settings: TrainSettings) -> TrainingPlan:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from idefics.errors import BadSetting
 from idefics.validation import (
+    describe_type,
     reject_unknown_fields,
     validate_bool,
     validate_choice,
@@ -54,7 +56,8 @@ class TrainSettings:
         max_tokens: the longest row; None: the model's own limit.
         too_long: what happens to a longer row: "refuse" ends before training, "skip" leaves it out and counts it.
         max_tiles: the most tiles of a picture; None: as the checkpoint says.
-        validate_every, save_every, sample_every: in steps; 0: at the end only.
+        validate_every, sample_every: in steps; 0: before training and at the end only.
+        save_every: in steps; 0: a checkpoint is written every ten minutes.
         num_samples: rows whose answers are shown, of `val` if given.
 
     Raises:
@@ -96,8 +99,15 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
+        for name in ("data", "val", "model"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         if not self.out.name:
             raise BadSetting(f"out is {str(self.out)!r}; give the name of a new folder")
+        if not isinstance(self.data, str):
+            raise BadSetting(
+                f"data is {describe_type(self.data)}; write its rows into a .jsonl file, and give the path"
+            )
         validate_text("data", self.data, "photos/")
         validate_text("model", self.model, "smolvlm-500m")
         validate_choice("method", self.method, get_args(Method))

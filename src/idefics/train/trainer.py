@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -25,8 +24,9 @@ from idefics.train.checkpoints import (
 from idefics.train.forward import compute_token_losses
 from idefics.train.interrupts import finish_writing
 from idefics.train.optimizers import make_optimizer
-from idefics.train.packing import PackedBatch, pack_rows, split_by_tokens
-from idefics.train.pictures import DISK_BYTES, FEATURES, Frames, PictureStore
+from idefics.train.packing import pack_rows, split_by_tokens
+from idefics.train.pictures import DISK_BYTES, FEATURES, PictureStore
+from idefics.train.prepared_steps import PreparedBatch, PreparedStep
 from idefics.train.processes import ALONE, Processes
 from idefics.train.records import StepRecord, TrainingListener, ValidationRecord
 from idefics.train.rows import TrainingRows
@@ -34,28 +34,9 @@ from idefics.train.schedule import dropout_seed, make_schedule
 from idefics.train.settings import TrainSettings
 from idefics.train.trainable import LearnedParameters
 
+SAVE_SECONDS = 600  # between checkpoints, where the settings say no number of steps
 STEPS_IN_ESTIMATE = 20  # the latest ones, of which the time that is left is estimated
 VALIDATION_ROWS_AT_ONCE = 256  # sorted by length and packed together
-
-
-class PreparedBatch(NamedTuple):
-    """A micro batch, and the frames of those of its pictures that are not kept yet."""
-
-    batch: PackedBatch
-    frames_by_key: Mapping[str, Frames]
-
-
-class PreparedStep(NamedTuple):
-    """The rows of an optimizer step.
-
-    Attributes:
-        batches: the micro batches of this process.
-        num_tokens, num_targets: tokens that are computed, and learned, in all processes.
-    """
-
-    batches: Sequence[PreparedBatch]
-    num_tokens: int
-    num_targets: int
 
 
 class Trainer:
@@ -99,6 +80,7 @@ class Trainer:
         self.optimizer = make_optimizer(learned, settings)
         self.store = PictureStore(model, folder / FEATURES, disk_bytes=disk_bytes // processes.count)
         self.rows_digest, self._weights = rows.digest(), weights
+        self._saved_time = time.monotonic()
         self.step, self.stops, self._others_stop = 0, False, False
         device = next(model.parameters()).device
         is_mixed = settings.method == "full" and settings.dtype != "float32" and device.type == "cuda"
@@ -124,6 +106,7 @@ class Trainer:
 
     def write_checkpoint(self) -> Path:
         """Writes a checkpoint, in the first process, and returns its folder."""
+        self._saved_time = time.monotonic()
         if not self.processes.is_first:
             return self.folder
         return save_checkpoint(self.folder, self._state(), self.learned, self.optimizer)
@@ -146,7 +129,6 @@ class Trainer:
             BadSetting: a loss is not a number; the error names the row.
             BadPicture: a picture cannot be read.
         """
-        every = self.settings.save_every
         for number, prepared in self._prepare_ahead():
             if self._others_stop if self.processes.count > 1 else self.stops:
                 break
@@ -154,9 +136,17 @@ class Trainer:
             for listener in self.listeners:
                 listener.on_step(record)
             after_step()
-            if every and self.step % every == 0 and self.step < self.num_steps:  # then it writes the result
+            if self._is_checkpoint_due():
                 with finish_writing(self):
                     self.save()
+
+    def _is_checkpoint_due(self) -> bool:
+        """Whether a checkpoint is written after the current step; not at the end, when the result is written."""
+        if self.step == self.num_steps:
+            return False
+        if self.settings.save_every:
+            return self.step % self.settings.save_every == 0
+        return time.monotonic() - self._saved_time >= SAVE_SECONDS
 
     def prepare_step(self, step: int) -> PreparedStep:
         """Reads the rows of a step, and packs those of this process."""

@@ -84,6 +84,8 @@ def run(
         OutOfMemory: the forecast, or what is needed in fact, is more than is free.
         MissingExtra: as for `idefics.load`.
     """
+    if isinstance(listeners, TrainingListener):
+        raise BadSetting("listeners is a single listener: give a list of them")
     if settings.threads is not None:
         set_num_threads(settings.threads)
     processes = join_processes()
