@@ -90,6 +90,18 @@ def test_another_detail_and_the_new_answer_is_kept(web_page, demo_model, bundled
     expect(last_turn(web_page).locator(".answer-text")).to_have_text(beams)
 
 
+def test_nothing_differs_from_an_answer_that_failed(web_browser, web_url, bundled_pictures):
+    with open_page(web_browser, web_url, expected=["ERR_FAILED"]) as page:
+        add_pictures(page, bundled_pictures["picnic.png"])
+        send(page, QUESTION)
+        expect(last_turn(page).locator(".meta")).to_contain_text("written")
+        panel = compare_last(page)
+        page.route("**/v1/images/tasks/*", lambda route: route.abort())
+        panel.get_by_label("Change one thing:").select_option(label="at a glance")
+        expect(panel.locator(".column .error:visible")).to_contain_text("The server does not answer")
+        expect(panel.locator("mark")).to_have_count(0)
+
+
 def test_rankings_are_compared_too(web_page, bundled_pictures):
     add_pictures(web_page, bundled_pictures["vegetables.png"])
     choose_task(web_page, "Classify")
@@ -113,7 +125,7 @@ def test_the_adapters_of_the_server_can_be_compared(web_browser, web_url, bundle
         send(page, QUESTION)
         panel = compare_last(page)
         panel.get_by_label("Change one thing:").select_option(label="birds")
-        expect(panel.locator("h3")).to_have_text(["Demo", "Birds"])
+        expect(panel.locator("h3")).to_have_text(["demo", "birds"])
         expect(panel.locator(".column").last.locator(".error")).to_contain_text(
             "birds"
         )  # this server has no such adapter

@@ -404,6 +404,10 @@ def test_in_a_low_window_the_conversation_has_room(web_browser, web_url, bundled
         send(page, "Is it day or night?")
         expect(last_turn(page).locator(".meta")).to_contain_text("written")
         assert page.locator("#conversation").bounding_box()["height"] >= 230
+        last_turn(page).get_by_role("button", name="Show where").click()
+        expect(page.locator(".dimmed")).to_be_visible()
+        assert page.locator("#conversation").bounding_box()["height"] >= 230
+        last_turn(page).get_by_role("button", name="Hide").click()
         assert is_in_view(page.locator("#send")) and is_in_view(page.locator("label.chip").first)
         assert find_small_targets(page) == []
 

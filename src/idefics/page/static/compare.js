@@ -122,7 +122,7 @@ class Comparison {
 
   /** Asks for the key of another server. */
   keyForm(server) {
-    const label = `API key of ${new URL(server.root).host}`;
+    const label = `API key of ${new URL(server.root).host}, which asks for one`;
     const input = element("input.text-field", {
       type: "password",
       required: true,
@@ -131,10 +131,15 @@ class Comparison {
     });
     const use = element("button.tool", { type: "submit", text: "Use" });
     const form = element("form.keep-form", { autocomplete: "off" }, input, use);
-    form.addEventListener("submit", (event) => {
+    form.addEventListener("submit", async (event) => {
       event.preventDefault();
       server.key = input.value.trim();
-      void this.loadModels();
+      await this.loadModels();
+      const index = this.changes().findIndex(({ fields }) => fields.server === server);
+      if (index < 0) return this.problems.querySelector("input")?.focus();
+      this.select.value = index;
+      this.select.focus();
+      this.change();
     });
     return form;
   }
@@ -202,9 +207,9 @@ class Comparison {
   /** Asks again with the change that is chosen. */
   change() {
     this.#abort?.abort();
-    const { from, to, fields } = this.chosen;
-    this.columns[0].title.textContent = sentence(from);
-    this.columns[1].title.textContent = sentence(to);
+    const { aspect, from, to, fields } = this.chosen;
+    const titles = aspect === "model" ? [from, to] : [sentence(from), sentence(to)];
+    titles.forEach((title, index) => (this.columns[index].title.textContent = title));
     const hadFocus = this.hint.contains(document.activeElement);
     this.hint.hidden = !this.needsShots();
     if (hadFocus && this.hint.hidden) this.select.focus();
@@ -269,7 +274,7 @@ class Comparison {
 
   showColumns() {
     const { pinned, other } = this;
-    const isComplete = other && !isBusy(other);
+    const isComplete = other?.text && !isBusy(other);
     const [left, right] = isComplete && !pinned.labels ? diffWords(pinned.text, other.text) : [null, null];
     this.columns[0].show(pinned, left);
     this.columns[1].show(other, right);
