@@ -106,6 +106,20 @@ def test_integers_are_no_factors(base, adapter):
     assert problems_of(base, adapter)["not floating-point"] == (f"{KEY}.q_proj.lora_A.weight",)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_none(base, adapter, value):
+    keys = (f"{KEY}.q_proj.lora_A.weight", "base_model.model.lm_head.weight")
+
+    def edit(tensors):
+        tensors[keys[1]] = torch.ones(64, 48)
+        for key in keys:
+            tensors[key][-1, -1] = value
+
+    edit_tensors(adapter, edit)
+    edit_config(adapter, modules_to_save=["lm_head"])
+    assert problems_of(base, adapter) == {"infinite or NaN": tuple(sorted(keys))}
+
+
 @pytest.mark.parametrize(
     ("module", "shapes"),
     [

@@ -122,7 +122,7 @@ class WeightChange:
 def read_weight_changes(
     folder: Path, model: nn.Module, rules: KeyRules, stack: ExitStack
 ) -> Mapping[str, WeightChange]:
-    """How the adapter in a folder changes the weights of a model, by the model's names. Values are read later.
+    """How the adapter in a folder changes the weights of a model, by the model's names. Values are checked to be finite.
 
     Args:
         folder: holds adapter_config.json and adapter_model.safetensors.
@@ -175,6 +175,8 @@ class _Matching:
         replacements: dict[str, FileTensor] = {}
         for key, tensor in tensors.items():
             name = key.removeprefix(KEY_PREFIX)
+            if not tensor.read().float().isfinite().all():
+                self.problems["infinite or NaN"].append(key)
             if not tensor.dtype_name.startswith(("F", "BF")):
                 self.problems["not floating-point"].append(key)
             elif match := FACTOR_KEY.fullmatch(name):
