@@ -121,6 +121,16 @@ def test_an_answer_becomes_an_example(web_page, bundled_pictures):
     expect(drawer.get_by_label("Question 1")).to_have_value("What is in this image?")
 
 
+def test_no_drawer_stands_over_another_view(web_page):
+    web_page.get_by_role("link", name="Live").click()
+    web_page.get_by_role("link", name="Pictures").click()
+    drawer = open_examples(web_page)
+    expect(drawer).to_be_visible()
+    web_page.go_back()
+    expect(drawer).to_have_count(0)
+    expect(web_page.get_by_role("heading", name="Ask the camera")).to_be_visible()
+
+
 def test_own_recipes_are_kept_in_the_browser(web_page):
     drawer = open_examples(web_page)
     drawer.get_by_role("button", name="Save as a recipe").click()  # the name is missing
