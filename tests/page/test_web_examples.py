@@ -13,6 +13,7 @@ from page.browser import (
     PHONE_SIZE,
     add_pictures,
     choose_task,
+    drop_files,
     last_turn,
     open_page,
     send,
@@ -95,7 +96,7 @@ def test_examples_are_edited_moved_deleted_and_brought_back(web_page, bundled_pi
     expect(drawer.get_by_role("button", name="Move example 1 down")).to_be_focused()
     drawer.get_by_role("button", name="Delete example 1").click()
     assert answers_of(drawer) == ["A tower."]
-    drawer.get_by_role("button", name="Undo").click()
+    drawer.get_by_role("button", name="Undo").last.click()
     assert answers_of(drawer) == ["A door.", "A tower."]
     expect(drawer.get_by_label("Question 1")).to_have_value("What is in the middle?")
     drawer.get_by_role("button", name="Fun fact").click()
@@ -119,6 +120,14 @@ def test_an_answer_becomes_an_example(web_page, bundled_pictures):
     drawer.get_by_role("button", name="Use the picture and its answer").click()
     assert answers_of(drawer) == ["A couple, a basket and a sandwich."]
     expect(drawer.get_by_label("Question 1")).to_have_value("What is in this image?")
+
+
+def test_a_picture_that_is_dropped_on_the_drawer_is_an_example(web_page, bundled_pictures):
+    drawer = open_examples(web_page)
+    picnic = bundled_pictures["picnic.png"].read_bytes()
+    drop_files(web_page, "#drawer-examples", {"picnic.png": (picnic, "image/png")})
+    expect(drawer.get_by_label("Answer 1")).to_be_focused()
+    expect(web_page.locator("#welcome")).to_be_visible()  # the conversation has none
 
 
 def test_no_drawer_stands_over_another_view(web_page):

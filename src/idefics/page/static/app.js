@@ -224,10 +224,13 @@ function watchFiles() {
   });
 }
 
-/** Gives files to the view that is open, or adds them to the conversation. @param {File[]} files */
+/** Gives files to the drawer or the view that is open, or adds them to the conversation. @param {File[]} files */
 async function giveFiles(files) {
-  const taken = new CustomEvent("idefics-files", { detail: files, cancelable: true });
-  if (byId("view").dispatchEvent(taken)) await app.addFiles(files);
+  for (const place of [document.querySelector(".drawer-body"), byId("view")]) {
+    const given = new CustomEvent("idefics-files", { detail: files, cancelable: true });
+    if (place?.dispatchEvent(given) === false) return;
+  }
+  await app.addFiles(files);
 }
 
 /** Loads what keys do with the first sign that somebody is there: the first view needs it not. */

@@ -88,7 +88,7 @@ function dropZone(take) {
     choose,
     button("Choose a folder", () => folder.click(), { class: "tool outlined" }),
   );
-  const text = element("p", { text: "Drop pictures, a folder or a zip anywhere on this page" });
+  const text = element("p.with-mouse", { text: "Drop pictures, a folder or a zip anywhere on this page" });
   return { root: element("div.drop-zone", {}, text, buttons, files, folder), browse: () => choose.focus() };
 }
 

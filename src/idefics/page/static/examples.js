@@ -49,6 +49,10 @@ class ExamplesDrawer {
       ),
       element("section.group", {}, element("h3", { text: "Keep them" }), this.keepForm(), this.kept, this.file),
     );
+    root.addEventListener("idefics-files", (event) => {
+      event.preventDefault();
+      void this.addPictures(event.detail);
+    });
     this.showFileButtons();
     this.show();
     void this.showRecipes();
@@ -142,21 +146,19 @@ class ExamplesDrawer {
     this.state.setShots(shots.slice(0, this.maxShots));
   }
 
-  addButtons() {
-    const files = element("input", {
-      type: "file",
-      accept: "image/*",
-      multiple: true,
-      hidden: true,
-      class: "example-files",
+  addPictures(files) {
+    return this.attempt(async () => {
+      const pictures = await Promise.all(files.map(this.toPicture));
+      this.addShots(pictures.map((picture) => ({ id: newId(), picture, question: "", answer: "" })));
     });
-    files.addEventListener("change", () =>
-      this.attempt(async () => {
-        const pictures = await Promise.all([...files.files].map(this.toPicture));
-        files.value = "";
-        this.addShots(pictures.map((picture) => ({ id: newId(), picture, question: "", answer: "" })));
-      }),
-    );
+  }
+
+  addButtons() {
+    const files = element("input.example-files", { type: "file", accept: "image/*", multiple: true, hidden: true });
+    files.addEventListener("change", async () => {
+      await this.addPictures([...files.files]);
+      files.value = "";
+    });
     this.clear = button("Remove all", () => {
       const before = this.shots;
       this.setShots([]);
@@ -218,13 +220,8 @@ class ExamplesDrawer {
   }
 
   showFileButtons() {
-    const files = element("input", {
-      type: "file",
-      accept: ".jsonl,.ndjson,image/*",
-      multiple: true,
-      hidden: true,
-      class: "shots-file",
-    });
+    const accept = ".jsonl,.ndjson,image/*";
+    const files = element("input.shots-file", { type: "file", accept, multiple: true, hidden: true });
     files.addEventListener("change", () =>
       this.attempt(async () => {
         const chosen = [...files.files];
