@@ -159,9 +159,12 @@ def test_a_training_whose_checkpoint_does_not_fit_on_the_disk_is_refused():
     needed = 4 * 4 * made.num_learned  # values, two moments, and the adapter
     check_disk(replace(made, kept=replace(made.kept, free_disk=needed)), settings)
     with pytest.raises(
-        OutputError, match=r"^adapter\.training needs 1 MB for a checkpoint and the result, 1 MB free: "
+        OutputError, match=r"^adapter\.training needs 1 MB for checkpoints and the result, 1 MB free: "
     ):
         check_disk(replace(made, kept=replace(made.kept, free_disk=needed - 1)), settings)
+    made, settings = forecast(rank=4, save_every=2, steps=5)
+    with pytest.raises(OutputError):  # two checkpoints
+        check_disk(replace(made, kept=replace(made.kept, free_disk=needed)), settings)
 
 
 def test_few_steps_are_named_where_rows_are_few():

@@ -234,13 +234,14 @@ def check_disk(forecast: Forecast, settings: TrainSettings) -> None:
     Raises:
         OutputError: more is needed than is free.
     """
-    # Of a learned number: its value, the optimizer's moments, and its value in the adapter.
-    needed = forecast.num_learned * (
-        LEARNED_BYTES[settings.optimizer] - 4 + (4 if settings.method == "lora" else 0)
-    )
+    # Of a learned number: its value and the optimizer's moments, and its value in the adapter.
+    checkpoint = forecast.num_learned * (LEARNED_BYTES[settings.optimizer] - 4)
+    result = forecast.num_learned * 4 if settings.method == "lora" else 0
+    has_two = 0 < 2 * settings.save_every < forecast.num_steps  # the older one until the new one is whole
+    needed = checkpoint + max(result, checkpoint if has_two else 0)
     if needed > forecast.kept.free_disk:
         raise OutputError(
-            f"{settings.training_folder} needs {format_bytes(needed)} for a checkpoint and the result, "
+            f"{settings.training_folder} needs {format_bytes(needed)} for checkpoints and the result, "
             f"{format_bytes(forecast.kept.free_disk)} free: make room, or give another out"
         )
 

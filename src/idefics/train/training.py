@@ -89,8 +89,7 @@ def run(
     if settings.threads is not None:
         set_num_threads(settings.threads)
     processes = join_processes()
-    if not processes.is_first:
-        listeners = ()
+    listeners = listeners if processes.is_first else ()
     if resume or not dry_run:
         check_folders(settings, resume)
     plan = plan_training(settings)

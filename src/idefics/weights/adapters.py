@@ -181,6 +181,8 @@ class _Matching:
                 self.problems["not floating-point"].append(key)
             elif match := FACTOR_KEY.fullmatch(name):
                 factors_by_module[match["module"]][match["factor"]] = tensor
+                if not math.isfinite(tensor.read().float().sum()):
+                    self.problems["not finite"].append(key)
             elif (spelled := self._spelled_as_known(REPLACED_KEY_PARTS.sub("", name))) is not None:
                 replacements[spelled] = tensor
                 if not self.config.replaces(spelled) and ".base_layer." not in key:
