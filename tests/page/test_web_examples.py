@@ -124,6 +124,7 @@ def test_an_answer_becomes_an_example(web_page, bundled_pictures):
 
 def test_a_picture_that_is_dropped_on_the_drawer_is_an_example(web_page, bundled_pictures):
     drawer = open_examples(web_page)
+    expect(drawer).to_be_visible()
     picnic = bundled_pictures["picnic.png"].read_bytes()
     drop_files(web_page, "#drawer-examples", {"picnic.png": (picnic, "image/png")})
     expect(drawer.get_by_label("Answer 1")).to_be_focused()
