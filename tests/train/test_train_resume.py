@@ -105,7 +105,7 @@ def edit_row(field, index=None, value=None):
         (edit_row("is_target", 5, True), "texts of the rows have changed: give"),
         (
             edit_row("picture_keys", value=("other",)),
-            "pictures of the rows have changed, or their files were",
+            "pictures of the rows have changed, or how",
         ),
     ],
 )

@@ -74,7 +74,7 @@ class RowsDigest:
         num_rows: how many rows.
         tokens: SHA-256 (hex) of the token ids of all rows, and of which are learned.
         pictures: the same of their pictures, and of how these are preprocessed. Of a picture in a file of its own it
-            covers the path, the size and the time of change, of others the content. "": they may change.
+            covers the size and the first and last bytes, of others the content. "": they may change.
     """
 
     num_rows: int
@@ -89,7 +89,7 @@ class RowsDigest:
         if self.tokens != now.tokens:
             changes.append("texts of the rows have changed")
         if self.pictures and self.pictures != now.pictures:
-            changes.append("pictures of the rows have changed, or their files were written again")
+            changes.append("pictures of the rows have changed, or how they are preprocessed")
         return changes
 
 

@@ -26,6 +26,7 @@ from idefics.processing.picture_size import read_upright_size
 from idefics.processing.tile_plan import plan_tiles
 from idefics.prompt import PreprocessedImage
 
+HASHED_BYTES = 4096  # at the beginning and at the end of a picture's file
 THUMBNAIL_PIXELS = 320  # at most, of each side: for the report
 
 
@@ -36,10 +37,12 @@ class PictureFile:
     Attributes:
         path: as in messages.
         stamp: size in bytes and time of change in nanoseconds, when the picture was planned.
+        ends: a hash of the first and the last bytes, which is that of a copy too.
     """
 
     path: str
     stamp: tuple[int, int]
+    ends: bytes
 
     @property
     def identity(self) -> str:
@@ -126,8 +129,9 @@ class PictureTable:
             with open_regular_file(media.file, media.path) as file:
                 status = os.fstat(file.fileno())
                 size = _read_size(file, media.path)
+                ends = _hash_ends(file, status.st_size)
             location: PictureFile | CopiedPicture = PictureFile(
-                identity, (status.st_size, status.st_mtime_ns)
+                identity, (status.st_size, status.st_mtime_ns), ends
             )
         else:
             size = _read_size(io.BytesIO(data), media.path)
@@ -158,7 +162,7 @@ class PictureTable:
         digest = hashlib.sha256(repr(self._pixel_settings).encode())
         for one in self._pictures:
             at = one.location
-            content = (at.path, at.stamp) if isinstance(at, PictureFile) else at.identity
+            content = (at.stamp[0], at.ends) if isinstance(at, PictureFile) else at.identity
             digest.update(repr((content, one.detail, one.size, one.grid)).encode())
         return digest.digest()
 
@@ -219,6 +223,15 @@ class PictureTable:
                 f"pictures that have no file of their own are copied into a temporary file, which cannot be written "
                 f"({error.strerror}): make room in {tempfile.gettempdir()}, or name another folder in $TMPDIR"
             ) from None
+
+
+def _hash_ends(file: BinaryIO, size: int) -> bytes:
+    """A hash of the first and the last bytes of a file of `size` bytes."""
+    file.seek(0)
+    digest = hashlib.sha256(file.read(HASHED_BYTES))
+    file.seek(max(0, size - HASHED_BYTES))
+    digest.update(file.read(HASHED_BYTES))
+    return digest.digest()[:16]
 
 
 def _read_size(file: BinaryIO, name: str) -> tuple[int, int]:

@@ -151,8 +151,8 @@ class RecordParser:
         """The example of a record whose text is a list of text and pictures."""
         if self.kind == "chat" or question_column is not None or _is_given(record.get(SHOTS_COLUMN)):
             raise BadPrompt(
-                f"{name} has a list as text, which is a document for a base checkpoint: give messages, or question "
-                "and answer"
+                f"{name} has a list as text, which is a document for a base checkpoint, such as 9b: give messages, or "
+                "question and answer"
             )
         parts, all_pictures = parse_document(name, record[TEXT_COLUMN], pictures, self._find_picture)
         return TrainingExample(name=name, prompt=parts, answer=None, pictures=all_pictures)
