@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -11,8 +13,10 @@ from idefics.cli import main as cli
 from idefics.cli.train import _next_commands
 from idefics.cli.train_progress import TrainProgress
 from idefics.train import plan
+from idefics.train.dry_run import DryRun
 from idefics.train.logs import TrainingHistory
 from idefics.train.settings import TrainSettings
+from train.train_history import make_step
 
 COLOURS = ("red", "green", "blue", "white")
 QUESTION = "What colour is it?"
@@ -164,6 +168,25 @@ def test_a_training_that_ends_at_once_says_how_it_goes_on(train, data_folder, mo
     assert err[-1] == (
         "stopped; to go on from adapter.training/step-00000002: idefics train --data photos --out adapter --resume"
     )
+
+
+def test_slow_steps_are_named_once(capsys):
+    lines = []
+    progress = TrainProgress(SimpleNamespace(print_status=lines.append, progress=Mock()))
+    progress.on_dry_run(DryRun(num_tokens=300, tokens_per_second=1200, peak_bytes=None, seconds_left=1))
+    for step in range(1, 9):
+        progress.on_step(make_step(step, epoch=step / 2, seconds=2))  # 150 tokens a second
+    (line,) = [line for line in lines if "slow" in line]
+    assert line.startswith(
+        "steps are 8 times as slow as one batch was before training: if other programs keep "
+    )
+    lines.clear()
+    progress = TrainProgress(SimpleNamespace(print_status=lines.append, progress=Mock()))
+    progress.on_dry_run(DryRun(num_tokens=300, tokens_per_second=1200, peak_bytes=None, seconds_left=1))
+    progress.on_step(make_step(9, epoch=1, seconds=99))
+    for step in range(10, 30):
+        progress.on_step(make_step(step, epoch=2, seconds=0.3))
+    assert not any("slow" in line for line in lines)
 
 
 def test_a_dry_run_writes_nothing(train, data_folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Self
 
 from idefics.cli.output import OutputWriter
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 NUM_AVERAGED_STEPS = 20
 MAX_SAMPLE_CHARACTERS = 120
+SLOW_RATIO, NUM_JUDGED_STEPS = (
+    5,
+    5,
+)  # how many times as slow as one batch before training so many steps are named
 
 
 class TrainProgress(RegularProgress, TrainingListener):
@@ -24,6 +29,7 @@ class TrainProgress(RegularProgress, TrainingListener):
     def __init__(self, writer: OutputWriter) -> None:
         super().__init__(writer)
         self._recent: deque[StepRecord] = deque(maxlen=NUM_AVERAGED_STEPS)
+        self._expected_rate = 0.0  # tokens a second of the dry run, until steps were found slow
 
     def __enter__(self) -> Self:
         self._writer.progress.start("Reading the rows")
@@ -37,6 +43,7 @@ class TrainProgress(RegularProgress, TrainingListener):
 
     def on_dry_run(self, record: DryRun) -> None:
         """Prints what one batch took."""
+        self._expected_rate = record.tokens_per_second
         self._writer.print_status(record.line())
         self._writer.progress.start("Answering before training")
 
@@ -45,6 +52,7 @@ class TrainProgress(RegularProgress, TrainingListener):
         if not self._recent:
             self._writer.progress.stop()  # the bar takes the place of what was shown before
         self._recent.append(record)
+        self._name_slow_steps()
         if record.step == record.num_steps or self.is_due(time.monotonic()):
             self.show_line(self.describe(), record.step, record.num_steps)
 
@@ -52,12 +60,22 @@ class TrainProgress(RegularProgress, TrainingListener):
         """One line: the step, the mean loss and tokens a second of the latest steps, the time left."""
         last = self._recent[-1]
         loss = sum(one.loss for one in self._recent) / len(self._recent)
-        seconds = max(sum(one.seconds for one in self._recent), 1e-9)
-        rate = sum(one.num_tokens for one in self._recent) / seconds
         return (
-            f"step {last.step:,} of {last.num_steps:,}, loss {loss:.3f}, {rate:,.0f} tokens/s, "
+            f"step {last.step:,} of {last.num_steps:,}, loss {loss:.3f}, {_rate(self._recent):,.0f} tokens/s, "
             f"{format_duration(last.seconds_left)} left"
         )
+
+    def _name_slow_steps(self) -> None:
+        """Says once that steps are slow; not in the first epoch, in which pictures are encoded."""
+        judged = [one for one in self._recent if one.epoch > 1]
+        if len(judged) < NUM_JUDGED_STEPS:
+            return
+        if (ratio := self._expected_rate / max(_rate(judged), 1e-9)) > SLOW_RATIO:
+            self._expected_rate = 0.0
+            self._writer.print_status(
+                f"steps are {ratio:.0f} times as slow as one batch was before training: if other programs keep the "
+                "processor busy, press Ctrl-C and go on with --resume --threads 1"
+            )
 
     def on_validation(self, record: ValidationRecord) -> None:
         """Prints the loss and the accuracies."""
@@ -85,6 +103,11 @@ class TrainProgress(RegularProgress, TrainingListener):
     def on_stop_while_writing(self) -> None:
         """Says that what was learned is written first."""
         self._writer.print_status("writing what was learned, which takes a moment")
+
+
+def _rate(steps: Collection[StepRecord]) -> float:
+    """Tokens a second of some steps."""
+    return sum(one.num_tokens for one in steps) / max(sum(one.seconds for one in steps), 1e-9)
 
 
 def _when(step: int) -> str:
