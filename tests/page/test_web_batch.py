@@ -270,6 +270,7 @@ def test_a_zip_is_not_trusted(batch_page):
         start(batch_page, "Caption", "")
         expect(batch_page.locator(".failed")).to_contain_text(why)
         batch_page.get_by_role("link", name="All runs").click()
+        expect(batch_page.locator(".runs a").first).to_contain_text("Caption1 picture · 1 failed")
     drop_zip(batch_page, declare(bomb, 20, 1 << 20))  # more than the zip has: entries may share their bytes
     expect(batch_page.get_by_role("alert")).to_contain_text("pictures.zip is not a zip that can be read")
 

@@ -50,7 +50,7 @@ export class BatchRun {
 
   /** Starts a run. @param {Object} app @param {{task, words, fields}} asked @param {Shot[]} shots @param {Source[]} sources */
   static start(app, asked, shots, sources) {
-    const counts = { done: 0, failed: 0, total: 0 };
+    const counts = { done: 0, failed: 0, total: sources.length };
     const { id: model, revision } = app.state.model;
     const known = { model, revision, createdAt: Date.now(), numShots: shots.length, counts, deletedAt: 0 };
     const run = new BatchRun({ id: newId(), ...asked, ...known }, [], app);

@@ -118,7 +118,8 @@ function runList() {
   return section;
 }
 
-function runItem({ id, task, words, createdAt, counts: { done, failed, total } }) {
+function runItem({ id, task, words, createdAt, counts }) {
+  const { done, failed, total } = openRuns.get(id)?.progress ?? counts;
   const when = new Date(createdAt).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
   const facts = [
     done < total ? `${done} of ${count(total, "picture")}` : count(total, "picture"),
