@@ -318,8 +318,12 @@ def test_examples_and_the_question_of_the_composer_are_those_of_a_run(
     batch_page.get_by_role("link", name="Pictures").click()
     batch_page.locator("label.chip", has_text="Ask").click()
     batch_page.locator("#words").fill("What is it?")
+    height = batch_page.locator("#words").bounding_box()["height"]
     batch_page.get_by_role("link", name="Batch").click()
     expect(batch_page.locator("#batch-words")).to_have_value("What is it?")
+    batch_page.locator(".batch label.chip", has_text="Caption").click()
+    batch_page.get_by_role("link", name="Pictures", exact=True).click()
+    assert batch_page.locator("#words").bounding_box()["height"] == height
 
 
 FAST_TIMERS = (

@@ -92,7 +92,8 @@ function showNumExamples(form, state) {
 
 function fitHeight(words) {
   words.style.height = "auto";
-  words.style.height = `${Math.min(words.scrollHeight, MAX_ROWS_HEIGHT)}px`;
+  // Nothing is known of a field that is hidden, as it is behind another view.
+  if (words.scrollHeight) words.style.height = `${Math.min(words.scrollHeight, MAX_ROWS_HEIGHT)}px`;
 }
 
 function showBusy(form, state) {
