@@ -134,10 +134,14 @@ def test_a_chat_sees_as_many_pictures_as_a_request_takes(web_page, bundled_pictu
 def test_back_closes_a_drawer(web_page):
     web_page.get_by_role("link", name="Live").click()
     web_page.get_by_role("link", name="Pictures").click()
-    web_page.locator("[data-drawer=settings]").click()
-    expect(web_page.locator("#drawer-settings")).to_be_visible()
+    for close in (web_page.go_back, lambda: web_page.keyboard.press("Escape")):
+        web_page.locator("[data-drawer=settings]").click()
+        expect(web_page.locator("#drawer-settings")).to_be_visible()
+        close()
+        expect(web_page.locator("#drawer-settings")).to_have_count(0)
+        expect(web_page.locator("#welcome")).to_be_visible()
     web_page.go_back()
-    expect(web_page.locator("#drawer-settings")).to_have_count(0)
+    expect(web_page.locator(".live")).to_be_visible()
 
 
 def test_suggestions_are_asked_by_a_click(web_page, bundled_pictures):

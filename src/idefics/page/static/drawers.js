@@ -4,14 +4,25 @@ import { button, element } from "./dom.js";
 
 const byId = (id) => document.getElementById(id);
 
+const BACK_MILLISECONDS = 300; // that a browser may take to go back
+let goneBack = null;
+
+/** Takes the entry of a drawer out of the browser's history. */
+function goBack() {
+  const back = new Promise((resolve) => addEventListener("popstate", resolve, { once: true }));
+  goneBack = Promise.race([back, new Promise((resolve) => setTimeout(resolve, BACK_MILLISECONDS))]);
+  history.back();
+}
+
 /**
- * Opens a drawer; Escape, a click outside or its button closes it.
+ * Opens a drawer; Escape, a click outside, its button or the browser's way back closes it.
  * @param {Object} app see app.js.
  * @param {string} name of a module with `open(root, app, argument)` and `TITLE`.
  * @param {*} [argument] passed on.
  */
 export async function openDrawer(app, name, argument) {
   const module = await import(`./${name}.js`);
+  await goneBack; // from the drawer before
   const opener = document.activeElement;
   const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id: `drawer-${name}` });
   const body = element("div.drawer-body");
@@ -22,9 +33,11 @@ export async function openDrawer(app, name, argument) {
   const cleanUp = module.open(body, app, argument);
   drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
   const leave = () => drawer.close(); // it belongs to what was open before
-  addEventListener("hashchange", leave);
+  history.pushState({ drawer: name }, "");
+  addEventListener("popstate", leave);
   drawer.addEventListener("close", () => {
-    removeEventListener("hashchange", leave);
+    removeEventListener("popstate", leave);
+    if (history.state?.drawer) goBack();
     byId("composer").before(...messages);
     drawer.remove();
     cleanUp?.();

@@ -151,7 +151,7 @@ function openConversation({ root }, id) {
   const dialog = root.closest("dialog");
   dialog.addEventListener("close", () => document.getElementById("words").focus(), { once: true });
   dialog.close();
-  location.hash = `#/c/${id}`;
+  location.replace(`#/c/${id}`); // in the place of the drawer's entry of the browser's history
 }
 
 function rename(drawer, record, node) {
