@@ -304,6 +304,7 @@ SMALLEST_VALUE_BY_FIELD = {
     "schema": {},
     "json_schema": {"schema": {}},
     "answer": "Hi",
+    "question": "Hi",
     "value": "a",
     "video": ["data:,"],
     "width": 1,
