@@ -136,8 +136,10 @@ def test_no_drawer_stands_over_another_view(web_page):
     web_page.get_by_role("link", name="Pictures").click()
     drawer = open_examples(web_page)
     expect(drawer).to_be_visible()
-    web_page.go_back()
+    web_page.go_back()  # closes the drawer alone
     expect(drawer).to_have_count(0)
+    expect(web_page.locator("#welcome")).to_be_visible()
+    web_page.go_back()
     expect(web_page.get_by_role("heading", name="Ask the camera")).to_be_visible()
 
 

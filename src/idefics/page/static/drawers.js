@@ -4,16 +4,6 @@ import { button, element } from "./dom.js";
 
 const byId = (id) => document.getElementById(id);
 
-const BACK_MILLISECONDS = 300; // that a browser may take to go back
-let goneBack = null;
-
-/** Takes the entry of a drawer out of the browser's history. */
-function goBack() {
-  const back = new Promise((resolve) => addEventListener("popstate", resolve, { once: true }));
-  goneBack = Promise.race([back, new Promise((resolve) => setTimeout(resolve, BACK_MILLISECONDS))]);
-  history.back();
-}
-
 /**
  * Opens a drawer; Escape, a click outside, its button or the browser's way back closes it.
  * @param {Object} app see app.js.
@@ -22,7 +12,6 @@ function goBack() {
  */
 export async function openDrawer(app, name, argument) {
   const module = await import(`./${name}.js`);
-  await goneBack; // from the drawer before
   const opener = document.activeElement;
   const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id: `drawer-${name}` });
   const body = element("div.drawer-body");
@@ -33,11 +22,10 @@ export async function openDrawer(app, name, argument) {
   const cleanUp = module.open(body, app, argument);
   drawer.addEventListener("click", (event) => event.target === drawer && drawer.close());
   const leave = () => drawer.close(); // it belongs to what was open before
-  history.pushState({ drawer: name }, "");
+  if (!history.state?.isDrawer) history.pushState({ isDrawer: true }, ""); // one entry for all, which stays
   addEventListener("popstate", leave);
   drawer.addEventListener("close", () => {
     removeEventListener("popstate", leave);
-    if (history.state?.drawer) goBack();
     byId("composer").before(...messages);
     drawer.remove();
     cleanUp?.();
