@@ -90,6 +90,26 @@ def test_what_is_added_while_it_is_saved_is_saved_too(web_page):
     expect(titles).to_have_text(["Caption: picnic.png", "Is it day or night?"])
 
 
+HOLD = """() => {
+    indexedDB.open("idefics").onsuccess = ({target: {result: database}}) => {
+        const store = database.transaction("conversations", "readwrite").objectStore("conversations");
+        const again = () => { store.count().onsuccess = again; window.isHeld = true; };
+        again();
+    };
+}"""
+
+
+def test_what_the_database_has_not_taken_yet_survives_a_reload(web_page, bundled_pictures):
+    ask(web_page, bundled_pictures["tower.png"])
+    web_page.evaluate(HOLD)  # until the page is left, no other transaction begins
+    web_page.wait_for_function("window.isHeld")
+    send(web_page, "What is in this image?")
+    expect(last_turn(web_page).locator(".answer-text")).to_have_text("A tower.")
+    web_page.reload()
+    expect(web_page.locator(".answer-text")).to_have_text(["Night.", "A tower."])
+    assert web_page.evaluate("Object.keys(localStorage)") == []
+
+
 def test_a_reload_in_the_middle_of_an_answer_keeps_what_is_there(
     web_page, bundled_pictures, demo_model, monkeypatch
 ):

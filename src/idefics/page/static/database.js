@@ -3,8 +3,6 @@
 /** A database of the browser; it is opened when it is used. */
 export class Database {
   #opening = null;
-  /** @type {IDBDatabase|null} null before it is open. */
-  opened = null;
 
   /**
    * @param {string} name
@@ -23,7 +21,7 @@ export class Database {
         for (const [name, keyPath] of Object.entries(this.stores))
           if (!result.objectStoreNames.contains(name)) result.createObjectStore(name, { keyPath });
       };
-      request.onsuccess = () => resolve((this.opened = request.result));
+      request.onsuccess = () => resolve(request.result);
       request.onerror = () => reject(request.error);
     });
     this.#opening.catch(() => (this.#opening = null));

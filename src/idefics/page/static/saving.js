@@ -4,7 +4,7 @@ import { button } from "./dom.js";
 import { baseOf, idsOf, mergeLists, mergeRecord, settle } from "./merge.js";
 import { isBusy, stop } from "./run.js";
 import { emptyConversation, newId, pictureOf } from "./state.js";
-import { deleteStored, describeFailure, loadConversation, putRecord, toRecord, updateStored } from "./store.js";
+import { deleteStored, describeFailure, keepUnsaved, loadConversation, toRecord, updateStored } from "./store.js";
 
 const SAVE_MILLISECONDS = 300; // between two savings of an answer that is being written
 const INTERRUPTED = "not complete: the page was closed or reloaded";
@@ -181,7 +181,7 @@ function hear({ saved, opened, shared, deleted }) {
 function saveAtOnce() {
   for (const { conversation, changed, base, isSaving, numHeard } of entries.values()) {
     if (!(changed.size || isSaving) || !base || numHeard) continue;
-    putRecord({ ...toRecord(conversation), revision: newId() });
+    keepUnsaved({ ...toRecord(conversation), revision: newId() });
     channel.postMessage({ saved: conversation.id });
   }
 }

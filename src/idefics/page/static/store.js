@@ -6,6 +6,7 @@ import { Database } from "./database.js";
 const database = new Database("idefics", { conversations: "id", pictures: null });
 const transact = database.transact.bind(database);
 
+const UNSAVED = "idefics.unsaved."; // and the id, in localStorage
 const picturesOf = (id) => IDBKeyRange.bound([id], [id, []]);
 const withoutBlob = ({ blob, frames, ...rest }) => rest;
 const blobsOf = ({ blob, frames }) => (frames ? [blob, ...frames] : blob); // as they are stored
@@ -51,15 +52,25 @@ export async function updateStored(conversation, storedPictures, merge) {
   for (const one of written) storedPictures.add(one);
 }
 
-/** Stores texts at once, as the page is left: whether another window changed them is not seen. @param {Object} record */
-export function putRecord(record) {
-  const transaction = database.opened?.transaction("conversations", "readwrite");
-  transaction?.objectStore("conversations").put(record);
-  transaction?.commit();
+/**
+ * Keeps texts as the page is left, when the database takes no more; they are stored before conversations are read.
+ * Whether another window changed them is not seen. @param {Object} record
+ */
+export function keepUnsaved(record) {
+  localStorage.setItem(UNSAVED + record.id, JSON.stringify(record));
+}
+
+async function storeUnsaved() {
+  for (const key of Object.keys(localStorage).filter((one) => one.startsWith(UNSAVED))) {
+    const record = JSON.parse(localStorage.getItem(key));
+    await transact("readwrite", (conversations) => conversations.put(record));
+    localStorage.removeItem(key);
+  }
 }
 
 /** A stored conversation with its pictures; null if there is none. @param {string} id @returns {Promise<Conversation|null>} */
 export async function loadConversation(id) {
+  await storeUnsaved();
   const blobs = new Map();
   const record = await transact("readonly", (conversations, pictures) => {
     pictures.openCursor(picturesOf(id)).onsuccess = ({ target: { result: cursor } }) => {
@@ -87,6 +98,7 @@ export const loadPicture = async (id, pictureId) =>
 
 /** All conversations without the bytes of their pictures, the last changed first. @returns {Promise<Object[]>} */
 export async function listConversations() {
+  await storeUnsaved();
   const records = await transact("readonly", (conversations) => conversations.getAll());
   return records.sort((first, second) => second.updatedAt - first.updatedAt);
 }
