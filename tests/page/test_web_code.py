@@ -149,7 +149,7 @@ def test_the_code_with_examples_reads_those_of_its_answer(web_page, folder, demo
     snippets = read_snippets(web_page)
     last_turn(web_page).get_by_role("button", name="Code").click()
     with web_page.expect_download() as download:
-        web_page.get_by_role("button", name="shots.jsonl").click()
+        web_page.get_by_role("button", name="Save shots.jsonl").click()
     download.value.save_as(folder / "shots.jsonl")
     assert answer != demo_model.caption(folder / "statue.png").text
     assert run_python(snippets["Python"], monkeypatch, demo_model) == answer

@@ -44,6 +44,9 @@ def test_without_and_with_examples(web_page, demo_model, bundled_pictures):
     send(web_page)
     panel = compare_last(web_page)
     left, right = panel.locator(".column").first, panel.locator(".column").last
+    change = panel.get_by_label("Change one thing:")
+    expect(change).to_have_value("1")  # the first change that needs nothing more
+    change.select_option("0")
     expect(panel).to_contain_text("There are no examples yet.")
     panel.get_by_role("button", name="Choose examples").click()
     web_page.get_by_role("button", name="Fun fact").click()
@@ -65,6 +68,8 @@ def test_without_and_with_examples(web_page, demo_model, bundled_pictures):
         assert facts["Tokens written"] == str(len(answer.tokens))
         assert abs(float(facts["Probability"].split()[0]) - 100 * math.exp(sum(answer.logprobs))) < 0.2
         assert facts["Time"].endswith(" s")
+    change.press("Escape")
+    expect(panel).to_be_hidden()
 
 
 def test_another_detail_and_the_new_answer_is_kept(web_page, demo_model, bundled_pictures):

@@ -395,7 +395,7 @@ def test_on_a_phone_targets_are_large_and_nothing_is_cut(web_browser, web_url, b
             page.locator(".top").bounding_box()["height"] < 88
         )  # the buttons are one row, the model another
         page.get_by_role("button", name="Help").tap()
-        expect(page.locator("#drawer-shortcuts")).to_contain_text("Drop them anywhere")
+        expect(page.locator("#drawer-shortcuts")).to_contain_text("or drop them anywhere")
 
 
 def test_in_a_low_window_the_conversation_has_room(web_browser, web_url, bundled_pictures):

@@ -61,7 +61,7 @@ def test_each_word_has_its_map(web_page, demo_model, bundled_pictures):
     expect_complete(turn)
     expect(turn.locator(".where-place")).to_have_text("Map of the whole answer: most at the top")
     expect(turn.locator(".where")).to_contain_text(
-        "Point at a word for its own map. Orange: covering this changes"
+        "Point at a word for its own map, or go back to it with Shift Tab. Orange: covering this changes"
     )
     for part in (turn.locator(".answer-text"), turn.get_by_role("button", name="Hide")):
         assert part.evaluate(IS_SHOWN)

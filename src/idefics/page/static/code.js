@@ -29,9 +29,9 @@ export function open(root, app, turn) {
 
 /** What the code reads, to be saved as it was sent. */
 function files({ files, shots, needsKey, videos }) {
-  const saved = [...files.entries()].map(([name, blob]) => button(name, () => saveFile(blob, name)));
+  const saved = [...files.entries()].map(([name, blob]) => button(`Save ${name}`, () => saveFile(blob, name)));
   if (shots.length)
-    saved.push(button("shots.jsonl", async () => saveFile(new Blob([await toJsonLines(shots)]), "shots.jsonl")));
+    saved.push(button("Save shots.jsonl", async () => saveFile(new Blob([await toJsonLines(shots)]), "shots.jsonl")));
   const key = "curl takes one of the server's keys from the variable IDEFICS_API_KEY.";
   const frames = "The page took the frames of the video itself; Python takes its own, so that the answer may differ.";
   return [

@@ -7,7 +7,6 @@ import { emptyAnswer, isBusy, taskFields, withSeed } from "./run.js";
 import { completeShots, newId, taskByName } from "./state.js";
 
 export const TITLE = "Compare";
-
 const TYPING_MILLISECONDS = 500; // without a change of the examples before they are used
 const TICK_MILLISECONDS = 200; // between two updates of the running time
 /** @type {Map<string, {root: string, key: string}>} other servers by address; keys last as long as the page. */
@@ -54,6 +53,7 @@ class Comparison {
     this.problems = element("div.compare-problems");
     this.columns = [new Column(), new Column()];
     root.replaceChildren(this.view());
+    root.firstChild.addEventListener("keydown", ({ key }) => key === "Escape" && this.leave());
     this.endings = [
       this.state.subscribe("shots", () => this.useNewShots()),
       this.state.subscribe("model", () => this.loadModels()),
@@ -183,7 +183,8 @@ class Comparison {
       return options.length ? element("optgroup", { label }, ...options) : null;
     });
     this.select.replaceChildren(...groups.filter(Boolean));
-    this.select.selectedIndex = Math.max(0, before);
+    const first = this.turn.shots.length || list[0].fields.shots.length ? 0 : 1; // one that can be asked at once
+    this.select.selectedIndex = before < 0 ? first : before;
   }
 
   /** Asks with the examples that were changed, once nobody types in them. */

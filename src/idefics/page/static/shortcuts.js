@@ -5,10 +5,10 @@ import { element } from "./dom.js";
 export const TITLE = "Help";
 
 const HELP = [
-  ["Pictures", "Drop them anywhere, paste them, or press + below: files, a folder, the camera, an address."],
+  ["Pictures", "Press + below (files, a folder, the camera, an address), paste, or drop them anywhere."],
   ["What to do", "The row above the text field: ask, caption, continue a text, classify by labels, write, or chat."],
   ["Under an answer", "“Show where” shows what it is based on; “Compare” changes one thing; “Code” does the same in a program."],
-  ["Examples", "Pictures with the answers that you want: the model follows them."],
+  ["Examples", "Pictures with the answers that you want: the model follows them. They are above the text field."],
   ["Conversations", "They are kept in this browser, and only here. The logo leads back to the start."],
 ];
 

@@ -13,7 +13,9 @@ const MARGIN = 12; // pixels around what is scrolled to
 const MAX_WORDS_HEIGHT = 90; // pixels of the answer that stay in view above its panel
 const EXACT = "Orange: covering this changes the answer most. Blue: without it the answer would be likelier.";
 const FAST = "Approximation: what was read for the words, which is not always what changed them.";
-const CHOOSE = `${matchMedia("(hover: none)").matches ? "Tap" : "Point at"} a word for its own map.`;
+const CHOOSE = matchMedia("(hover: none)").matches
+  ? "Tap a word for its own map."
+  : "Point at a word for its own map, or go back to it with Shift Tab.";
 const METHODS = [
   ["occlusion", "Thorough", "covers each part"],
   ["fast", "Fast", "an approximation"],
