@@ -65,20 +65,39 @@ def test_packed_rows_equal_each_row_by_itself(family, tmp_path):
 
 
 @pytest.mark.usefixtures("float64")
-def test_logits_computed_a_part_at_a_time_give_the_same_gradients(tmp_path, monkeypatch):
+@pytest.mark.parametrize("learns", [True, False])
+def test_logits_computed_a_part_at_a_time_give_the_same_gradients(tmp_path, monkeypatch, learns):
     model = make_model("idefics").double()
+    model.lm_head.requires_grad_(learns)
     rows = make_rows(model)
-    whole_losses, whole_gradients = compute_gradients(model, [rows], tmp_path)
-    monkeypatch.setattr(forward, "MAX_LOGITS_AT_ONCE", 3 * model.layout.vocab_size)
-    sizes = []
-    logits = model.logits
+    sizes, logits = [], model.logits
     monkeypatch.setattr(model, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    whole_losses, whole_gradients = compute_gradients(model, [rows], tmp_path)
+    assert sizes == [1, len(whole_losses)]  # the first one only to see whether the head learns
+    sizes.clear()
+    monkeypatch.setattr(forward, "MAX_LOGITS_AT_ONCE", 3 * model.layout.vocab_size)
     losses, gradients = compute_gradients(model, [rows], tmp_path)
     assert max(sizes) == 3
-    assert sum(sizes) == 2 * len(losses)  # again in the backward pass
+    assert sum(sizes) == 1 + (2 if learns else 1) * len(
+        losses
+    )  # a head that learns again in the backward pass
     torch.testing.assert_close(losses, whole_losses, atol=1e-12, rtol=1e-12)
     for name, expected in whole_gradients.items():
         torch.testing.assert_close(gradients[name], expected, atol=1e-12, rtol=1e-12, msg=name)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradients_of_a_frozen_head_equal_those_of_one_that_learns(tmp_path):
+    model = make_model("idefics").double()
+    rows = make_rows(model)
+    _, expected = compute_gradients(model, [rows], tmp_path)
+    model.lm_head.requires_grad_(False)
+    _, gradients = compute_gradients(model, [rows], tmp_path)
+    for name, gradient in gradients.items():
+        if name.startswith("lm_head."):
+            assert not gradient.any()
+        else:
+            torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -5,12 +5,14 @@ N tokens, T learned tokens, F frames, M features of a frame, D width, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -82,15 +84,19 @@ def _frames_in_order(batch: PackedBatch, num_frames: list[int]) -> Tensor:
 
 
 def _head_losses(model: VisionLanguageModel, hidden: Tensor, target_ids: Tensor) -> TokenLosses:
-    """The losses of T tokens, from the hidden states (T, D) before them.
+    """The losses of T tokens, from the hidden states (T, D) before them; logits are computed a part at a time.
 
-    Many tokens are computed a part at a time, and their logits again in the backward pass.
+    A head that learns computes the logits of parts again in the backward pass.
     """
     num_rows = max(1, MAX_LOGITS_AT_ONCE // model.layout.vocab_size)
-    if len(hidden) <= num_rows:
-        return _losses(model, hidden, target_ids)
+    compute: Callable[[VisionLanguageModel, Tensor, Tensor], TokenLosses] = _losses
+    if model.logits(hidden[:1].detach()).requires_grad:
+        if len(hidden) > num_rows:
+            compute = partial(checkpoint, _losses, use_reentrant=False)
+    elif hidden.requires_grad:
+        compute = _losses_of_frozen_head
     parts = [
-        TokenLosses(*checkpoint(_losses, model, some, ids, use_reentrant=False))
+        compute(model, some, ids)
         for some, ids in zip(hidden.split(num_rows), target_ids.split(num_rows), strict=True)
     ]
     return TokenLosses(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
@@ -101,3 +107,26 @@ def _losses(model: VisionLanguageModel, hidden: Tensor, target_ids: Tensor) -> T
     logits = model.logits(hidden).float()
     losses = cross_entropy(logits, target_ids, reduction="none")
     return TokenLosses(losses, logits.detach().argmax(-1) == target_ids)
+
+
+def _losses_of_frozen_head(model: VisionLanguageModel, hidden: Tensor, target_ids: Tensor) -> TokenLosses:
+    """As `_losses`, with the gradients computed at once, so that no logits are kept for the backward pass."""
+    leaf = hidden.detach().requires_grad_()
+    losses, is_most_likely = _losses(model, leaf, target_ids)
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    known: Tensor = _LossesWithGradient.apply(hidden, losses.detach(), gradient)  # type: ignore[no-untyped-call]
+    return TokenLosses(known, is_most_likely)
+
+
+class _LossesWithGradient(torch.autograd.Function):
+    """Losses (T,) whose gradients by the hidden states (T, D) are known: each loss depends on its own state alone."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return losses.view_as(losses)
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (loss_gradient[:, None] * gradient).to(gradient.dtype), None, None
