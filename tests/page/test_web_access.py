@@ -91,7 +91,7 @@ def test_axe_finds_nothing_serious(web_browser, web_url, bundled_pictures, theme
         show_map(page)
         check("map")
         page.locator(".turn").first.get_by_role("button", name="Compare").click()
-        expect(page.locator(".column").last).to_contain_text("With examples")
+        expect(page.locator(".column").last).to_contain_text("By the picture's size")
         page.get_by_label("Change one thing:").select_option(label="at a glance")
         expect(page.locator(".column").first.locator("dt")).to_have_count(5)
         check("comparison")
