@@ -14,7 +14,7 @@ PICTURES = ROOT / "src" / "idefics" / "demo" / "pictures"
 CARDS = ROOT / "src" / "idefics" / "page" / "static" / "cards.webp"
 NAMES = ("tower.png", "picnic.png", "vegetables.png", "puppy.png")  # as the cards of index.html
 CARD_SIZE = (256, 256)
-QUALITY = 30  # of WebP: together about 5 kB
+QUALITY = 28  # of WebP: together about 7 kB
 
 
 def draw_cards() -> Image.Image:

@@ -9,6 +9,7 @@ const BASE64_SHARE = 0.7; // of a body that a picture may have: base64 takes 4 b
 const TICK_MILLISECONDS = 500; // until it is said that files are made ready, and between two updates
 const VIDEO_FRAMES = 8; // pictures that are taken of a video, at even distances, where the model takes no videos
 const MAX_FRAME_EDGE = 512; // pixels of those that are sent as a video
+const FRAME_MILLISECONDS = 1000;
 const SEEK_MILLISECONDS = 10_000; // for one of them
 const JPEG_QUALITY = 0.95;
 const PICTURE_NAME = /\.(jpe?g|jfif|png|apng|webp|gif|bmp|avif|tiff?|heic|heif)$/i;
@@ -163,10 +164,13 @@ async function framesOfVideo(file, signal, numFrames, maxEdge = Infinity) {
     }
     const total = numFrames(video.duration);
     const frames = Object.assign([], { seconds: video.duration });
+    let last = 0;
     for (let index = 0; index < total; index++) {
       signal.throwIfAborted();
+      const shown = frameAfter(video, last);
       video.currentTime = (video.duration * (index + 0.5)) / total;
       await happens(video, "seeked");
+      last = await shown;
       const blob = await snapshot(video, maxEdge);
       frames.push(new File([blob], `${file.name} at ${video.currentTime.toFixed(1)} s`, { type: blob.type }));
     }
@@ -176,6 +180,16 @@ async function framesOfVideo(file, signal, numFrames, maxEdge = Infinity) {
   } finally {
     URL.revokeObjectURL(video.src);
   }
+}
+
+/** The time of the next frame that can be drawn: "seeked" comes earlier. Not at `last`, unless none other comes. */
+function frameAfter(video, last) {
+  return new Promise((resolve) => {
+    const check = (_, { mediaTime }) => (mediaTime === last ? next() : resolve(mediaTime));
+    const next = () => video.requestVideoFrameCallback?.(check);
+    next();
+    setTimeout(resolve, FRAME_MILLISECONDS, last);
+  });
 }
 
 function happens(video, event) {
