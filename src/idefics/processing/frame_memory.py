@@ -1,5 +1,7 @@
-"""Memory of frames, used again for the next picture: the system clears new memory first, which takes as long as
-normalising."""
+"""Memory of frames, used again for the next picture.
+
+The system clears new memory before it gives it, which takes as long as normalising.
+"""
 
 from __future__ import annotations
 
