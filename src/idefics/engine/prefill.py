@@ -46,24 +46,27 @@ class PrefillAttn:
         ends = accumulate(chunk.num_tokens for chunk in chunks)
         self.chunks = [ChunkAttention(cache, chunk, end) for chunk, end in zip(chunks, ends, strict=True)]
         self.is_all_cached = all(chunk.trie is None for chunk in chunks)
-        # The packed tokens that are written to the cache, and to which page and offset.
-        tokens, pages, offsets = ([torch.empty(0, dtype=torch.long)] for _ in range(3))
+        # The packed tokens that are written to the cache, and to which of its (pages * h * 16) vectors.
+        tokens, vectors = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
+        num_heads = cache.layout.num_kv_heads
         for chunk, attention in zip(chunks, self.chunks, strict=True):
             if chunk.trie is None:
-                positions = torch.arange(chunk.start, chunk.end)
+                positions = torch.arange(chunk.start, chunk.end)[:, None]
+                pages = torch.tensor(chunk.sequence.pages)[positions // PAGE_SIZE]  # (n, 1)
+                blocks = pages * num_heads + torch.arange(num_heads)  # (n, h)
                 tokens.append(torch.arange(attention.token_slice.start, attention.token_slice.stop))
-                pages.append(torch.tensor(chunk.sequence.pages)[positions // PAGE_SIZE])
-                offsets.append(positions % PAGE_SIZE)
-        self.cached_tokens, self.pages, self.page_offsets = map(torch.cat, (tokens, pages, offsets))
+                vectors.append((blocks * PAGE_SIZE + positions % PAGE_SIZE).flatten())
+        self.cached_tokens, self.cached_vectors = torch.cat(tokens), torch.cat(vectors)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Writes (N, h, K) keys and values to the cache and attends to it: (N, H, K) -> (N, H, K)."""
         keys, values = self.cache.layer_kv(layer, k.device)
-        pages, offsets = self.pages.to(k.device), self.page_offsets.to(k.device)
         cached_tokens = slice(None) if self.is_all_cached else self.cached_tokens.to(k.device)
+        cached_vectors = self.cached_vectors.to(k.device)
         k, v = cast_to_cache_dtype(k, keys.dtype), cast_to_cache_dtype(v, values.dtype)
-        keys[pages, :, offsets] = k[cached_tokens]
-        values[pages, :, offsets] = v[cached_tokens]
+        for pages, computed in ((keys, k), (values, v)):
+            vectors = computed[cached_tokens].flatten(0, 1)  # (cached tokens * h, K)
+            pages.view(-1, vectors.shape[-1]).index_copy_(0, cached_vectors, vectors)
         # Attend to the values as the cache's dtype rounds them, or answers would depend on the size of chunks.
         k, v = k.to(q.dtype), v.to(q.dtype)
         out = torch.empty_like(q)

@@ -8,36 +8,50 @@
 #include "avx512_math.h"
 
 enum { OUTPUTS_PER_PIECE = 64 };
-enum { ROWS_TOGETHER = 4 }; /* rows for which a weight is converted once */
+enum { OUTPUTS_TOGETHER = 4, ROWS_TOGETHER = 4 }; /* sums that do not wait for one another */
 
-/* Results of one output for up to ROWS_TOGETHER rows from `row` on. */
-TARGET static void multiply_output(const MatmulArgs *args, int64_t row, int64_t output) {
-    int64_t inputs = args->linear.inputs, count = min_int64(ROWS_TOGETHER, args->rows - row);
-    const uint16_t *weight = (const uint16_t *)args->linear.weight + output * inputs;
+#define UNROLL _Pragma("GCC unroll 4")
+
+/* Up to OUTPUTS_TOGETHER outputs from `output` on for up to `rows` rows from `row` on; those beyond the last repeat it.
+ * `rows` is a constant. */
+INLINE void multiply_block(const MatmulArgs *args, int64_t row, int64_t output, int rows) {
+    int64_t inputs = args->linear.inputs, outputs = args->linear.outputs;
+    const uint16_t *weight[OUTPUTS_TOGETHER];
     const float *x[ROWS_TOGETHER];
-    __m512 sums[ROWS_TOGETHER];
-    for (int r = 0; r < ROWS_TOGETHER; r++) {
-        x[r] = args->x + (row + (r < count ? r : 0)) * inputs;
-        sums[r] = _mm512_setzero_ps();
+    __m512 sums[OUTPUTS_TOGETHER][ROWS_TOGETHER];
+    UNROLL for (int o = 0; o < OUTPUTS_TOGETHER; o++) {
+        weight[o] = (const uint16_t *)args->linear.weight + min_int64(output + o, outputs - 1) * inputs;
+        UNROLL for (int r = 0; r < rows; r++) sums[o][r] = _mm512_setzero_ps();
     }
+    UNROLL for (int r = 0; r < rows; r++) x[r] = args->x + min_int64(row + r, args->rows - 1) * inputs;
     for (int64_t i = 0; i < inputs; i += 16) {
         __mmask16 present = inputs - i >= 16 ? 0xffff : (__mmask16)((1 << (inputs - i)) - 1);
-        __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, weight + i));
-        __m512 floats = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-        for (int r = 0; r < ROWS_TOGETHER; r++)
-            sums[r] = _mm512_fmadd_ps(floats, _mm512_maskz_loadu_ps(present, x[r] + i), sums[r]);
+        UNROLL for (int o = 0; o < OUTPUTS_TOGETHER; o++) {
+            __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, weight[o] + i));
+            __m512 floats = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+            UNROLL for (int r = 0; r < rows; r++)
+                sums[o][r] = _mm512_fmadd_ps(floats, _mm512_maskz_loadu_ps(present, x[r] + i), sums[o][r]);
+        }
     }
-    float bias = args->bias ? args->bias[output] : 0.0f;
-    for (int r = 0; r < count; r++)
-        args->out[(row + r) * args->linear.outputs + output] = _mm512_reduce_add_ps(sums[r]) + bias;
+    UNROLL for (int o = 0; o < OUTPUTS_TOGETHER; o++) {
+        if (output + o >= outputs) break;
+        float bias = args->bias ? args->bias[output + o] : 0.0f;
+        UNROLL for (int r = 0; r < rows; r++)
+            if (row + r < args->rows)
+                args->out[(row + r) * outputs + output + o] = _mm512_reduce_add_ps(sums[o][r]) + bias;
+    }
 }
 
-static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
+TARGET static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const MatmulArgs *args = context;
     int64_t end = min_int64((piece + 1) * OUTPUTS_PER_PIECE, args->linear.outputs);
     (void)scratch;
-    for (int64_t output = piece * OUTPUTS_PER_PIECE; output < end; output++)
-        for (int64_t row = 0; row < args->rows; row += ROWS_TOGETHER) multiply_output(args, row, output);
+    for (int64_t output = piece * OUTPUTS_PER_PIECE; output < end; output += OUTPUTS_TOGETHER)
+        for (int64_t row = 0; row < args->rows; row += ROWS_TOGETHER)
+            if (args->rows == 1)
+                multiply_block(args, row, output, 1);
+            else
+                multiply_block(args, row, output, ROWS_TOGETHER);
 }
 
 static void float32_program(Work *work, const void *args) {
