@@ -13,6 +13,8 @@
 
 enum { STRUCT_VERSION = 7 }; /* counts changes of the structs and functions in this file */
 
+enum { CACHE_LINE_BYTES = 64 };
+
 /* On x86-64 each one includes those before it. */
 enum { PORTABLE, AVX2, AVX512, AVX512_VNNI, AVX512_BF16, NEON_DOTPROD };
 

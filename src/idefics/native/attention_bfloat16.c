@@ -65,7 +65,7 @@ TARGET static float softmax_row(const float *scores, int64_t keys, int64_t padde
 TARGET static void score_tile(const RoundedRows *queries, int64_t query, int64_t end, const uint32_t *keys,
                               int64_t units, float *scores, int64_t stride) {
     Sums sums[TILE_ROWS][2];
-    multiply_block(queries, query, end, keys, units, sums);
+    multiply_block(queries, query, end, keys, units, (const char *)keys, TILE_ROWS, sums);
     UNROLL for (int r = 0; r < TILE_ROWS; r++) {
         _mm512_storeu_ps(scores + r * stride, sums[r][0]);
         _mm512_storeu_ps(scores + r * stride + 16, sums[r][1]);
@@ -76,7 +76,7 @@ TARGET static void score_tile(const RoundedRows *queries, int64_t query, int64_t
 TARGET static void mix_values(const RoundedRows *weights, int64_t count, const uint32_t *values, int64_t pairs,
                               const float *inverse_sums, float *out, int64_t stride, int64_t columns) {
     Sums sums[TILE_ROWS][2];
-    multiply_block(weights, 0, count, values, pairs, sums);
+    multiply_block(weights, 0, count, values, pairs, (const char *)values, TILE_ROWS, sums);
     __mmask32 present = columns >= TILE_OUTPUTS ? ~(__mmask32)0 : ((__mmask32)1 << columns) - 1;
     UNROLL for (int r = 0; r < TILE_ROWS; r++)
         if (r < count) {

@@ -2,7 +2,6 @@
 #include <math.h>
 
 enum { PREFETCH_BYTES = 8192 }; /* how far ahead of the multiplication weights are prefetched */
-enum { CACHE_LINE_BYTES = 64 };
 
 typedef struct { /* one vector of weights: `raw`, and for some kinds floats or scales made of it */
     F first, second;

@@ -29,6 +29,7 @@ struct Team {
     Program *program;
     const void *args;
     int64_t scratch_units;
+    int threads;
     Work work; /* what each thread begins with; `scratch`: of the first thread */
 };
 
@@ -79,7 +80,7 @@ int run_program(Program *program, const void *args, MemoryNeeds needs, int threa
     int64_t scratch = linear > needs.scratch ? linear : needs.scratch;
     uint32_t *memory = malloc(UNIT_BYTES * (size_t)(threads * scratch + rounded + 2 * needs.rows + needs.shared) + 1);
     if (!memory) return 0;
-    Team team = {.program = program, .args = args, .scratch_units = scratch};
+    Team team = {.program = program, .args = args, .scratch_units = scratch, .threads = threads};
     uint32_t *units = memory + threads * scratch;
     float *scales = (float *)(units + rounded);
     team.work = (Work){&team,      0,
@@ -160,6 +161,18 @@ static void pack_outputs(const LinearStage *stage, int64_t output, int64_t outpu
     stage->kernel->pack_tile(scratch, units * UNIT_BYTES, linear->inputs, outputs, tile);
 }
 
+/* Bytes of the weights of TILE_OUTPUTS outputs. */
+static int64_t tile_bytes(const LinearStage *stage) {
+    return TILE_OUTPUTS * stage->linear->inputs * UNIT_BYTES / stage->kernel->numbers_per_unit;
+}
+
+/* The weights that this thread will probably pack after those from `output` on; at the end: these again. */
+static const char *next_outputs(const LinearStage *stage, int64_t output) {
+    int64_t next = output + stage->work->team->threads * TILE_OUTPUTS;
+    if (next + TILE_OUTPUTS > stage->linear->outputs) next = output;
+    return (const char *)stage->linear->weight + next / TILE_OUTPUTS * tile_bytes(stage);
+}
+
 static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
     const LinearStage *stage = context;
     const Linear *linear = stage->linear;
@@ -177,9 +190,10 @@ static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch
     if (epilogue.floats) epilogue.floats += first;
     if (epilogue.halves) epilogue.halves += first;
     pack_outputs(stage, first, outputs, scratch, scratch + TILE_OUTPUTS * units);
-    for (int64_t row = 0; row < stage->work->num_rows; row += TILE_ROWS)
-        stage->kernel->multiply_tile(&stage->work->rounded, row, stage->work->num_rows, scratch, units, &epilogue,
-                                     outputs);
+    const char *cached = (const char *)scratch, *next = next_outputs(stage, first), *end = next + tile_bytes(stage);
+    for (int64_t row = 0; row < stage->work->num_rows; row += TILE_ROWS, next += units * CACHE_LINE_BYTES)
+        stage->kernel->multiply_tile(&stage->work->rounded, row, stage->work->num_rows, scratch, units,
+                                     next < end ? next : cached, &epilogue, outputs);
 }
 
 void multiply_rows(Work *work, const Linear *linear, Epilogue epilogue) {

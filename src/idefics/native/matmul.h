@@ -40,9 +40,9 @@ typedef struct {
      * `row_bytes` apart and hold `inputs` numbers. */
     void (*pack_tile)(const void *weight, int64_t row_bytes, int64_t inputs, int64_t outputs, uint32_t *tile);
     /* Up to TILE_ROWS rows from `row` on times a packed tile; writes `outputs` results of each from the epilogue's
-     * pointers on, which belong to row 0 and the tile's first output. */
+     * pointers on, which belong to row 0 and the tile's first output. Prefetches `units` cache lines from `next` on. */
     void (*multiply_tile)(const RoundedRows *rows, int64_t row, int64_t end, const uint32_t *tile, int64_t units,
-                          const Epilogue *epilogue, int64_t outputs);
+                          const char *next, const Epilogue *epilogue, int64_t outputs);
     int numbers_per_unit;
 } MatmulKernel;
 

@@ -61,21 +61,31 @@ INLINE void finish_vector(__m512 values, __mmask16 present, const Epilogue *epil
         _mm256_mask_storeu_epi16(epilogue->halves + at, present, round_to_bfloat16(values));
 }
 
-TARGET static void multiply_tile(const RoundedRows *rows, int64_t row, int64_t end, const uint32_t *tile, int64_t units,
-                                 const Epilogue *epilogue, int64_t outputs) {
+/* `multiply_tile` for up to `most` rows, a constant. */
+INLINE void multiply_up_to(int most, const RoundedRows *rows, int64_t row, int64_t end, const uint32_t *tile,
+                           int64_t units, const char *next, const Epilogue *epilogue, int64_t outputs) {
     Sums sums[TILE_ROWS][2];
-    multiply_block(rows, row, end, tile, units, sums);
-    int count = (int)min_int64(end - row, TILE_ROWS);
+    multiply_block(rows, row, end, tile, units, next, most, sums);
     UNROLL for (int half = 0; half < 2; half++) {
         int column = 16 * half;
         if (column >= outputs) break;
         __mmask16 present = outputs - column >= 16 ? 0xffff : (__mmask16)((1 << (outputs - column)) - 1);
         __m512 scales =
             epilogue->scales ? _mm512_maskz_loadu_ps(present, epilogue->scales + column) : _mm512_set1_ps(1.0f);
-        UNROLL for (int r = 0; r < TILE_ROWS; r++)
-            if (r < count)
+        UNROLL for (int r = 0; r < most; r++)
+            if (row + r < end)
                 finish_vector(sums_to_floats(sums[r][half], rows, row + r, scales), present, epilogue, row + r, column);
     }
+}
+
+TARGET static void multiply_tile(const RoundedRows *rows, int64_t row, int64_t end, const uint32_t *tile, int64_t units,
+                                 const char *next, const Epilogue *epilogue, int64_t outputs) {
+    if (end - row > 8)
+        multiply_up_to(TILE_ROWS, rows, row, end, tile, units, next, epilogue, outputs);
+    else if (end - row > 4)
+        multiply_up_to(8, rows, row, end, tile, units, next, epilogue, outputs);
+    else
+        multiply_up_to(4, rows, row, end, tile, units, next, epilogue, outputs);
 }
 
 const MatmulKernel KERNEL = {round_row, pack_tile, multiply_tile, NUMBERS_PER_UNIT};
