@@ -1,5 +1,6 @@
 """Weights are moved into huge pages for the native step, without other effects."""
 
+import os
 import sys
 
 import pytest
@@ -57,9 +58,23 @@ def test_an_older_step_stays_usable(monkeypatch):
     model = make_random_model(TIED_CONFIG)
     rows = make_decode_inputs(make_sequences(model, [1]))
     older = NativeDecode(model.decoder_parts(), UnwrittenPages.allocate(model.layout, 2))
-    addresses = weight_addresses(model)
     wanted = older(rows)
+    addresses = weight_addresses(model)
     younger = NativeDecode(model.decoder_parts(), UnwrittenPages.allocate(model.layout, 2))
+    assert torch.equal(younger(rows), wanted)
     assert not weight_addresses(model) & addresses  # the old memory is still in use
     assert torch.equal(older(rows), wanted)
-    assert torch.equal(younger(rows), wanted)
+
+
+@pytest.mark.skipif(not available_instruction_sets("decode step"), reason="the native step was not compiled")
+@torch.inference_mode()
+def test_weights_are_moved_by_the_first_step_of_the_process_that_loaded_them():
+    model = make_random_model(TIED_CONFIG)
+    rows = make_decode_inputs(make_sequences(model, [1]))
+    steps = [NativeDecode(model.decoder_parts(), UnwrittenPages.allocate(model.layout, 2)) for _ in range(2)]
+    before = weight_addresses(model)
+    steps[0]._loading_process_id = os.getpid() + 1  # as in a process that was forked before the first step
+    steps[0](rows)
+    assert weight_addresses(model) == before
+    steps[1](rows)
+    assert len(weight_addresses(model)) == 1 < len(before)

@@ -21,6 +21,7 @@ from idefics.engine.native.native_model import (
     list_linears,
     unsupported_layer_reason,
 )
+from idefics.lazy import cached_property
 from idefics.native import library
 from idefics.native import structures as c
 from idefics.native.library import InstructionSet
@@ -49,8 +50,9 @@ def unsupported_reason(model: VLM, cache: PagedKVCache) -> str | None:
 class NativeDecode:
     """The `DecodeStep` in C: next-token logits of each row, with as many threads as torch has.
 
-    Thread-safe: calls run one after another. Weights are moved into huge pages once, unless there are too many;
-    then weights and KV cache are read in place, and must not be replaced while this object lives.
+    Thread-safe: calls run one after another. The first call moves the weights into huge pages, unless there are too
+    many: what comes before it, a prompt for one, does not wait for that. Then weights and KV cache are read in place,
+    and must not be replaced while this object lives.
 
     Args:
         instruction_set: one that this machine has; None: the fastest.
@@ -64,13 +66,10 @@ class NativeDecode:
         if instruction_set is None:
             instruction_set = library.available_instruction_sets("decode step")[0]
         self.instruction_set = instruction_set
-        pack_into_huge_pages(
-            weight for layer in list_linears(parts) for weight in layer.parameters(recurse=False)
-        )
-        self.native_model = NativeModelStruct(parts, cache.keys, cache.values)
-        self._embeddings = parts.embeddings
+        self._parts, self._cache = parts, cache
         self._cross_kv_pointers = CrossKVPointers((), self.num_cross_layers)
-        self._create_native_engine()
+        self._loading_process_id = self._process_id = os.getpid()
+        self._num_threads, self._lock, self._engine = torch.get_num_threads(), threading.RLock(), None
 
     def __str__(self) -> str:
         return f"C ({self.instruction_set.label}, {self._num_threads} threads)"
@@ -82,22 +81,34 @@ class NativeDecode:
             IndexError: an id is not in the vocabulary.
             MemoryError: not enough memory.
         """
-        if os.getpid() != self._process_id:  # after a fork there are no threads
-            self._create_native_engine()
+        if (
+            os.getpid() != self._process_id
+        ):  # after a fork there are no threads, one of which may hold the lock
+            self._process_id, self._lock, self._engine = os.getpid(), threading.RLock(), None
         with self._lock:
-            if torch.get_num_threads() != self._num_threads:
+            if self._engine is not None and torch.get_num_threads() != self._num_threads:
                 self._finalizer()
+                self._engine = None
+            if self._engine is None:
                 self._create_native_engine()
             if inputs.cross_kvs is not self._cross_kv_pointers.cross_kvs:
                 self._cross_kv_pointers = CrossKVPointers(inputs.cross_kvs, self.num_cross_layers)
             return self._run_step(inputs)
 
+    @cached_property
+    def native_model(self) -> NativeModelStruct:
+        """The weights and the KV cache as C reads them."""
+        if os.getpid() == self._loading_process_id:  # forked processes share the weights where they are
+            pack_into_huge_pages(
+                weight for layer in list_linears(self._parts) for weight in layer.parameters(recurse=False)
+            )
+        return NativeModelStruct(self._parts, self._cache.keys, self._cache.values)
+
     def _create_native_engine(self) -> None:
         """Creates the C engine with its threads, which end when this object is garbage-collected."""
         kernels = library.load_library()
         assert kernels is not None, "see unsupported_reason"
-        self._process_id, self._num_threads = os.getpid(), torch.get_num_threads()
-        self._lock = threading.RLock()
+        self._num_threads = torch.get_num_threads()
         engine = kernels.idefics_decode_new(self.native_model.struct, self.instruction_set, self._num_threads)
         if engine is None:
             raise MemoryError(f"not enough memory for a decode step with {self._num_threads} threads")
