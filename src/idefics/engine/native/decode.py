@@ -69,7 +69,8 @@ class NativeDecode:
         self._parts, self._cache = parts, cache
         self._cross_kv_pointers = CrossKVPointers((), self.num_cross_layers)
         self._loading_process_id = self._process_id = os.getpid()
-        self._num_threads, self._lock, self._engine = torch.get_num_threads(), threading.RLock(), None
+        self._num_threads, self._lock = torch.get_num_threads(), threading.RLock()
+        self._engine: int | None = None
 
     def __str__(self) -> str:
         return f"C ({self.instruction_set.label}, {self._num_threads} threads)"
