@@ -53,6 +53,7 @@ docs: $(SITE) ## build the documentation's pages into build/site; broken links a
 
 bench: $(BENCH) ## measure the package, other implementations and the machine's limits
 	@set -e; for script in generate images reuse start serve; do $(BIN)/python bench/$$script.py; done
+	@$(BIN)/python bench/images.py --busy --frames 2
 	@$(BIN)/python bench/serve.py --case long-prompts
 	@set -e; for script in batch training adapters explain; do $(BIN)/python bench/$$script.py; done
 	@$(BIN)/python bench/evaluate.py --rows 20 --compared-rows 1

@@ -4,6 +4,7 @@
 decode           text, one row, after 100 tokens: every weight format (SmolVLM-256M, -500M)
 context          the same after 1,100 tokens
 batch            8 and 32 rows
+busy             int4 and llama.cpp's q4_0, on a calm machine and while another process takes one core
 first            from the frames of a picture of 17 tiles to the first token
 prompt           from a text of 100 tokens to the first token
 cross-attention  Idefics 1 with 1 and with 4 pictures, at 9b's width
@@ -34,11 +35,7 @@ from comparison import (
     text_prompts,
 )
 from first_tokens import measure_first_token, measure_text_prompt
-from harness import (
-    BenchmarkReport,
-    RunTiming,
-    median_tokens_per_second,
-)
+from harness import MAX_BUSY_RATIO, BenchmarkReport, RunTiming, busy_core, median_tokens_per_second
 from idefics_runner import IdeficsRunner
 
 # weight format -> (llama.cpp's format, target relative to its speed, target share of the bandwidth)
@@ -170,6 +167,30 @@ def measure_batch_sizes(report: BenchmarkReport, name: str, size: BenchmarkSize)
             )
 
 
+def measure_busy_decode(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
+    """Decode speed of int4 relative to llama.cpp: on a calm machine, and while another process takes one core."""
+    folder = get_checkpoint(name)
+    prompts = text_prompts(folder, size.short_context, 1)
+    runs = {"ours int4": make_run(IdeficsRunner(folder, "int4"), prompts, size.num_tokens)}
+    if name in SMOLVLM_NAMES:
+        llama_cpp = LlamaCppBaseline(write_gguf(folder, "q4_0"), torch.get_num_threads())
+        runs["llama.cpp q4_0"] = make_run(llama_cpp, prompts, size.num_tokens)
+
+    def compare(title: str) -> dict[str, float]:
+        timings_by_system = compare_systems(report, f"{folder.name}, text, {title}", runs, size, {})
+        return {who: median_tokens_per_second(timings) for who, timings in timings_by_system.items()}
+
+    calm = compare("calm")
+    with busy_core():
+        busy = compare("one core taken")
+    if name in SMOLVLM_NAMES:
+        report.add_target(
+            f"{name}: int4, time relative to llama.cpp q4_0: one core taken / calm",
+            (calm["ours int4"] / calm["llama.cpp q4_0"]) / (busy["ours int4"] / busy["llama.cpp q4_0"]),
+            max_value=MAX_BUSY_RATIO,
+        )
+
+
 def measure_cross_attention(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
     """A cross-attention model: time a token with one picture and with four."""
     folder = get_checkpoint(name)
@@ -213,6 +234,7 @@ CASES: dict[str, tuple[Callable[[BenchmarkReport, str, BenchmarkSize], None], tu
     "decode": (measure_decode, SMOLVLM_NAMES),
     "context": (measure_long_context, SMOLVLM_NAMES),
     "batch": (measure_batch_sizes, ("smolvlm-256m",)),
+    "busy": (measure_busy_decode, ("smolvlm-256m",)),
     "first": (measure_first_token, SMOLVLM_NAMES),
     "prompt": (measure_text_prompt, SMOLVLM_NAMES),
     "cross-attention": (measure_cross_attention, ("9b",)),

@@ -10,9 +10,11 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +25,9 @@ import torch
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
+MAX_BUSY_RATIO = (
+    1.3  # of a ratio to a rival while another process takes a core, as a multiple of the calm one
+)
 PACKAGES = ("torch", "transformers", "llama-cpp-python", "numpy", "pillow")
 
 
@@ -69,6 +74,16 @@ def time_call(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Another process computes meanwhile, on one core."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def median_tokens_per_second(runs: list[RunTiming]) -> float:
