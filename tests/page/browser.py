@@ -18,7 +18,8 @@ BROWSER_MARKS = [
 ]
 CHROMIUM_FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DESKTOP_SIZE, PHONE_SIZE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
-expect.set_options(timeout=15_000)
+TIMEOUT = 15_000  # milliseconds
+expect.set_options(timeout=TIMEOUT)
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def open_page(browser, address, *, path="/", expected=(), **context):
         expected: parts of console messages that the test provokes, such as "status of 429".
     """
     page = browser.new_context(**{"viewport": DESKTOP_SIZE, **context}).new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(TIMEOUT)
     complaints = Complaints(page, address, expected)
     page.goto(address + path)
     try:
@@ -85,8 +86,14 @@ def add_pictures(page, *paths):
     expect(page.locator("#stage .picture-name")).to_contain_text(paths[-1].name)
 
 
+def close_drawer(page):
+    """Closes a drawer or dialog by Escape, and waits until it is gone."""
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+
+
 def send(page, text=""):
-    """Types a text into the composer and sends it."""
+    """Types a text into the composer and sends it; the turn that it adds comes a moment later."""
     if text:
         page.locator("#words").fill(text)
     page.locator("#words").press("Enter")
@@ -110,15 +117,22 @@ def answer_with(page, *texts):
 
 
 class SlowModel:
-    """Delays each step of a model by `seconds_per_step` seconds, and until `resume_event` is set."""
+    """Delays each step of a model by `seconds_per_step` seconds, and until `resume_event` is set.
+
+    Attributes:
+        num_allowed_steps: steps that it takes although `resume_event` is not set.
+    """
 
     def __init__(self, monkeypatch, demo):
-        self.resume_event, self.seconds_per_step = threading.Event(), 0.0
+        self.resume_event, self.seconds_per_step, self.num_allowed_steps = threading.Event(), 0.0, 0
         self.resume_event.set()
         step = demo.engine.step
 
         def slowly():
-            self.resume_event.wait(20)
+            while demo.engine.step is slowly and not self.resume_event.wait(0.01):  # not after the test
+                if self.num_allowed_steps:
+                    self.num_allowed_steps -= 1
+                    break
             time.sleep(self.seconds_per_step)
             step()
 
@@ -132,11 +146,15 @@ def is_idle(demo):
 
 def wait_until(page, condition):
     """Waits until a condition holds, while the browser goes on."""
-    for _ in range(400):
-        if condition():
-            return
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
         page.wait_for_timeout(25)
-    raise AssertionError("it never came to that")
+
+
+def wait_until_saved(page):
+    """Waits until the browser has stored the conversations of the page."""
+    page.evaluate("async () => void (await (await import('/ui/saving.js')).saveAll())")
 
 
 def drop_files(page, selector, files):

@@ -12,11 +12,13 @@ import pytest
 from playwright.sync_api import expect
 
 import idefics
+from idefics.cli.main import run
 from page.browser import (
     BROWSER_MARKS,
     add_pictures,
     answer_with,
     choose_task,
+    close_drawer,
     last_turn,
     open_page,
     send,
@@ -40,7 +42,7 @@ def read_snippets(page):
     """Opens the code of the last answer: language -> code."""
     last_turn(page).get_by_role("button", name="Code").click()
     snippets = {name: page.get_by_label(name, exact=True).inner_text() for name in LANGUAGES}
-    page.keyboard.press("Escape")
+    close_drawer(page)
     return snippets
 
 
@@ -54,12 +56,28 @@ def run_python(code, monkeypatch, vlm):
 
 def run_shell(code, folder):
     """What a shell command prints."""
-    code = (
-        code.replace("idefics ", f"{sys.executable} -m idefics ", 1) if code.startswith("idefics ") else code
+    done = subprocess.run(
+        ["bash", "-c", code], cwd=folder, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
     )
-    code = code.replace("|\n  idefics ", f"|\n  {sys.executable} -m idefics ")
-    done = subprocess.run(["bash", "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+# In place of the program: prints its arguments, each with a zero byte at its end, and its standard input.
+PRINT_COMMAND = "idefics() { printf '%s\\0' \"$@\"; cat; }\n"
+
+
+def run_command_line(code, folder, monkeypatch, vlm):
+    """What a command of `idefics` prints: a shell reads it, and this process runs it with its model."""
+    *arguments, typed = run_shell(PRINT_COMMAND + code, folder).split("\0")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+
+    def load(flags, _):
+        assert flags.model == "demo"
+        return vlm
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run(arguments, load) == 0
+    return printed.getvalue().strip()
 
 
 def set_fields(page, **values):
@@ -72,7 +90,7 @@ def set_fields(page, **values):
             radio.check()
         else:
             page.locator(f'input[name="{name}"]').fill(str(value))
-    page.keyboard.press("Escape")
+    close_drawer(page)
 
 
 CASES = [
@@ -97,7 +115,7 @@ def test_the_code_of_a_text_gives_it(
         snippets = read_snippets(page)
     assert run_python(snippets["Python"], monkeypatch, demo_model) == answer
     assert json.loads(run_shell(snippets["curl"], folder))["text"].strip() == answer
-    assert run_shell(snippets["Command line"], folder) == answer
+    assert run_command_line(snippets["Command line"], folder, monkeypatch, demo_model) == answer
 
 
 @pytest.mark.parametrize("words", ["red, round, vegetables", "red, round\nvegetables\nit's"])
@@ -114,7 +132,8 @@ def test_the_code_of_a_ranking_gives_it(web_page, folder, demo_model, monkeypatc
     assert [line.partition("% ")[2] for line in printed.splitlines()] == ranked
     answer = json.loads(run_shell(snippets["curl"], folder))
     assert [row["label"] for row in answer["labels"]] == ranked
-    assert ranked[0] in run_shell(snippets["Command line"], folder).splitlines()[0]
+    printed = run_command_line(snippets["Command line"], folder, monkeypatch, demo_model)
+    assert ranked[0] in printed.splitlines()[0]
 
 
 def test_the_code_of_a_chat_gives_its_last_answer(web_page, folder, demo_model, monkeypatch):
@@ -131,21 +150,24 @@ def test_the_code_of_a_chat_gives_its_last_answer(web_page, folder, demo_model, 
     assert run_python(snippets["Python"], monkeypatch, demo_model) == answer
     said = json.loads(run_shell(snippets["curl"], folder))
     assert said["choices"][0]["message"]["content"] == answer
-    assert run_shell(snippets["Command line"], folder).splitlines()[-1] == answer
+    printed = run_command_line(snippets["Command line"], folder, monkeypatch, demo_model)
+    assert printed.splitlines()[-1] == answer
 
 
 def test_the_code_with_examples_reads_those_of_its_answer(web_page, folder, demo_model, monkeypatch):
     add_pictures(web_page, folder / "statue.png")
     web_page.locator("[data-drawer=examples]").click()
     web_page.get_by_role("button", name="Fun fact").click()
-    web_page.keyboard.press("Escape")
+    expect(web_page.locator(".example")).to_have_count(1)
+    close_drawer(web_page)
     choose_task(web_page, "Caption")
     send(web_page)
     expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
     answer = last_turn(web_page).locator(".answer-text").inner_text()
     web_page.locator("[data-drawer=examples]").click()
     web_page.get_by_role("button", name="Count things").click()  # those of later questions
-    web_page.keyboard.press("Escape")
+    expect(web_page.locator(".example")).to_have_count(2)
+    close_drawer(web_page)
     snippets = read_snippets(web_page)
     last_turn(web_page).get_by_role("button", name="Code").click()
     with web_page.expect_download() as download:
@@ -176,6 +198,7 @@ def test_pictures_of_one_name_are_two_files(web_page, folder, bundled_pictures):
     (folder / "more" / "tower.png").write_bytes(bundled_pictures["door.png"].read_bytes())
     add_pictures(web_page, folder / "tower.png")
     add_pictures(web_page, folder / "more" / "tower.png")
+    expect(web_page.locator(".strip button")).to_have_count(2)
     choose_task(web_page, "Chat")
     send(web_page, "What is in these images?")
     expect(last_turn(web_page).locator(".meta")).to_contain_text("written")

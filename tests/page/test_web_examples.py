@@ -13,10 +13,12 @@ from page.browser import (
     PHONE_SIZE,
     add_pictures,
     choose_task,
+    close_drawer,
     drop_files,
     last_turn,
     open_page,
     send,
+    wait_until,
 )
 
 pytestmark = BROWSER_MARKS
@@ -29,12 +31,12 @@ def open_examples(page):
     return page.locator("#drawer-examples")
 
 
-def answers_of(drawer):
-    """The answers in the drawer, in their order."""
-    return [
-        drawer.locator("textarea").nth(index).input_value()
-        for index in range(drawer.locator("textarea").count())
-    ]
+def expect_answers(drawer, *answers):
+    """Waits until the drawer has these answers, in this order."""
+    fields = drawer.locator("textarea")
+    expect(fields).to_have_count(len(answers))
+    for index, answer in enumerate(answers):
+        expect(fields.nth(index)).to_have_value(answer)
 
 
 def test_one_click_on_a_recipe_changes_the_answer(web_page, demo_model, bundled_pictures):
@@ -42,7 +44,7 @@ def test_one_click_on_a_recipe_changes_the_answer(web_page, demo_model, bundled_
     drawer = open_examples(web_page)
     drawer.get_by_role("button", name="Fun fact").click()
     expect(drawer.locator("textarea")).to_have_value(FUN_FACT)
-    web_page.keyboard.press("Escape")
+    close_drawer(web_page)
     expect(web_page.locator("#num-examples")).to_have_text("1")
     send(web_page)  # the recipe chose its task
     shots = [Shot(bundled_pictures["tower.png"], FUN_FACT)]
@@ -57,7 +59,7 @@ def test_a_recipe_hides_no_question_that_was_typed(web_page):
     drawer = open_examples(web_page)
     drawer.get_by_role("button", name="Fun fact").click()
     expect(drawer.locator(".example")).to_have_count(1)
-    web_page.keyboard.press("Escape")
+    close_drawer(web_page)
     expect(web_page.locator("#words")).to_have_value("What is it?")
 
 
@@ -70,8 +72,9 @@ def test_every_recipe_is_answered(web_page, bundled_pictures, name, number):
     drawer.get_by_role("button", name=name).click()
     expect(drawer.locator(".example")).to_have_count(number)
     if name == "JSON receipt":
-        assert [json.loads(answer)["total"] for answer in answers_of(drawer)] == [7.8, 32.5]
-    web_page.keyboard.press("Escape")
+        answers = [one.input_value() for one in drawer.locator("textarea").all()]
+        assert [json.loads(answer)["total"] for answer in answers] == [7.8, 32.5]
+    close_drawer(web_page)
     expect(web_page.locator("#words")).not_to_have_value("")
     web_page.locator("#words").press("Enter")
     expect(last_turn(web_page).locator(".meta")).to_contain_text("tokens read")
@@ -92,22 +95,22 @@ def test_examples_are_edited_moved_deleted_and_brought_back(web_page, bundled_pi
     expect(drawer.get_by_text("Without an answer it is not used.").first).to_be_hidden()
     drawer.get_by_role("button", name="Move example 2 up").focus()
     web_page.keyboard.press("Enter")
-    assert answers_of(drawer) == ["A door.", "A tower."]
+    expect_answers(drawer, "A door.", "A tower.")
     expect(drawer.get_by_role("button", name="Move example 1 down")).to_be_focused()
     drawer.get_by_role("button", name="Delete example 1").click()
-    assert answers_of(drawer) == ["A tower."]
+    expect_answers(drawer, "A tower.")
     drawer.get_by_role("button", name="Undo").last.click()
-    assert answers_of(drawer) == ["A door.", "A tower."]
+    expect_answers(drawer, "A door.", "A tower.")
     expect(drawer.get_by_label("Question 1")).to_have_value("What is in the middle?")
     drawer.get_by_role("button", name="Fun fact").click()
     expect(drawer.locator(".example")).to_have_count(1)
     drawer.get_by_role("button", name="Undo").click()
-    assert answers_of(drawer) == ["A door.", "A tower."]
+    expect_answers(drawer, "A door.", "A tower.")
     drawer.get_by_role("button", name="Remove all").click()
     expect(drawer.locator(".example")).to_have_count(0)
     drawer.get_by_role("button", name="Undo").last.click()
-    assert answers_of(drawer) == ["A door.", "A tower."]
-    web_page.keyboard.press("Escape")
+    expect_answers(drawer, "A door.", "A tower.")
+    close_drawer(web_page)
     expect(web_page.locator(":not(dialog) > #toasts, :not(dialog) > #announcer")).to_have_count(2)
 
 
@@ -118,7 +121,7 @@ def test_an_answer_becomes_an_example(web_page, bundled_pictures):
     expect(last_turn(web_page).locator(".meta")).to_be_visible()
     drawer = open_examples(web_page)
     drawer.get_by_role("button", name="Use the picture and its answer").click()
-    assert answers_of(drawer) == ["A couple, a basket and a sandwich."]
+    expect_answers(drawer, "A couple, a basket and a sandwich.")
     expect(drawer.get_by_label("Question 1")).to_have_value("What is in this image?")
 
 
@@ -132,15 +135,18 @@ def test_a_picture_that_is_dropped_on_the_drawer_is_an_example(web_page, bundled
 
 
 def test_no_drawer_stands_over_another_view(web_page):
+    heading = web_page.get_by_role("heading", name="Ask the camera")
     web_page.get_by_role("link", name="Live").click()
+    expect(heading).to_be_visible()
     web_page.get_by_role("link", name="Pictures").click()
+    expect(web_page.locator("#welcome")).to_be_visible()
     drawer = open_examples(web_page)
     expect(drawer).to_be_visible()
     web_page.go_back()  # closes the drawer alone
     expect(drawer).to_have_count(0)
     expect(web_page.locator("#welcome")).to_be_visible()
     web_page.go_back()
-    expect(web_page.get_by_role("heading", name="Ask the camera")).to_be_visible()
+    expect(heading).to_be_visible()
 
 
 def test_own_recipes_are_kept_in_the_browser(web_page):
@@ -162,12 +168,14 @@ def test_own_recipes_are_kept_in_the_browser(web_page):
     drawer = open_examples(web_page)
     drawer.get_by_role("button", name="Mine", exact=True).click()
     expect(web_page.get_by_role("radio", name="Caption", include_hidden=True)).to_be_checked()
-    assert answers_of(drawer) == ["A tower."]
+    expect_answers(drawer, "A tower.")
     drawer.get_by_label("Answer 1").fill("Another tower.")
     drawer.get_by_label("Name of the recipe").fill("Mine")
     web_page.keyboard.press("Enter")
     expect(drawer.get_by_text("The recipe Mine is replaced.")).to_be_visible()
+    replaced = drawer.get_by_role("button", name="Mine", exact=True).element_handle()
     drawer.get_by_role("button", name="Undo").click()
+    wait_until(web_page, lambda: not replaced.evaluate("button => button.isConnected"))
     drawer.get_by_role("button", name="Mine", exact=True).click()
     expect(drawer.get_by_label("Answer 1")).to_have_value("A tower.")
     drawer.locator(".toast").get_by_role("button", name="Close").click()
@@ -201,7 +209,7 @@ def test_the_saved_file_is_the_shots_file_of_all_of_idefics(
     drawer.get_by_role("button", name="Delete example 1").click()
     drawer.locator(".shots-file").set_input_files(path)
     expect(drawer.get_by_label("Answer 1")).to_have_value(FUN_FACT)
-    web_page.keyboard.press("Escape")
+    close_drawer(web_page)
     add_pictures(web_page, picture)
     send(web_page, question)
     expect(last_turn(web_page).locator(".answer-text")).to_have_text(wanted)

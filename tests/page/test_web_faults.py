@@ -14,6 +14,7 @@ from page.browser import (
     add_pictures,
     answer_with,
     choose_task,
+    close_drawer,
     drop_files,
     is_idle,
     last_turn,
@@ -27,16 +28,6 @@ HOSTILE_ANSWER = (
     '<div style="position:fixed;inset:0">over everything</div> <doctag>kept</doctag> **bold** '
     '$$x^2$$ <img src=x onerror="document.title=1"> [link](http://example.com)'
 )
-
-
-def is_in_view(locator):
-    """Whether an element lies within the window, as a whole."""
-    return locator.evaluate(
-        """node => {
-            const box = node.getBoundingClientRect();
-            return box.top >= 0 && box.bottom <= innerHeight && box.left >= 0 && box.right <= innerWidth;
-        }"""
-    )
 
 
 def test_what_a_model_writes_is_text(web_page, bundled_pictures):
@@ -96,7 +87,7 @@ def choose_setting(page, name, value):
     """Chooses one of the drawer's options."""
     page.locator("[data-drawer=settings]").click()
     page.locator(f'input[name="{name}"][value="{value}"]').check()
-    page.keyboard.press("Escape")
+    close_drawer(page)
 
 
 def test_sampling_has_another_seed_each_time_and_says_which(web_page, bundled_pictures, demo_model):
@@ -155,14 +146,17 @@ def test_a_file_that_is_no_picture_is_named(web_page):
 
 
 def test_before_the_first_word_it_says_what_happens(web_page, bundled_pictures, demo_model, monkeypatch):
-    slow = SlowModel(monkeypatch, demo_model)
+    slow, held = SlowModel(monkeypatch, demo_model), []
+    web_page.route("**/v1/images/tasks/*", lambda route: held.append(route))
     add_pictures(web_page, bundled_pictures["tower.png"])
     slow.resume_event.clear()
     send(web_page, "Is it day or night?")
     progress = last_turn(web_page).locator(".progress-text")
-    expect(progress).to_be_visible(timeout=1000)
+    expect(progress).to_contain_text("Looking at the picture")  # before the server has said anything
+    wait_until(web_page, lambda: held)
+    held[0].continue_()
     expect(progress).to_contain_text(re.compile("Looking at the picture|Next in line"))
-    expect(progress).to_contain_text(re.compile(r" · [1-3] s$"))
+    expect(progress).to_contain_text(re.compile(r" · [1-9]\d* s$"))
     slow.resume_event.set()
     expect(progress).to_be_hidden()
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("Night.")
@@ -177,7 +171,7 @@ def test_a_ranking_says_how_long_it_takes_and_can_be_stopped(
     slow.resume_event.clear()
     send(web_page, "tower, statue")
     progress = last_turn(web_page).locator(".progress-text")
-    expect(progress).to_contain_text(re.compile(r" · [1-3] s$"))
+    expect(progress).to_contain_text(re.compile(r" · [1-9]\d* s$"))
     last_turn(web_page).get_by_role("button", name="Stop").click()
     expect(last_turn(web_page).locator(".meta")).to_have_text("stopped")
     slow.resume_event.set()
@@ -208,7 +202,7 @@ def test_a_question_that_failed_is_edited(web_browser, web_url, bundled_pictures
         last_turn(page).get_by_role("button", name="Edit").click()
         words = page.locator("#words")
         expect(words).to_be_focused()
-        assert words.input_value().startswith("word word")
+        expect(words).to_have_value(re.compile("^word word"))
         expect(page.locator("input[name=task]:checked + span")).to_have_text("Write")
         words.fill("")
         words.press("ArrowUp")
@@ -242,8 +236,8 @@ def test_a_new_question_shows_only_its_own_answer(web_page, bundled_pictures, de
     expect(web_page.locator(".turn")).to_have_count(2)
     expect(last_turn(web_page).locator(".answer-text")).to_be_hidden()
     web_page.locator("#words").press("Escape")
-    slow.resume_event.set()
     expect(last_turn(web_page).locator(".meta")).to_have_text("stopped")
+    slow.resume_event.set()
     wait_until(web_page, lambda: is_idle(demo_model))
 
 
@@ -254,9 +248,12 @@ def test_on_a_laptop_a_story_and_the_button_are_in_view(web_page, bundled_pictur
         send(web_page)
         expect(web_page.locator(".turn")).to_have_count(number)
         expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
-        for part in (last_turn(web_page).locator(".answer-text"), web_page.locator("#send")):
-            assert is_in_view(part)
-        assert is_in_view(web_page.locator(".frame img"))
+        for part in (
+            last_turn(web_page).locator(".answer-text"),
+            web_page.locator("#send"),
+            web_page.locator(".frame img"),
+        ):
+            expect(part).to_be_in_viewport(ratio=1)
 
 
 def save_picture(path, width, height, **options):
@@ -408,7 +405,9 @@ def test_in_a_low_window_the_conversation_has_room(web_browser, web_url, bundled
         expect(page.locator(".dimmed")).to_be_visible()
         assert page.locator("#conversation").bounding_box()["height"] >= 230
         last_turn(page).get_by_role("button", name="Hide").click()
-        assert is_in_view(page.locator("#send")) and is_in_view(page.locator("label.chip").first)
+        expect(page.locator(".dimmed")).to_have_count(0)
+        for part in (page.locator("#send"), page.locator("label.chip").first):
+            expect(part).to_be_in_viewport(ratio=1)
         assert find_small_targets(page) == []
 
 

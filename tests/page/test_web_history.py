@@ -12,10 +12,12 @@ from page.browser import (
     SlowModel,
     add_pictures,
     choose_task,
+    close_drawer,
     last_turn,
     open_page,
     send,
     wait_until,
+    wait_until_saved,
 )
 
 pytestmark = BROWSER_MARKS
@@ -58,6 +60,7 @@ def test_a_reload_loses_nothing(web_page, bundled_pictures):
     before = web_page.locator(".answer").all_inner_texts()
     choose_task(web_page, "Write")
     web_page.locator("#words").press_sequentially("Write about ")
+    wait_until_saved(web_page)
     web_page.reload()
     expect(web_page.locator(".turn")).to_have_count(2)
     assert web_page.locator(".answer").all_inner_texts() == before
@@ -126,12 +129,12 @@ def test_a_reload_in_the_middle_of_an_answer_keeps_what_is_there(
     web_page.reload()
     expect(web_page.locator(".turn")).to_have_count(2)
     assert text.inner_text().startswith(seen)
+    slow.seconds_per_step = 0
     assert demo_model.write(bundled_pictures["puppy.png"], STORY).text.startswith(text.inner_text())
     for number in (0, 1):
         turn = web_page.locator(".turn").nth(number)
         expect(turn.locator(".meta")).to_contain_text("not complete: the page was closed or reloaded")
     expect(web_page.locator("#stop")).to_be_hidden()
-    slow.seconds_per_step = 0
     web_page.get_by_role("button", name="Try again").last.click()
     expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
     expect(last_turn(web_page).locator(".meta")).not_to_contain_text("reloaded")
@@ -194,6 +197,14 @@ def test_deleting_a_conversation_is_undone_with_its_picture(web_page, bundled_pi
     expect(open_drawer(web_page)).to_contain_text("Nothing here yet")
 
 
+def open_other(page, drawer):
+    """Opens the conversation that is not in hand, and waits until its turns are shown."""
+    turn = page.locator(".turn").first
+    shown = turn.get_attribute("data-turn")
+    drawer.locator(".saved-open:not([aria-current])").click()
+    expect(turn).not_to_have_attribute("data-turn", shown)
+
+
 def export(page, drawer, label):
     """The text of a conversation's file."""
     with page.expect_download() as download:
@@ -228,9 +239,7 @@ def test_a_conversation_is_exported_and_imported(web_page, bundled_pictures, tmp
         "1 conversation imported. other.json is not a conversation that was exported from this page."
     )
     expect(drawer.locator(".saved")).to_have_count(2)
-    old_url = web_page.url
-    drawer.locator(".saved-open:not([aria-current])").click()
-    wait_until(web_page, lambda: web_page.url != old_url)
+    open_other(web_page, drawer)
     expect(web_page.locator(".turn")).to_have_count(2)
     assert web_page.locator(".answer").all_inner_texts() == answers
     expect(web_page.locator(".frame img")).to_have_js_property("naturalWidth", 384)
@@ -247,7 +256,7 @@ def test_settings_of_an_imported_conversation_are_words_of_a_shell(web_page, bun
     with web_page.expect_file_chooser() as chooser:
         drawer.get_by_role("button", name="Import").click()
     chooser.value.set_files([tmp_path / "sent.json"])
-    drawer.locator(".saved-open:not([aria-current])").click()
+    open_other(web_page, drawer)
     last_turn(web_page).get_by_role("button", name="Code").click()
     expect(web_page.get_by_label("Command line", exact=True)).to_contain_text("--detail 'low; echo $HOME'")
 
@@ -291,10 +300,9 @@ def test_two_windows_of_one_conversation_are_merged(web_page, bundled_pictures, 
         send(window, "What is on the left?")
         expect(last_turn(web_page).locator(".meta")).to_contain_text("another window is writing this answer")
         slow.resume_event.set()
-        expect(last_turn(web_page).locator(".meta")).to_contain_text("written")
-        assert (
-            last_turn(web_page).locator(".meta").inner_text()
-            == last_turn(window).locator(".meta").inner_text()
+        expect(last_turn(window).locator(".meta")).to_contain_text("written")
+        expect(last_turn(web_page).locator(".meta")).to_have_text(
+            last_turn(window).locator(".meta").inner_text()
         )
         web_page.locator(".turn").first.get_by_role("button", name="Delete").click()
         expect(window.locator(".turn")).to_have_count(2)
@@ -313,6 +321,8 @@ def test_what_two_windows_change_at_once_is_kept(web_page, bundled_pictures, dem
         slow.resume_event.clear()
         send(window, "What is in this image?")
         send(web_page, "What is on the left?")
+        for page in (web_page, window):
+            expect(page.locator(".turn[data-status=waiting]")).to_have_count(1)
         slow.resume_event.set()
         for page in (web_page, window):
             expect(page.locator(".turn")).to_have_count(3)
@@ -338,7 +348,7 @@ def test_a_conversation_that_another_window_deletes(web_page, bundled_pictures):
         expect(window.locator("#welcome")).to_be_visible()
     send(web_page, "What is in this image?")
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("A tower.")
-    wait_until(web_page, lambda: web_page.url == url)
+    wait_until_saved(web_page)
     web_page.reload()
     expect(web_page.locator(".answer-text")).to_have_text(["Night.", "A tower."])
 
@@ -365,7 +375,7 @@ def test_a_browser_that_keeps_nothing(web_browser, web_url, bundled_pictures):
         expect(last_turn(page).locator(".answer-text")).to_have_text("Night.")
         page.locator("[data-drawer=settings]").click()
         page.get_by_role("radio", name="Vary").check()
-        page.keyboard.press("Escape")
+        close_drawer(page)
         send(page, "What is in this image?")
         expect(last_turn(page).locator(".meta")).to_contain_text("seed")
         assert page.locator(".toast").count() == 1  # said once

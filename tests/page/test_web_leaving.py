@@ -3,7 +3,17 @@
 import pytest
 from playwright.sync_api import expect
 
-from page.browser import BROWSER_MARKS, SlowModel, add_pictures, drop_files, last_turn, send, wait_until
+from page.browser import (
+    BROWSER_MARKS,
+    SlowModel,
+    add_pictures,
+    close_drawer,
+    drop_files,
+    last_turn,
+    send,
+    wait_until,
+    wait_until_saved,
+)
 
 pytestmark = BROWSER_MARKS
 # Pictures are decoded once `decode()` was called.
@@ -78,6 +88,7 @@ def test_a_file_goes_to_the_conversation_that_it_was_dropped_into(web_page, bund
     expect(web_page.locator("#welcome")).to_be_visible()
     web_page.get_by_role("button", name="Open").click()
     expect(web_page.locator(".picture-name")).to_contain_text("door.png")
+    wait_until_saved(web_page)
     web_page.reload()
     expect(web_page.locator(".strip button")).to_have_count(2)
 
@@ -90,9 +101,10 @@ def test_a_file_for_a_deleted_conversation_is_dropped(web_page, bundled_pictures
     drawer.locator("[aria-expanded]").click()
     drawer.get_by_role("button", name="Delete", exact=True).click()
     expect(drawer.get_by_role("button", name="Undo")).to_be_visible()
-    web_page.keyboard.press("Escape")
+    close_drawer(web_page)
     web_page.evaluate("decode()")
     expect(web_page.locator(".toast")).to_have_count(0)
+    wait_until_saved(web_page)
     web_page.reload()
     web_page.locator("[data-drawer=history]").click()
     expect(drawer).to_contain_text("Nothing here yet")
@@ -140,6 +152,7 @@ def test_the_logo_leads_to_the_start(web_page, bundled_pictures):
     web_page.locator(".saved-open").click()
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("Night.")
     web_page.get_by_role("link", name="Live").click()
+    expect(web_page.locator(".live")).to_be_visible()
     web_page.get_by_role("link", name="idefics").click()
     expect(web_page.locator("#welcome")).to_be_visible()
 

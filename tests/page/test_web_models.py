@@ -10,7 +10,18 @@ from idefics.page.static_files import mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from page import browser
-from page.browser import BROWSER_MARKS, add_pictures, answer_with, choose_task, last_turn, open_page, send
+from page.browser import (
+    BROWSER_MARKS,
+    add_pictures,
+    answer_with,
+    choose_task,
+    close_drawer,
+    last_turn,
+    open_page,
+    send,
+    wait_until,
+    wait_until_saved,
+)
 
 pytestmark = BROWSER_MARKS
 
@@ -46,9 +57,10 @@ def test_each_conversation_has_its_model(web_page, cards, bundled_pictures):
     expect(choice).to_have_value("birds")
     web_page.reload()
     expect(choice).to_have_value("birds")
-    last_turn(web_page).get_by_role("button", name="Show where").click()
+    with web_page.expect_request("**/tasks/explain") as explained:
+        last_turn(web_page).get_by_role("button", name="Show where").click()
     expect(last_turn(web_page).locator(".where")).to_be_visible()
-    assert 'name="model"\r\n\r\nbirds' in asked[-1]
+    assert 'name="model"\r\n\r\nbirds' in explained.value.post_data
 
 
 @pytest.mark.parametrize("notice", ["focus", "question"])
@@ -162,14 +174,17 @@ def test_a_video_is_sent_as_a_video_where_the_model_takes_them(web_page, cards, 
     choose_task(web_page, "Chat")
     send(web_page, "What happens?")
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("It gets red.")
+    expect(last_turn(web_page).get_by_role("button", name="Try again")).to_be_visible()
     expect(last_turn(web_page).get_by_role("button", name="Show where")).to_have_count(0)
     last_turn(web_page).get_by_role("button", name="Code").click()
     expect(web_page.get_by_label("Python", exact=True)).to_contain_text(
         "user(Video('clip.webm'), 'What happens?')"
     )
-    web_page.keyboard.press("Escape")
+    close_drawer(web_page)
+    wait_until_saved(web_page)
     web_page.reload()
     last_turn(web_page).get_by_role("button", name="Try again").click()
+    wait_until(web_page, lambda: len(asked) == 2)
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("It gets red.")
     for ((message,),) in zip(asked, strict=True):
         video, text = message["content"]

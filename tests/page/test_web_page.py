@@ -133,7 +133,9 @@ def test_a_chat_sees_as_many_pictures_as_a_request_takes(web_page, bundled_pictu
 
 def test_back_closes_a_drawer(web_page):
     web_page.get_by_role("link", name="Live").click()
+    expect(web_page.locator(".live")).to_be_visible()
     web_page.get_by_role("link", name="Pictures").click()
+    expect(web_page.locator("#welcome")).to_be_visible()
     for close in (lambda: web_page.keyboard.press("Escape"), web_page.go_back):
         web_page.locator("[data-drawer=settings]").click()
         expect(web_page.locator("#drawer-settings")).to_be_visible()

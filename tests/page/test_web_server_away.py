@@ -112,12 +112,12 @@ def test_in_the_middle_of_an_answer(page, server, bundled_pictures, demo_model, 
     try:
         error = last_turn(page).locator(".error")
         expect(error).to_have_text("The connection to the server broke off before the answer was complete.")
+        slow.seconds_per_step = 0
         story = demo_model.write(bundled_pictures["puppy.png"]).text
         assert len(text.inner_text()) > 20 and story.startswith(text.inner_text())  # what came stays
         wait_until(page, lambda: is_idle(demo_model))
     finally:
         server.start()
-    slow.seconds_per_step = 0
     last_turn(page).get_by_role("button", name="Try again").click()
     expect(text).to_have_text(story)
     expect(error).to_be_hidden()

@@ -235,12 +235,13 @@ async function giveFiles(files) {
 
 /** Loads what keys do with the first sign that somebody is there: the first view needs it not. */
 function watchKeys() {
-  let handleKey = () => {};
-  const load = async (event) => {
-    ({ handleKey } = await import("./shortcuts.js"));
-    if (event.type === "keydown") handleKey(event, app);
-  };
-  for (const type of ["pointermove", "focusin", "keydown"]) addEventListener(type, load, { once: true });
+  const load = async () => ({ handleKey } = await import("./shortcuts.js"));
+  let handleKey = (...given) =>
+    load().then(
+      () => handleKey(...given),
+      () => {}, // what the next pointer or focus does says that the server does not answer
+    );
+  for (const type of ["pointermove", "focusin"]) addEventListener(type, load, { once: true });
   addEventListener("keydown", (event) => handleKey(event, app));
 }
 

@@ -12,8 +12,10 @@ const byId = (id) => document.getElementById(id);
  */
 export async function openDrawer(app, name, argument) {
   const module = await import(`./${name}.js`);
+  const id = `drawer-${name}`;
+  if (byId(id)?.open) return; // pressed twice while it was loaded
   const opener = document.activeElement;
-  const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id: `drawer-${name}` });
+  const drawer = element("dialog.drawer", { "aria-label": module.TITLE, id });
   const body = element("div.drawer-body");
   const close = button("Close", () => drawer.close());
   const messages = [byId("toasts"), byId("announcer")]; // nothing outside a modal dialog can be used or is read out
@@ -29,7 +31,9 @@ export async function openDrawer(app, name, argument) {
     byId("composer").before(...messages);
     drawer.remove();
     cleanUp?.();
-    (opener?.checkVisibility() ? opener : document.querySelector("#panel select, #words")).focus();
+    // The browser has given the focus back already, unless the opener is gone; somebody may have moved it since.
+    if (document.activeElement === document.body)
+      (opener?.checkVisibility() ? opener : document.querySelector("#panel select, #words")).focus();
   });
   drawer.append(...messages);
   drawer.showModal();
@@ -39,8 +43,8 @@ let closeOpenPanel = null;
 
 /** Shows a module in place of the conversation, with the picture on its left, such as a comparison. */
 export async function openPanel(app, name, argument) {
-  closePanel();
   const module = await import(`./${name}.js`);
+  closePanel();
   const panel = byId("panel");
   panel.setAttribute("aria-label", module.TITLE);
   panel.hidden = false;

@@ -148,9 +148,8 @@ function thumbnail(drawer, record) {
 }
 
 function openConversation({ root }, id) {
-  const dialog = root.closest("dialog");
-  dialog.addEventListener("close", () => document.getElementById("words").focus(), { once: true });
-  dialog.close();
+  root.closest("dialog").close();
+  document.getElementById("words").focus();
   location.replace(`#/c/${id}`); // in the place of the drawer's entry of the browser's history
 }
 
