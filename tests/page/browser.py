@@ -58,13 +58,18 @@ class Complaints:
 
 
 @contextmanager
-def open_page(browser, address, *, path="/", expected=(), **context):
+def open_page(browser, address, *, path="/", expected=(), init_script="", **options):
     """The page in a new browser context; fails at the end if it did what it must not.
 
     Args:
         expected: parts of console messages that the test provokes, such as "status of 429".
+        init_script: runs before the scripts of each page of the context.
+        options: of the context.
     """
-    page = browser.new_context(**{"viewport": DESKTOP_SIZE, **context}).new_page()
+    context = browser.new_context(**{"viewport": DESKTOP_SIZE, **options})
+    if init_script:
+        context.add_init_script(init_script)
+    page = context.new_page()
     page.set_default_timeout(TIMEOUT)
     complaints = Complaints(page, address, expected)
     page.goto(address + path)
@@ -72,7 +77,7 @@ def open_page(browser, address, *, path="/", expected=(), **context):
         yield page
         assert complaints.found == []
     finally:
-        page.context.close()
+        context.close()
 
 
 def choose_task(page, label):

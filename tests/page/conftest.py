@@ -25,7 +25,7 @@ def bundled_pictures() -> dict[str, Path]:
     return {path.name: path for path in pictures()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def web_app(demo_model):
     """The server's application with the page."""
     from idefics.page.static_files import mount_page
@@ -37,16 +37,16 @@ def web_app(demo_model):
     return app
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def web_url(web_app):
-    """The address of a server with the page, for the tests of one file."""
+    """The address of a server with the page."""
     with browser.serve_app(web_app) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
-def web_browser(web_url):
-    """A browser with a camera, started after the server: in its thread no other event loop can run."""
+@pytest.fixture(scope="package")
+def web_browser():
+    """A browser with a camera. No other event loop can run in its thread: it ends with the tests of this folder."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=browser.CHROMIUM_PATH,

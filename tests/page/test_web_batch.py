@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 import zipfile
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import expect
@@ -39,6 +40,13 @@ def web_app(demo_model, tmp_path_factory):
     return app
 
 
+@pytest.fixture(scope="module")
+def web_url(web_app):
+    """The address of that server."""
+    with serve_app(web_app) as address:
+        yield address
+
+
 @pytest.fixture
 def folder(tmp_path, bundled_pictures):
     """A folder with four pictures, two of them of the same name, one that is broken, and a file that is none."""
@@ -51,11 +59,32 @@ def folder(tmp_path, bundled_pictures):
     return tmp_path / "trip"
 
 
+# Polls and pauses after errors take a tenth of their time; what people need time for, such as to undo, stays.
+FAST_TIMERS = """
+    const wait = setTimeout;
+    window.setTimeout = (work, time, ...rest) => wait(work, time > 5000 ? time : time / 10, ...rest);
+"""
+
+
+@contextmanager
+def open_batches(browser, address, **options):
+    """The view of batches, with short timers that run ten times as fast."""
+    with open_page(browser, address, path="/#/batch", init_script=FAST_TIMERS, **options) as page:
+        expect(page.get_by_role("button", name="Start")).to_be_visible()
+        yield page
+
+
 @pytest.fixture
 def batch_page(web_browser, web_url):
     """The view of batches."""
-    with open_page(web_browser, web_url, path="/#/batch") as page:
-        expect(page.get_by_role("button", name="Start")).to_be_visible()
+    with open_batches(web_browser, web_url) as page:
+        yield page
+
+
+@pytest.fixture
+def abortable_page(web_browser, web_url):
+    """The view of batches, for tests that abort its requests."""
+    with open_batches(web_browser, web_url, expected=["net::ERR_FAILED"]) as page:
         yield page
 
 
@@ -353,23 +382,6 @@ def test_examples_and_the_question_of_the_composer_are_those_of_a_run(
     assert batch_page.locator("#words").bounding_box()["height"] == height
 
 
-# Polls and pauses after errors take a tenth of their time; what people need time for, such as to undo, stays.
-FAST_TIMERS = """
-    const wait = setTimeout;
-    window.setTimeout = (work, time, ...rest) => wait(work, time > 5000 ? time : time / 10, ...rest);
-"""
-
-
-@pytest.fixture
-def fast_page(web_browser, web_url):
-    """The view of batches, whose short timers run ten times as fast."""
-    with open_page(web_browser, web_url, path="/#/batch", expected=["net::ERR_FAILED"]) as page:
-        page.context.add_init_script(FAST_TIMERS)
-        page.reload()
-        expect(page.get_by_role("button", name="Start")).to_be_visible()
-        yield page
-
-
 def open_another(page):
     """Another window with the run of this one."""
     wait_until_stored(page)
@@ -389,33 +401,35 @@ def unsent(page):
     return page.locator(".row-body .hint:visible", has_text="Not sent yet")
 
 
-def test_two_windows_show_one_run(fast_page, folder):
+def test_two_windows_show_one_run(abortable_page, folder):
     held = []
-    fast_page.route("**/v1/files", lambda route: held.append(route))
-    choose_pictures(fast_page, folder / "b")
-    start(fast_page)
-    expect(fast_page.locator(".run-progress")).to_have_text("0 of 3 · 3 to send")
-    other = open_another(fast_page)
+    abortable_page.route("**/v1/files", lambda route: held.append(route))
+    choose_pictures(abortable_page, folder / "b")
+    start(abortable_page)
+    expect(abortable_page.locator(".run-progress")).to_have_text("0 of 3 · 3 to send")
+    other = open_another(abortable_page)
     other.evaluate(COUNT_ANSWERS)
     expect(unsent(other)).to_have_count(3)
     expect(other).to_have_title(re.compile("^0 of 3 · "))
-    other.wait_for_function("numAnswers > 4")  # it asks again and again whether they are still to be sent
+    wait_until(
+        other, lambda: other.evaluate("numAnswers") > 4
+    )  # it asks again and again whether they are still to be sent
     expect(unsent(other)).to_have_count(3)
     held[0].continue_()
     expect(other.locator(".run-progress")).to_have_text("3 answers")
     expect(card(other, "b/2.png").locator("img")).to_be_visible()
     answer(other, "b/1.png").fill("tower")
     answer(other, "b/1.png").press("Enter")
-    expect(answer(fast_page, "b/1.png")).to_have_value("tower")
-    fast_page.unroute("**/v1/files")
+    expect(answer(abortable_page, "b/1.png")).to_have_value("tower")
+    abortable_page.unroute("**/v1/files")
     other.locator("#batch-more").set_input_files(folder / "a" / "1.png")
-    expect(answer(fast_page, "1.png")).to_have_value("vegetables")
-    fast_page.bring_to_front()
-    fast_page.get_by_role("button", name="Delete", exact=True).click()
+    expect(answer(abortable_page, "1.png")).to_have_value("vegetables")
+    abortable_page.bring_to_front()
+    abortable_page.get_by_role("button", name="Delete", exact=True).click()
     expect(other.get_by_text("The run was deleted in another window.")).to_be_visible()
     expect(other.locator(".runs a")).to_have_count(0)
-    fast_page.get_by_role("button", name="Undo", exact=True).click()
-    expect(answer(fast_page, "b/1.png")).to_have_value("tower")
+    abortable_page.get_by_role("button", name="Undo", exact=True).click()
+    expect(answer(abortable_page, "b/1.png")).to_have_value("tower")
 
 
 LIST_UNSENT = """async () => {
@@ -424,25 +438,25 @@ LIST_UNSENT = """async () => {
 }"""
 
 
-def test_another_window_cancels_and_sends_what_a_closed_one_has_not(fast_page, folder):
-    fast_page.route("**/v1/files", lambda route: None)
-    choose_pictures(fast_page, folder / "b")
-    start(fast_page)
-    expect(unsent(fast_page)).to_have_count(3)
-    other = open_another(fast_page)
+def test_another_window_cancels_and_sends_what_a_closed_one_has_not(abortable_page, folder):
+    abortable_page.route("**/v1/files", lambda route: None)
+    choose_pictures(abortable_page, folder / "b")
+    start(abortable_page)
+    expect(unsent(abortable_page)).to_have_count(3)
+    other = open_another(abortable_page)
     other.get_by_role("button", name="Cancel").click()
-    expect(fast_page.get_by_text("Cancelled before it was sent.")).to_have_count(3)
+    expect(abortable_page.get_by_text("Cancelled before it was sent.")).to_have_count(3)
     expect(other.get_by_text("Cancelled before it was sent.")).to_have_count(3)
-    drop_files(fast_page, "#view", {"new.png": ((folder / "a" / "1.png").read_bytes(), "image/png")})
+    drop_files(abortable_page, "#view", {"new.png": ((folder / "a" / "1.png").read_bytes(), "image/png")})
     expect(unsent(other)).to_have_count(1)
-    wait_until(fast_page, lambda: "new.png" in fast_page.evaluate(LIST_UNSENT))
-    fast_page.close()
+    wait_until(abortable_page, lambda: "new.png" in abortable_page.evaluate(LIST_UNSENT))
+    abortable_page.close()
     expect(answer(other, "new.png")).to_have_value("vegetables")
     expect(other.locator(".run-progress")).to_have_text("1 answer · 3 failed")
 
 
-def test_what_was_not_kept_is_named_and_found_in_another_folder(fast_page, folder):
-    fast_page.evaluate(
+def test_what_was_not_kept_is_named_and_found_in_another_folder(abortable_page, folder):
+    abortable_page.evaluate(
         """() => {
             const put = IDBObjectStore.prototype.put;
             IDBObjectStore.prototype.put = function (...given) {
@@ -451,28 +465,28 @@ def test_what_was_not_kept_is_named_and_found_in_another_folder(fast_page, folde
             };
         }"""
     )
-    fast_page.route("**/v1/files", lambda route: None)
-    choose_pictures(fast_page, folder)
-    start(fast_page)
-    expect(unsent(fast_page)).to_have_count(4)
-    wait_until_stored(fast_page)
-    fast_page.reload()
-    expect(fast_page.get_by_text("The page was left before this picture was sent")).to_have_count(4)
-    fast_page.unroute("**/v1/files")
-    fast_page.locator("#batch-more-folder").set_input_files(folder / "b")
-    expect(fast_page.locator(".run-progress")).to_have_text("3 answers · 2 failed")
-    expect(answer(fast_page, "trip/b/1.png")).to_have_value("city landscape")
+    abortable_page.route("**/v1/files", lambda route: None)
+    choose_pictures(abortable_page, folder)
+    start(abortable_page)
+    expect(unsent(abortable_page)).to_have_count(4)
+    wait_until_stored(abortable_page)
+    abortable_page.reload()
+    expect(abortable_page.get_by_text("The page was left before this picture was sent")).to_have_count(4)
+    abortable_page.unroute("**/v1/files")
+    abortable_page.locator("#batch-more-folder").set_input_files(folder / "b")
+    expect(abortable_page.locator(".run-progress")).to_have_text("3 answers · 2 failed")
+    expect(answer(abortable_page, "trip/b/1.png")).to_have_value("city landscape")
 
 
-def test_sending_goes_on_when_the_server_is_back(fast_page, folder):
-    fast_page.route("**/v1/files", lambda route: route.abort())
-    choose_pictures(fast_page, folder / "b")
-    start(fast_page)
-    expect(fast_page.locator("progress + .error")).to_contain_text("The server does not answer.")
-    expect(fast_page.locator(".run-progress")).to_have_text("0 of 3 · 3 to send")
-    fast_page.unroute("**/v1/files")
-    expect(fast_page.locator(".run-progress")).to_have_text("3 answers")
-    expect(fast_page.locator("progress + .error")).to_be_hidden()
+def test_sending_goes_on_when_the_server_is_back(abortable_page, folder):
+    abortable_page.route("**/v1/files", lambda route: route.abort())
+    choose_pictures(abortable_page, folder / "b")
+    start(abortable_page)
+    expect(abortable_page.locator("progress + .error")).to_contain_text("The server does not answer.")
+    expect(abortable_page.locator(".run-progress")).to_have_text("0 of 3 · 3 to send")
+    abortable_page.unroute("**/v1/files")
+    expect(abortable_page.locator(".run-progress")).to_have_text("3 answers")
+    expect(abortable_page.locator("progress + .error")).to_be_hidden()
 
 
 def test_what_failed_on_the_server_is_sent_again_from_there(batch_page, folder):
@@ -497,7 +511,7 @@ def test_what_failed_on_the_server_is_sent_again_from_there(batch_page, folder):
 
 
 def test_what_was_not_sent_is_sent_again(web_browser, web_url, folder):
-    with open_page(web_browser, web_url, path="/#/batch", expected=["status of 500"]) as page:
+    with open_batches(web_browser, web_url, expected=["status of 500"]) as page:
         page.route("**/v1/files", lambda route: route.fulfill(status=500, json={}))
         choose_pictures(page, folder / "b")
         start(page)
@@ -514,7 +528,7 @@ def test_what_was_not_sent_is_sent_again(web_browser, web_url, folder):
 
 def test_a_run_is_cancelled_and_goes_on_after_a_reload(web_browser, web_url, folder, demo_model, monkeypatch):
     slow = SlowModel(monkeypatch, demo_model)
-    with open_page(web_browser, web_url, path="/#/batch") as page:
+    with open_batches(web_browser, web_url) as page:
         slow.resume_event.clear()
         choose_pictures(page, folder / "b")
         start(page)
@@ -648,12 +662,12 @@ def test_a_run_by_keyboard_alone(batch_page, folder):
     expect(answer(batch_page, "b/1.png")).to_be_focused()
 
 
-def test_a_server_that_goes_away_is_named_and_asked_again(fast_page, folder):
-    fast_page.route("**/results?*", lambda route: route.abort())
-    choose_pictures(fast_page, folder / "a")
-    start(fast_page, "Caption", "")
-    expect(fast_page.locator("progress + .error")).to_contain_text("The server does not answer.")
-    expect(fast_page.locator(".run-progress")).to_have_text("0 of 1")
-    fast_page.unroute("**/results?*")
-    expect(fast_page.locator(".run-progress")).to_have_text("1 answer")
-    expect(fast_page.locator("progress + .error")).to_be_hidden()
+def test_a_server_that_goes_away_is_named_and_asked_again(abortable_page, folder):
+    abortable_page.route("**/results?*", lambda route: route.abort())
+    choose_pictures(abortable_page, folder / "a")
+    start(abortable_page, "Caption", "")
+    expect(abortable_page.locator("progress + .error")).to_contain_text("The server does not answer.")
+    expect(abortable_page.locator(".run-progress")).to_have_text("0 of 1")
+    abortable_page.unroute("**/results?*")
+    expect(abortable_page.locator(".run-progress")).to_have_text("1 answer")
+    expect(abortable_page.locator("progress + .error")).to_be_hidden()

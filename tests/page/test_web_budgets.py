@@ -11,7 +11,7 @@ from draw_page_cards import CARDS, draw_cards
 from idefics.page.static_files import STATIC_FOLDER, StaticFile, drop_comments, mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
-from page.browser import BROWSER_MARKS, open_page
+from page.browser import BROWSER_MARKS, open_page, wait_until
 
 MAX_BYTES, MAX_REQUESTS, MAX_FIRST_PAINT = 100_000, 10, 0.3
 
@@ -116,7 +116,8 @@ def bytes_sent(path):
 
 def measure_first_paint(page, address):
     """Seconds from the navigation to the first pixels; the browser's copies are checked with the server again."""
-    page.goto(address, wait_until="networkidle")
+    page.goto(address)
+    wait_until(page, lambda: page.evaluate("performance.getEntriesByType('paint').length"))
     return page.evaluate("performance.getEntriesByType('paint')[0].startTime") / 1000
 
 

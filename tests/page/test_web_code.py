@@ -168,6 +168,7 @@ def test_the_code_with_examples_reads_those_of_its_answer(web_page, folder, demo
     web_page.get_by_role("button", name="Count things").click()  # those of later questions
     expect(web_page.locator(".example")).to_have_count(2)
     close_drawer(web_page)
+    web_page.locator(".toast").get_by_role("button", name="Close").click()  # it lies over the answer
     snippets = read_snippets(web_page)
     last_turn(web_page).get_by_role("button", name="Code").click()
     with web_page.expect_download() as download:

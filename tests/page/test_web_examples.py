@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from playwright.sync_api import expect
 
 import idefics
@@ -63,22 +62,22 @@ def test_a_recipe_hides_no_question_that_was_typed(web_page):
     expect(web_page.locator("#words")).to_have_value("What is it?")
 
 
-@pytest.mark.parametrize(
-    ("name", "number"), [("JSON receipt", 2), ("Count things", 2), ("Another language", 2)]
-)
-def test_every_recipe_is_answered(web_page, bundled_pictures, name, number):
+def test_every_recipe_is_answered(web_page, bundled_pictures):
     add_pictures(web_page, bundled_pictures["vegetables.png"])
-    drawer = open_examples(web_page)
-    drawer.get_by_role("button", name=name).click()
-    expect(drawer.locator(".example")).to_have_count(number)
-    if name == "JSON receipt":
-        answers = [one.input_value() for one in drawer.locator("textarea").all()]
-        assert [json.loads(answer)["total"] for answer in answers] == [7.8, 32.5]
-    close_drawer(web_page)
-    expect(web_page.locator("#words")).not_to_have_value("")
-    web_page.locator("#words").press("Enter")
-    expect(last_turn(web_page).locator(".meta")).to_contain_text("tokens read")
-    expect(last_turn(web_page).locator(".shots")).to_have_text(f"after {number} examples")
+    for number, name in enumerate(("JSON receipt", "Count things", "Another language"), 1):
+        drawer = open_examples(web_page)
+        drawer.get_by_role("button", name=name).click()
+        expect(drawer.get_by_text(f"From “{name}”.")).to_be_visible()
+        expect(drawer.locator(".example")).to_have_count(2)
+        if name == "JSON receipt":
+            answers = [one.input_value() for one in drawer.locator("textarea").all()]
+            assert [json.loads(answer)["total"] for answer in answers] == [7.8, 32.5]
+        close_drawer(web_page)
+        expect(web_page.locator("#words")).not_to_have_value("")
+        web_page.locator("#words").press("Enter")
+        expect(web_page.locator(".turn")).to_have_count(number)
+        expect(last_turn(web_page).locator(".meta")).to_contain_text("tokens read")
+        expect(last_turn(web_page).locator(".shots")).to_have_text("after 2 examples")
 
 
 def test_examples_are_edited_moved_deleted_and_brought_back(web_page, bundled_pictures):
@@ -215,24 +214,21 @@ def test_the_saved_file_is_the_shots_file_of_all_of_idefics(
     expect(last_turn(web_page).locator(".answer-text")).to_have_text(wanted)
 
 
-@pytest.mark.parametrize(
-    ("text", "wrong"),
-    [
-        ('{"image": "a.png"}', 'shots.jsonl, line 1 needs an "image" and an "answer"'),
-        ('\n{"image"', "shots.jsonl, line 2 is not JSON"),
-        (
-            '{"image": "a/b.png", "answer": "x"}',
-            "shots.jsonl, line 1 names a/b.png: choose that picture together",
-        ),
-        ('{"image": "data:,x", "answer": "x"}', "line 1: the picture is not a base64 data URI"),
-        ("", "shots.jsonl holds no examples"),
-    ],
-)
-def test_a_wrong_file_is_said_by_its_line(web_page, text, wrong):
+WRONG_FILES = {
+    '{"image": "a.png"}': 'shots.jsonl, line 1 needs an "image" and an "answer"',
+    '\n{"image"': "shots.jsonl, line 2 is not JSON",
+    '{"image": "a/b.png", "answer": "x"}': "shots.jsonl, line 1 names a/b.png: choose that picture together",
+    '{"image": "data:,x", "answer": "x"}': "line 1: the picture is not a base64 data URI",
+    "": "shots.jsonl holds no examples",
+}
+
+
+def test_a_wrong_file_is_said_by_its_line(web_page):
     drawer = open_examples(web_page)
-    file = {"name": "shots.jsonl", "mimeType": "", "buffer": text.encode()}
-    drawer.locator(".shots-file").set_input_files(file)
-    expect(drawer.locator(".error")).to_contain_text(wrong)
+    for text, wrong in WRONG_FILES.items():
+        file = {"name": "shots.jsonl", "mimeType": "", "buffer": text.encode()}
+        drawer.locator(".shots-file").set_input_files(file)
+        expect(drawer.locator(".error")).to_contain_text(wrong)
 
 
 def test_no_more_than_a_request_takes(web_page, bundled_pictures):

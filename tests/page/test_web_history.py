@@ -105,7 +105,7 @@ HOLD = """() => {
 def test_what_the_database_has_not_taken_yet_survives_a_reload(web_page, bundled_pictures):
     ask(web_page, bundled_pictures["tower.png"])
     web_page.evaluate(HOLD)  # until the page is left, no other transaction begins
-    web_page.wait_for_function("window.isHeld")
+    wait_until(web_page, lambda: web_page.evaluate("Boolean(window.isHeld)"))
     send(web_page, "What is in this image?")
     expect(last_turn(web_page).locator(".answer-text")).to_have_text("A tower.")
     web_page.reload()

@@ -1,6 +1,5 @@
 """What belongs to a conversation stays with it when another one is opened: undo, a comparison, files, questions."""
 
-import pytest
 from playwright.sync_api import expect
 
 from page.browser import (
@@ -32,12 +31,14 @@ def ask_about_the_tower(page, pictures):
     page.wait_for_url("**/#/c/*")
 
 
-@pytest.mark.parametrize("button", ["Delete", "Remove the picture"])
-def test_undo_goes_with_its_conversation(web_page, bundled_pictures, button):
+def test_undo_goes_with_its_conversation(web_page, bundled_pictures):
     ask_about_the_tower(web_page, bundled_pictures)
-    web_page.get_by_role("button", name=button).last.click()
+    add_pictures(web_page, bundled_pictures["statue.png"])
     undo = web_page.get_by_role("button", name="Undo")
-    expect(undo).to_be_visible()
+    last_turn(web_page).get_by_role("button", name="Delete").click()
+    expect(undo).to_have_count(1)
+    web_page.get_by_role("button", name="Remove the picture").click()
+    expect(undo).to_have_count(2)
     web_page.locator("#new-conversation").click()
     expect(web_page.locator("#welcome")).to_be_visible()
     expect(undo).to_have_count(0)

@@ -5,15 +5,13 @@ import time
 
 import pytest
 import uvicorn
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from idefics.page.static_files import mount_page
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from page.browser import (
     BROWSER_MARKS,
-    CHROMIUM_FLAGS,
-    CHROMIUM_PATH,
     SlowModel,
     add_pictures,
     choose_task,
@@ -63,19 +61,10 @@ def server(demo_model):
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def chromium(server):
-    """The browser of this file."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM_PATH, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def page(chromium, server):
+def page(web_browser, server):
     """The page, whose console may complain about the server that is gone."""
-    with open_page(chromium, f"http://127.0.0.1:{server.port}", expected=GONE) as page:
+    with open_page(web_browser, f"http://127.0.0.1:{server.port}", expected=GONE) as page:
         yield page
 
 
@@ -123,8 +112,8 @@ def test_in_the_middle_of_an_answer(page, server, bundled_pictures, demo_model, 
     expect(error).to_be_hidden()
 
 
-def test_before_the_page_knows_the_model(chromium, server, bundled_pictures):
-    with open_page(chromium, f"http://127.0.0.1:{server.port}", expected=GONE) as page:
+def test_before_the_page_knows_the_model(web_browser, server):
+    with open_page(web_browser, f"http://127.0.0.1:{server.port}", expected=GONE) as page:
         page.route("**/v1/models", lambda route: route.abort())
         page.reload()
         expect(page.locator(".toast p")).to_have_text(NO_ANSWER)
