@@ -6,6 +6,7 @@ The terms that adapters add are with the layers (`nn.low_rank`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -20,16 +21,19 @@ from idefics.validation import short_repr
 NO_ADAPTER = -1  # in place of an adapter's number
 
 
+@dataclass(frozen=True, eq=False)
 class ModelAdapters:
-    """The adapters of a model that has none: nothing has to be done before a pass.
+    """The adapters of a model. If it has none, nothing has to be done before a pass.
 
     Attributes:
         adapters: by their numbers.
+        adapter_rows: read by the layers.
         num_bytes: the memory that they take.
     """
 
-    adapters: Sequence[PromptAdapter] = ()
-    num_bytes = 0
+    adapters: Sequence[PromptAdapter]
+    adapter_rows: AdapterRows
+    num_bytes: int
 
     def find(self, name: str) -> PromptAdapter:
         """The adapter of a name; raises BadSetting if there is none."""
@@ -52,34 +56,7 @@ class ModelAdapters:
 
     def select(self, adapter: PromptAdapter | None) -> None:
         """All rows of the next pass use one adapter, or none."""
-
-    def select_sequences(self, sequences: Sequence[SequenceState]) -> None:
-        """Each row of the next pass belongs to one of the sequences."""
-
-    def select_chunks(self, chunks: Sequence[PrefillChunk]) -> None:
-        """The rows of the next pass are the tokens of the chunks."""
-
-    def row_numbers(self, sequences: Sequence[SequenceState]) -> Tensor | None:
-        """(R,) int32 the number of each sequence's adapter, or `NO_ADAPTER`; None if no sequence has one."""
-        return None
-
-
-NO_ADAPTERS = ModelAdapters()
-
-
-class LoadedAdapters(ModelAdapters):
-    """The adapters of a model that has some.
-
-    Args:
-        adapter_rows: read by the layers.
-    """
-
-    def __init__(self, adapters: Sequence[PromptAdapter], adapter_rows: AdapterRows, num_bytes: int) -> None:
-        self.adapters, self._adapter_rows, self.num_bytes = adapters, adapter_rows, num_bytes
-
-    def select(self, adapter: PromptAdapter | None) -> None:
-        """All rows of the next pass use one adapter, or none."""
-        self._adapter_rows.groups = () if adapter is None else ((adapter.index, slice(None)),)
+        self.adapter_rows.groups = () if adapter is None else ((adapter.index, slice(None)),)
 
     def select_sequences(self, sequences: Sequence[SequenceState]) -> None:
         """Each row of the next pass belongs to one of the sequences."""
@@ -96,23 +73,28 @@ class LoadedAdapters(ModelAdapters):
 
     def _select(self, counted: Iterable[tuple[PromptAdapter | None, int]]) -> None:
         """Rows one after another use adapters, as many as the numbers say."""
+        if not self.adapters:
+            return
         slices_by_number: dict[int, list[slice]] = {}
         end = 0
         for number, run in groupby(counted, key=lambda pair: _number_of(pair[0])):
             start, end = end, end + sum(count for _, count in run)
             slices_by_number.setdefault(number, []).append(slice(start, end))
         slices_by_number.pop(NO_ADAPTER, None)
-        self._adapter_rows.groups = tuple(
-            (number, slices[0] if len(slices) == 1 else _concatenate(slices))
+        self.adapter_rows.groups = tuple(
+            (
+                number,
+                slices[0]
+                if len(slices) == 1
+                else torch.cat([torch.arange(one.start, one.stop) for one in slices]),
+            )
             for number, slices in slices_by_number.items()
         )
+
+
+NO_ADAPTERS = ModelAdapters((), AdapterRows(), 0)
 
 
 def _number_of(adapter: PromptAdapter | None) -> int:
     """The number of an adapter; `NO_ADAPTER` for None."""
     return NO_ADAPTER if adapter is None else adapter.index
-
-
-def _concatenate(slices: Iterable[slice]) -> Tensor:
-    """The indices of rows in several slices."""
-    return torch.cat([torch.arange(one.start, one.stop) for one in slices])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics import models, weights
-from idefics.engine.adapters import NO_ADAPTERS, LoadedAdapters, ModelAdapters
+from idefics.engine.adapters import NO_ADAPTERS, ModelAdapters
 from idefics.engine.native.native_model import list_linears
 from idefics.errors import UnsupportedModel
 from idefics.generation.load_settings import LoadSettings
@@ -170,7 +170,7 @@ def attach_adapters(module: nn.Module, read: Sequence[AdapterFactors]) -> ModelA
         PromptAdapter(adapter.name, index, adapter.key, not picture_names.isdisjoint(adapter.factors))
         for index, adapter in enumerate(read)
     ]
-    return LoadedAdapters(adapters, adapter_rows, sum(term.a.nbytes + term.b.nbytes for term in all_terms))
+    return ModelAdapters(adapters, adapter_rows, sum(term.a.nbytes + term.b.nbytes for term in all_terms))
 
 
 def _attach_gates(module: nn.Module, read: Sequence[AdapterFactors], adapter_rows: AdapterRows) -> None:
