@@ -25,7 +25,7 @@ from idefics.engine.decode import (
 )
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
-from idefics.engine.native import NativeDecode
+from idefics.engine.native.decode import NativeDecode
 from idefics.native.library import available_instruction_sets
 from idefics.nn.attention import DenseAttn
 from idefics.nn.attention_backends import (

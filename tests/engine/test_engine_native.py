@@ -11,7 +11,7 @@ from engine.random_sequences import (
     run_decode_steps,
     uncached_logits,
 )
-from idefics.engine.native import NativeDecode, unsupported_reason
+from idefics.engine.native.decode import NativeDecode, unsupported_reason
 from idefics.native.library import available_instruction_sets
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model, merge_config
 

@@ -14,7 +14,7 @@ from idefics.engine import kv_cache_size
 from idefics.engine.decode import TorchDecode
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
-from idefics.engine.native import NativeDecode, unsupported_reason
+from idefics.engine.native.decode import NativeDecode, unsupported_reason
 from idefics.engine.prefill import PrefillAttn
 from idefics.engine.request_state import PrefillChunk
 from idefics.native.library import available_instruction_sets

@@ -15,7 +15,7 @@ from engine.random_sequences import (
     run_decode_steps,
     uncached_logits,
 )
-from idefics.engine.native import NativeDecode, unsupported_reason
+from idefics.engine.native.decode import NativeDecode, unsupported_reason
 from idefics.native.library import available_instruction_sets
 from idefics.nn.decoder import DecoderParts
 from idefics.nn.norm import RMSNorm

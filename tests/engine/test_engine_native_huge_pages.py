@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from engine.random_sequences import UnwrittenPages, make_decode_inputs, make_sequences
-from idefics.engine.native import NativeDecode, huge_pages
+from idefics.engine.native import huge_pages
+from idefics.engine.native.decode import NativeDecode
 from idefics.engine.native.native_model import list_linears
 from idefics.native.library import available_instruction_sets
 from models.tiny import IDEFICS1, IDEFICS3, make_random_model, merge_config

@@ -164,8 +164,6 @@ class ContinuationScores:
 
 def _top_logprobs(logprobs: Tensor, count: int) -> list[tuple[Alternative, ...]]:
     """The `count` most likely tokens of each row of (n, V) log-probabilities."""
-    if not count:
-        return [()] * len(logprobs)
     values, ids = logprobs.topk(count)
     pairs = zip(ids.tolist(), values.tolist(), strict=True)
     return [tuple(map(Alternative, *pair)) for pair in pairs]

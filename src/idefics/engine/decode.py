@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.model_interface import VLM
-from idefics.engine.native import NativeDecode, unsupported_reason
+from idefics.engine.native.decode import NativeDecode, unsupported_reason
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.nn.attention import CrossKV, LayerCrossKV, causal_window_mask
 from idefics.nn.attention_backends import (
@@ -35,36 +36,34 @@ CrossAttend = Callable[[int, Tensor, AttentionBackend], Tensor]
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
+@dataclass(eq=False)
 class PagedDecodeAttn:
     """Attention of a decode step: writes each row's new key and value, then attends to the row's pages.
 
     Created for each step and used in every layer; subclasses read the pages in different ways.
 
-    Args:
+    Attributes:
         page_tables: (R, P) int32 pages of each row.
         positions: (R,) the positions of the new tokens, the last that they attend to.
         cross_attend: cross-attention of each row to its picture, as `BatchedCrossKV.cross_attend`.
         position_range: the lowest and the highest of `positions`, if the host knows them.
     """
 
-    def __init__(
-        self,
-        cache: PagedKVCache,
-        page_tables: Tensor,
-        positions: Tensor,
-        cross_attend: CrossAttend,
-        backend: AttentionBackend,
-        position_range: tuple[int, int] | None = None,
-    ) -> None:
-        self.cache, self.cross_attend, self.backend = cache, cross_attend, backend
-        self.window = cache.layout.sliding_window
-        pages = page_tables.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0]
-        self.write_index = pages.long(), positions % PAGE_SIZE
-        self.page_tables, self.positions, self.position_range = page_tables, positions, position_range
+    cache: PagedKVCache
+    page_tables: Tensor
+    positions: Tensor
+    cross_attend: CrossAttend
+    backend: AttentionBackend
+    position_range: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.window = self.cache.layout.sliding_window
+        pages = self.page_tables.gather(1, (self.positions // PAGE_SIZE)[:, None])[:, 0]
+        self.write_index = pages.long(), self.positions % PAGE_SIZE
         self._prepare_step()
 
     def _prepare_step(self) -> None:
-        """Computes what all layers of a step share, such as masks and page indices; by default nothing."""
+        """Computes what all layers of a step share, such as masks and page indices."""
         raise NotImplementedError
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

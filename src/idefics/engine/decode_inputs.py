@@ -40,19 +40,20 @@ class DecodeInputs:
     adapters: Tensor | None = None
 
 
+@dataclass(eq=False)
 class DecodeInputBuilder:
     """Builds `DecodeInputs`; updates those of the step before if the sequences are the same.
 
-    Args:
+    Attributes:
         encoder_cache: has the cross-attention keys and values of the sequences' pictures.
         device: the device of the inputs.
-
-    Attributes:
         sequences: the sequences of the last inputs.
     """
 
-    def __init__(self, encoder_cache: EncoderCache, device: torch.device) -> None:
-        self.encoder_cache, self.device = encoder_cache, device
+    encoder_cache: EncoderCache
+    device: torch.device
+
+    def __post_init__(self) -> None:
         self.sequences: list[SequenceState] = []
         self._inputs: DecodeInputs | None = None
 

@@ -55,15 +55,6 @@ def encode_frames(model: VLM, frames: Sequence[np.ndarray], max_batch_frames: in
     return [features[index] for index in range(len(frames))]
 
 
-@torch.no_grad()
-def mean_features(model: VLM, image: PreprocessedImage, max_batch_frames: int) -> Tensor:
-    """(D',) float32 on the CPU: the mean of a picture's features over the rows of all its frames.
-
-    No cache is read or filled: cross-attention models keep keys and values in it, and no features.
-    """
-    return torch.cat(encode_frames(model, image.frames, max_batch_frames)).float().mean(dim=0).cpu()
-
-
 @dataclass(slots=True)
 class CachedImage:
     """The cached encoding of one picture.

@@ -19,7 +19,7 @@ from torch import Tensor
 from idefics.config import EngineConfig
 from idefics.engine.adapters import NO_ADAPTERS, ModelAdapters
 from idefics.engine.decode import DecodeStep, choose_decode_step
-from idefics.engine.encoder_cache import EncoderCache, first_float_parameter, mean_features
+from idefics.engine.encoder_cache import EncoderCache, encode_frames, first_float_parameter
 from idefics.engine.engine_thread import EngineThread
 from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.handle import RequestHandle
@@ -76,15 +76,14 @@ class Engine:
         self._model: VLM | None = model
         self._unavailable_reason = CLOSED_MESSAGE  # the message of ModelClosed, once `_model` is None
         self.config, self._feature_cache, self.adapters = config, feature_cache, adapters
-        first_parameter = first_float_parameter(model)
+        self._device = first_float_parameter(model).device
         devices = {parameter.device for parameter in model.parameters()}
         cache_dtype = kv_cache_dtype(model)
-        num_pages = compute_num_pages(model.layout, cache_dtype, first_parameter.device, config, free_bytes)
+        num_pages = compute_num_pages(model.layout, cache_dtype, self._device, config, free_bytes)
         self.kv_cache = PagedKVCache(
-            model.layout, num_pages, cache_dtype, first_parameter.device if len(devices) == 1 else None
+            model.layout, num_pages, cache_dtype, self._device if len(devices) == 1 else None
         )
-        self._device = first_parameter.device
-        self._is_async = first_parameter.device.type == "cuda" and len(devices) == 1
+        self._is_async = self._device.type == "cuda" and len(devices) == 1
         decode_step = choose_decode_step(
             model, self.kv_cache, has_adapters=bool(adapters.adapters), reference=config.reference
         )
@@ -139,8 +138,7 @@ class Engine:
                 if request.deadline is not None:
                     request.deadline.raise_if_expired()
                 self.condition.wait(None if request.deadline is None else request.deadline.remaining_seconds)
-            if self._model is None:
-                raise ModelClosed(self._unavailable_reason)
+            _ = self.model  # raises if it was closed meanwhile
             self.scheduler.submit(state)
             self._state_by_handle[handle] = state
             if log.isEnabledFor(logging.DEBUG):
@@ -180,11 +178,13 @@ class Engine:
             self.adapters.select(prompt.adapter)
             return ReferenceModel(self.model, prompt).attention(tuple(continuation), keys)
 
+    @torch.no_grad()
     def embed(self, image: PreprocessedImage) -> Tensor:
-        """(D',) float32 on the CPU: the mean of a picture's features; see `mean_features`."""
+        """(D',) float32 on the CPU: the mean of a picture's features over the rows of all its frames; not cached."""
         with self._compute_lock:
             self.adapters.select(image.adapter)
-            return mean_features(self.model, image, self.config.encode_frames)
+            features = encode_frames(self.model, image.frames, self.config.encode_frames)
+            return torch.cat(features).float().mean(dim=0).cpu()
 
     def clear_caches(self) -> None:
         """Empties the prefix and encoder caches in memory, except for pictures that running requests need."""

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -26,17 +27,19 @@ MAX_BYTES = (
 DIGEST_NAME = "digest"  # of the tensor with the SHA-256 of the key and of the other tensors
 
 
+@dataclass(frozen=True)
 class FeatureCache:
     """The files of one model's encoded pictures. Several processes may use one folder at the same time.
 
-    Args:
+    Attributes:
         folder: made when the first picture is stored, for its owner alone; not used if it is another user's.
         model_key: a text of everything that the features depend on, apart from the picture.
         max_bytes: if all files in the folder are larger together, the least recently used ones are deleted.
     """
 
-    def __init__(self, folder: Path, model_key: str, max_bytes: int = MAX_BYTES) -> None:
-        self.folder, self.model_key, self.max_bytes = folder, model_key, max_bytes
+    folder: Path
+    model_key: str
+    max_bytes: int = MAX_BYTES
 
     def load(self, feature_key: str) -> list[Tensor] | None:
         """The tensors that were stored for a picture; None if it has no valid file.

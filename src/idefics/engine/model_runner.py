@@ -5,6 +5,7 @@ N packed tokens, D width, R rows, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,37 +35,32 @@ class StepOutput(NamedTuple):
     continuation_states: list[tuple[PrefillChunk, Tensor]]
 
 
+@dataclass(eq=False)
 class ModelRunner:
     """Runs a model step by step.
 
-    Args:
-        device: the device on which ids are embedded.
-
     Attributes:
+        device: the device on which ids are embedded.
         is_async: whether the next decode step is launched as soon as tokens are sampled, before the host has read them;
             without it a GPU waits for the host. If a sequence turns out to be finished, the launched step's row for it
             is ignored; its keys and values are in a page that no other sequence references.
     """
 
-    def __init__(
-        self,
-        model: VLM,
-        cache: PagedKVCache,
-        decode_step: DecodeStep,
-        encoder_cache: EncoderCache,
-        device: torch.device,
-        *,
-        is_async: bool,
-    ) -> None:
-        self.model, self.cache, self.decode_step = model, cache, decode_step
-        self.encoder_cache, self.is_async = encoder_cache, is_async
-        self._decode_inputs = DecodeInputBuilder(encoder_cache, device)
-        self._prefill = PrefillRunner(model, cache, encoder_cache, device)
+    model: VLM
+    cache: PagedKVCache
+    decode_step: DecodeStep
+    encoder_cache: EncoderCache
+    device: torch.device
+    is_async: bool
+
+    def __post_init__(self) -> None:
+        self._decode_inputs = DecodeInputBuilder(self.encoder_cache, self.device)
+        self._prefill = PrefillRunner(self.model, self.cache, self.encoder_cache, self.device)
         self._sampled: tuple[list[SequenceState], Tensor] | None = (
             None  # sequences and last ids, on the device
         )
         self._launched: tuple[list[SequenceState], Tensor] | None = None  # sequences and their logits
-        self._adapters = encoder_cache.adapters
+        self._adapters = self.encoder_cache.adapters
 
     def run(self, scheduler_output: SchedulerOutput) -> StepOutput:
         """Encodes the planned frames, computes the decoding sequences, then all prefill chunks in one packed pass."""
@@ -101,7 +97,7 @@ class ModelRunner:
         if (
             self.is_async
             and sequences == self._decode_inputs.sequences
-            and all(map(_has_page_for_next_step, sequences))
+            and all((one.num_computed_tokens + 1) // PAGE_SIZE < len(one.pages) for one in sequences)
         ):
             try:
                 self._launched = sequences, self._decode(sequences, has_page_changes=False)
@@ -138,8 +134,3 @@ class ModelRunner:
             ids = self._sampled[1]
         self._adapters.select_sequences(sequences)
         return self.decode_step(self._decode_inputs.build(sequences, has_page_changes, ids))
-
-
-def _has_page_for_next_step(sequence: SequenceState) -> bool:
-    """Whether a sequence has a page already for the token after the one that the current step computes."""
-    return (sequence.num_computed_tokens + 1) // PAGE_SIZE < len(sequence.pages)

@@ -61,7 +61,6 @@ class OutputProcessor:
         self.model, self.adapters = model, adapters
         self._copy_to_host = start_async_copy_to_host if is_async else copy_to_host
         self.has_replaced_tokens = False
-        self._sequences: list[SequenceState] = []
         self._sampler: Sampler | None = None
 
     def sample(self, step_output: StepOutput) -> SampledBatch | None:
@@ -76,9 +75,8 @@ class OutputProcessor:
             return None
         if len(rows) < len(sequences):
             sequences, logits = [sequences[row] for row in rows], logits[rows]
-        if self._sampler is None or sequences != self._sequences:
+        if self._sampler is None or sequences != self._sampler.sequences:
             self._sampler = Sampler(sequences, self.model.layout.vocab_size, logits.device)
-            self._sequences = sequences
         tokens = self._sampler.sample(logits)
         read_fields = [self._copy_to_host(values) for values in tokens if values is not None]
 

@@ -6,6 +6,7 @@ Tests compare the engine's tokens with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,9 +47,9 @@ class ReferenceModel:
         Returns:
             (N+T-1-keys[-1], L) float32: shares of 1, a row for each token after the last of `keys`.
         """
-        recorder = AttentionRecorder(keys)
-        self._run(continuation, recorder.make_attn)
-        return recorder.mean
+        per_layer: list[Tensor] = []
+        self._run(continuation, partial(RecordedAttn, keys, per_layer))
+        return torch.stack(per_layer).mean(dim=0)
 
     def _run(self, continuation: tuple[int, ...], make_attn: Callable[..., DenseAttn]) -> Tensor:
         """(N+T, D) hidden states, computed with the attention that `make_attn` makes."""
@@ -74,42 +75,26 @@ class ReferenceModel:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
 
-class AttentionRecorder:
-    """Collects how much tokens attend to some earlier ones, layer by layer.
+class RecordedAttn(DenseAttn):
+    """`DenseAttn` of one sequence that collects how much tokens attend to some earlier ones, layer by layer.
 
     Args:
         keys: the positions that are attended to; recorded is the attention of all tokens after the last one.
+        per_layer: gets (tokens after the last key, keys) float32 for each layer.
+        args, options: of `DenseAttn`.
     """
 
-    def __init__(self, keys: Sequence[int]) -> None:
-        self.keys, self.start = list(keys), keys[-1] + 1
-        self._per_layer: list[Tensor] = []
+    def __init__(self, keys: Sequence[int], per_layer: list[Tensor], *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.keys, self.start, self.per_layer = list(keys), keys[-1] + 1, per_layer
 
-    @property
-    def mean(self) -> Tensor:
-        """(tokens after the last key, keys) float32: the mean of the recorded layers."""
-        return torch.stack(self._per_layer).mean(dim=0)
-
-    def make_attn(self, *args: Any, **options: Any) -> DenseAttn:
-        """Makes the attention of one pass, with the arguments of `DenseAttn`; its self-attention is recorded."""
-        recorder = self
-
-        class RecordedAttn(DenseAttn):
-            """`DenseAttn` that reports its queries and keys."""
-
-            def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                """As `DenseAttn.self_attention`."""
-                recorder.record(q, k, self.sliding_window)
-                return super().self_attention(layer, q, k, v)
-
-        return RecordedAttn(*args, **options)
-
-    def record(self, q: Tensor, k: Tensor, sliding_window: int | None) -> None:
-        """Records one layer, from queries (N, H, K) and keys (N, h, K) of one sequence."""
+    def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `DenseAttn.self_attention`."""
         queries = q[self.start :].transpose(0, 1).float()  # (H, n, K)
         keys = k.transpose(0, 1).float().repeat_interleave(q.shape[1] // k.shape[1], dim=0)  # (H, N, K)
         scores = queries @ keys.transpose(1, 2) * q.shape[-1] ** -0.5
         positions = torch.arange(len(k), device=q.device)
-        mask = causal_window_mask(positions[self.start :], positions, sliding_window or len(k))
+        mask = causal_window_mask(positions[self.start :], positions, self.sliding_window or len(k))
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).mean(dim=0)
-        self._per_layer.append(weights[:, self.keys].cpu())
+        self.per_layer.append(weights[:, self.keys].cpu())
+        return super().self_attention(layer, q, k, v)

@@ -66,6 +66,7 @@ class SequenceState:
         return self.page_keys.full_page_keys(self.ids, len(self.ids))[self.num_prefix_cached_pages :]
 
 
+@dataclass(eq=False)
 class RequestState:
     """A request while it waits or runs.
 
@@ -78,13 +79,13 @@ class RequestState:
         continuation_scores: the scores of the continuations, once the prompt is computed.
     """
 
-    def __init__(
-        self, request: Request, handle: RequestHandle, max_new_tokens: int, uses_cross_attention: bool
-    ) -> None:
-        self.request, self.handle, self.max_new_tokens = request, handle, max_new_tokens
-        self.uses_cross_attention = uses_cross_attention
-        self.image_spans = list(_find_image_spans(request, uses_cross_attention))
-        self.sequences: list[SequenceState] = []
+    request: Request
+    handle: RequestHandle
+    max_new_tokens: int
+    uses_cross_attention: bool
+
+    def __post_init__(self) -> None:
+        self.image_spans = list(_find_image_spans(self.request, self.uses_cross_attention))
         self.rng: torch.Generator | None = None
         self.reset_for_recompute()
 
@@ -136,10 +137,11 @@ class RequestState:
         """Writes the best beam's ids into the handle, up to the id at which `on_token` returns true."""
         handle, on_token = self.handle, self.request.on_token
         num_ids, reason = len(result.ids), result.finish_reason
-        for count, id in enumerate(result.ids if on_token is not None else (), start=1):
-            if on_token is not None and on_token(id):
-                num_ids, reason = count, "stop"
-                break
+        if on_token is not None:
+            for count, id in enumerate(result.ids, start=1):
+                if on_token(id):
+                    num_ids, reason = count, "stop"
+                    break
         handle.ids, handle.logprobs = result.ids[:num_ids], result.logprobs[:num_ids]
         handle.finish(reason)
 

@@ -59,7 +59,7 @@ class Sampler:
     """
 
     def __init__(self, sequences: Sequence[SequenceState], vocab_size: int, device: torch.device) -> None:
-        self.vocab_size, self.device = vocab_size, device
+        self.sequences, self.vocab_size, self.device = sequences, vocab_size, device
         self.states = [sequence.request_state for sequence in sequences]
         self.requests = [state.request for state in self.states]
         settings = [request.sampling for request in self.requests]

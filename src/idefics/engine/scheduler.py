@@ -9,6 +9,7 @@ request finishes.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idefics.config import EngineConfig
@@ -39,33 +40,28 @@ if TYPE_CHECKING:
 IDLE_PREFILL_FACTOR = 8
 
 
+@dataclass(eq=False)
 class Scheduler:
     """The queue and the running requests. Not thread-safe: callers hold the engine's lock.
 
     A request with more sequences than `config.batch_rows` runs alone.
 
-    Args:
+    Attributes:
         config: limits of the queue, of running sequences, and of tokens and frames in a step.
         uses_lookahead_pages: whether a sequence gets its next page one token early while enough pages are free, so that
             the next decode step can be launched before its token is known.
-
-    Attributes:
         waiting: the queue, in order of arrival.
         running: the admitted requests, in order of arrival.
         num_cached_tokens: how many tokens of admitted requests were in the prefix cache, in all.
     """
 
-    def __init__(
-        self,
-        page_pool: PagePool,
-        config: EngineConfig,
-        encoder_cache: EncoderCache,
-        *,
-        uses_lookahead_pages: bool = False,
-    ) -> None:
-        self.page_pool, self.config, self.encoder_cache = page_pool, config, encoder_cache
-        self.uses_lookahead_pages = uses_lookahead_pages
-        self.kv_cache_manager = KVCacheManager(page_pool)
+    page_pool: PagePool
+    config: EngineConfig
+    encoder_cache: EncoderCache
+    uses_lookahead_pages: bool = False
+
+    def __post_init__(self) -> None:
+        self.kv_cache_manager = KVCacheManager(self.page_pool)
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []
         self.num_cached_tokens = 0

@@ -22,7 +22,7 @@ from idefics.nn.rope import rope_frequencies
 from idefics.quant.linear import Int4Linear, Int8Linear
 
 
-def multiplying_stages(parts: DecoderParts) -> Iterator[Sequence[nn.Module]]:
+def multiplying_stages(parts: DecoderParts) -> Iterator[Sequence[nn.Linear]]:
     """The linear layers of each stage of a step that multiplies, in the order of `list_stages` in decode.c."""
     for layer, cross in zip(parts.layers, parts.cross_blocks, strict=True):
         if cross is not None:
@@ -93,7 +93,7 @@ def _pack_terms(terms: Sequence[LowRankTerm | None]) -> list[PackedTerm]:
     return packed
 
 
-def _mlp_stages(mlp: GatedMLP) -> Iterator[Sequence[nn.Module]]:
+def _mlp_stages(mlp: GatedMLP) -> Iterator[Sequence[nn.Linear]]:
     """The layers of the two stages of an MLP."""
     yield mlp.gate_proj, mlp.up_proj
     yield (mlp.down_proj,)
@@ -103,20 +103,8 @@ KIND_BY_DTYPE = {torch.float32: c.FLOAT32, torch.bfloat16: c.BFLOAT16}
 
 
 def list_linears(parts: DecoderParts) -> list[nn.Linear]:
-    """All linear layers of a decoder, its LM heads first."""
-    layers = list(parts.lm_heads)
-    for layer in parts.layers:
-        attention = layer.self_attn
-        layers += [
-            attention.q_proj,
-            attention.k_proj,
-            attention.v_proj,
-            attention.o_proj,
-            *_mlp_linears(layer.mlp),
-        ]
-    for cross in filter(None, parts.cross_blocks):
-        layers += [cross.q, cross.o, *_mlp_linears(cross.mlp)]
-    return layers
+    """All linear layers of a decoder, in the order of a step."""
+    return list(chain.from_iterable(multiplying_stages(parts)))
 
 
 def find_hooked_module(parts: DecoderParts) -> nn.Module | None:
@@ -244,7 +232,7 @@ class NativeModelStruct:
 
     def _mlp_struct(self, mlp: GatedMLP) -> c.MlpStruct:
         """The C struct of a gated MLP, with its gate, up and down projections."""
-        return c.MlpStruct(*map(self._linear_struct, _mlp_linears(mlp)))
+        return c.MlpStruct(*map(self._linear_struct, chain.from_iterable(_mlp_stages(mlp))))
 
     def _embedding_struct(self, table: nn.Embedding) -> c.EmbeddingStruct:
         """The C struct of an embedding: address, dtype and size. Its weight is not copied."""
@@ -265,8 +253,3 @@ class NativeModelStruct:
             o=self._linear_struct(cross.o),
             mlp=self._mlp_struct(cross.mlp),
         )
-
-
-def _mlp_linears(mlp: GatedMLP) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """The gate, up and down projections of an MLP."""
-    return mlp.gate_proj, mlp.up_proj, mlp.down_proj
