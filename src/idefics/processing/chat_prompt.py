@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from idefics.errors import BadPrompt, UnsupportedModel
-from idefics.messages import Message, Picture, PictureOrVideo, Role, Video
+from idefics.messages import Message, Picture, PictureOrVideo, Video
 from idefics.processing.chat_template import render_template
 from idefics.processing.tokenizer import TextPiece
 
 IMAGE_TOKEN = "<image>"  # what every template of the IDEFICS family writes for a picture
-ROLES = get_args(Role)
 PLACEHOLDER_END = "\ue002"
 
 
@@ -48,19 +47,17 @@ def render_conversation(
         UnsupportedModel: there is no template, or it is broken.
     """
     _check_last_message(messages, answer_start, continue_final_message)
-    placeholders = _TextAndVideoPlaceholders()
-    template_messages = placeholders.to_template_messages(messages)
-    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+    conversation = _TemplateConversation(messages)
     rendered = render_template(
         template,
-        template_messages,
+        conversation.messages,
         variables,
         add_generation_prompt=not continue_final_message,
         continue_final_message=continue_final_message,
     ).text
-    _check_num_pictures(rendered, len(pictures))
+    conversation.check_num_pictures(rendered)
     answer_pieces = [TextPiece(" " + answer_start, trusted=False)] if answer_start else []
-    return [*placeholders.restore(rendered, pictures), *answer_pieces]
+    return [*conversation.restore(rendered), *answer_pieces]
 
 
 def render_learned_conversation(
@@ -85,18 +82,16 @@ def render_learned_conversation(
         UnsupportedModel: there is no template, it is broken, or it writes answers without a token that ends them, or
             otherwise than it prompts for them.
     """
-    placeholders = _TextAndVideoPlaceholders()
-    template_messages = placeholders.to_template_messages(messages)
-    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
-    rendered = render_template(template, template_messages, variables, add_generation_prompt=False).text
-    _check_num_pictures(rendered, len(pictures))
-    passages, end, remaining_pictures = [], 0, iter(pictures)
+    conversation = _TemplateConversation(messages)
+    rendered = render_template(template, conversation.messages, variables, add_generation_prompt=False).text
+    conversation.check_num_pictures(rendered)
+    passages, end = [], 0
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        prompt = render_template(template, template_messages[:index], variables).text
+        prompt = render_template(template, conversation.messages[:index], variables).text
         until_next = render_template(
-            template, template_messages[: index + 1], variables, add_generation_prompt=False
+            template, conversation.messages[: index + 1], variables, add_generation_prompt=False
         ).text
         if not (rendered.startswith(until_next) and until_next.startswith(prompt)):
             raise UnsupportedModel(
@@ -112,18 +107,9 @@ def render_learned_conversation(
                 f"({', '.join(sorted(turn_end_tokens))}): answers cannot be learned with it"
             )
         for start, stop in ((end, len(prompt)), (len(prompt), turn_end)):
-            passages.append(list(placeholders.restore(rendered[start:stop], remaining_pictures)))
+            passages.append(list(conversation.restore(rendered[start:stop])))
         end = turn_end
     return passages
-
-
-def _check_num_pictures(rendered: str, num_pictures: int) -> None:
-    """Raises BadPrompt if a template has not placed all pictures of a conversation."""
-    if rendered.count(IMAGE_TOKEN) != num_pictures:
-        raise BadPrompt(
-            f"the conversation has {num_pictures} pictures, but this checkpoint's chat template places "
-            f"{rendered.count(IMAGE_TOKEN)}: put them into turns of the user"
-        )
 
 
 def _check_last_message(messages: Sequence[Message], answer_start: str, continue_final_message: bool) -> None:
@@ -150,19 +136,22 @@ def _check_last_message(messages: Sequence[Message], answer_start: str, continue
         )
 
 
-class _TextAndVideoPlaceholders:
-    """Placeholders that stand for the texts and videos of a conversation while its template is rendered.
+class _TemplateConversation:
+    """A conversation with placeholders for its texts and videos, while its template is rendered.
 
     A placeholder is unguessable digits between private-use characters, which templates cannot upper-case.
+
+    Attributes:
+        pictures: of all messages.
+        messages: as the template gets them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, messages: Sequence[Message]) -> None:
         self.replaced_parts: list[str | Video] = []
         self.placeholder_prefix = f"\ue000{secrets.randbits(128)}\ue001"
-
-    def to_template_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages as the template gets them."""
-        return [
+        self.pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+        self._remaining_pictures = iter(self.pictures)
+        self.messages: list[dict[str, Any]] = [
             {
                 "role": message.role,
                 "content": [
@@ -190,12 +179,22 @@ class _TextAndVideoPlaceholders:
         self.replaced_parts.append(part)
         return f"{self.placeholder_prefix}{len(self.replaced_parts) - 1}{PLACEHOLDER_END}"
 
-    def restore(self, rendered: str, pictures: Iterable[Picture]) -> Iterator[TextPiece | PictureOrVideo]:
-        """The rendered text as trusted pieces, with placeholders and image tokens replaced by the parts themselves."""
-        remaining_pictures = iter(pictures)
+    def check_num_pictures(self, rendered: str) -> None:
+        """Raises BadPrompt if a template has not placed all pictures of the conversation."""
+        if rendered.count(IMAGE_TOKEN) != len(self.pictures):
+            raise BadPrompt(
+                f"the conversation has {len(self.pictures)} pictures, but this checkpoint's chat template places "
+                f"{rendered.count(IMAGE_TOKEN)}: put them into turns of the user"
+            )
+
+    def restore(self, rendered: str) -> Iterator[TextPiece | PictureOrVideo]:
+        """The rendered text as trusted pieces, with placeholders and image tokens replaced by the parts themselves.
+
+        Of a text that is rendered in pieces, these are to be given in their order.
+        """
         for text in re.split(f"({IMAGE_TOKEN}|{self.placeholder_prefix}[0-9]+{PLACEHOLDER_END})", rendered):
             if text == IMAGE_TOKEN:
-                yield next(remaining_pictures)
+                yield next(self._remaining_pictures)
             elif text.startswith(self.placeholder_prefix):
                 part = self.replaced_parts[int(text[len(self.placeholder_prefix) : -1])]
                 yield part if isinstance(part, Video) else TextPiece(part, trusted=False)

@@ -119,7 +119,7 @@ class CheckpointGenerationConfig:
 
 
 def _parse_count_or_id(name: str, value: Any) -> int:
-    """A field's value, a count or an id, as an int; raises BadSetting unless it is one from 0 to `MAX_COUNT_OR_ID`."""
+    """A field's value, a count or an id; raises BadSetting unless it is an int from 0 to `MAX_COUNT_OR_ID`."""
     validate_range(name, value, 0, MAX_COUNT_OR_ID)
     return int(value)
 

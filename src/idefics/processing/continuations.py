@@ -44,7 +44,8 @@ def encode_continuations(
     if ids[len(ids) - len(last_ids) :] != last_ids:
         last_pieces, last_ids = pieces, ids
     full_ids = [encode([*last_pieces, one]) for one in continuations]
-    num_common = _common_prefix_length(last_ids, full_ids)
+    ids_by_position = zip(last_ids, *full_ids, strict=False)
+    num_common = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, ids_by_position))
     continuation_ids = tuple(tuple(whole[num_common:]) for whole in full_ids)
     return ids[: len(ids) - len(last_ids) + num_common], continuation_ids
 
@@ -78,9 +79,3 @@ def pieces_from_last_special_token(tokenizer: Tokenizer, pieces: list[TextPiece]
 def _find_last(text: str, tokens: frozenset[str]) -> int:
     """Where the last of some tokens begins in a text; -1 if it has none."""
     return max(map(text.rfind, tokens), default=-1)
-
-
-def _common_prefix_length(prompt_ids: Sequence[int], full_ids: Sequence[Sequence[int]]) -> int:
-    """The length of the longest common prefix of the prompt and all continuations."""
-    ids_by_position = zip(prompt_ids, *full_ids, strict=False)
-    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, ids_by_position))

@@ -25,7 +25,7 @@ import numpy as np
 import PIL.Image
 
 from idefics.config import ImageProcessorConfig, ResampleFilter
-from idefics.errors import BadPicture, PartialPictureWarning
+from idefics.errors import BadPicture, PartialPictureWarning, format_count
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher, is_url, name_for_message, normalize_source_text
 from idefics.processing.frame_memory import empty_float32
@@ -114,7 +114,8 @@ def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]
         case np.ndarray():
             return lambda: OpenedImage(image_from_array(source, max_pixels))
         case bytes():
-            return partial(decode_file, io.BytesIO(source), describe_bytes(source))
+            name = f"a picture of {format_count(len(source), 'byte')}" if source else "the picture"
+            return partial(decode_file, io.BytesIO(source), name)
         case str() if is_url(source):
             return partial(decode_file, io.BytesIO(fetcher.get(source)), name_for_message(source))
         case str() | os.PathLike() if fetcher.untrusted:
@@ -137,12 +138,6 @@ def _decode_path(path: Path, name: str, decode_file: Callable[[BinaryIO, str], O
     """Opens a file and decodes it with `decode_file(file, name)`."""
     with open_regular_file(path, name) as file:
         return decode_file(file, name)
-
-
-def describe_bytes(data: bytes) -> str:
-    """The name that error messages give to a picture whose file is given as bytes: its size."""
-    plural = "" if len(data) == 1 else "s"
-    return f"a picture of {len(data):,} byte{plural}" if data else "the picture"
 
 
 def _warn_trusted_caller(note: str, fetcher: Fetcher) -> None:

@@ -16,7 +16,7 @@ import PIL.Image
 from idefics.errors import BadPrompt, BadSetting, did_you_mean
 from idefics.media_sources import BinaryFile, is_array_like, is_tensor
 from idefics.messages import ContentPart, LiteralText, Message, Picture, Role, Video
-from idefics.processing.fetch import BASE64_URI_PREFIX
+from idefics.processing.fetch import BASE64_URI_PREFIX, is_data_uri
 from idefics.processing.prompt_items import is_or_looks_like_file_name
 from idefics.processing.video import to_picture_or_video
 from idefics.validation import describe_type
@@ -165,7 +165,7 @@ def _get_source(part: Mapping[str, Any], names: Sequence[str], where: str) -> An
     text = source.decode("ascii", "replace") if isinstance(source, bytes) else source
     if not isinstance(text, str):
         raise BadPrompt(f"{where}: base64 is {describe_type(source)}; give a string")
-    return text if text[:5].lower() == "data:" else f"{BASE64_URI_PREFIX}{text}"
+    return text if is_data_uri(text) else f"{BASE64_URI_PREFIX}{text}"
 
 
 def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str], where: str) -> None:

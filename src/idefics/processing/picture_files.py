@@ -127,22 +127,27 @@ def decode_trusted(file: BinaryIO, name: str, max_pixels: int, min_side: int = 0
     Raises:
         BadPicture: it is empty, of another format, broken, or has more than `max_pixels` pixels.
     """
-    head = file.read(SIGNATURE_BYTES)
-    file.seek(0)
-    with open_header(file, head, name, readable_formats(), max_pixels) as image:
-        refuse_preview(image, name)
+    with open_trusted(file, name, max_pixels) as image:
         if min_side:
             image.draft(None, (min_side, min_side))
         return _load_with_note(image, name, max_pixels)
 
 
-def refuse_preview(image: PIL.Image.Image, name: str) -> None:
-    """Raises BadPicture if a file is a TIFF whose first page is a preview."""
+def open_trusted(file: BinaryIO, name: str, max_pixels: int) -> PIL.Image.Image:
+    """Opens a picture file of a trusted sender without decoding its pixels.
+
+    Raises:
+        BadPicture: it is empty, of a format that is not read, broken, or a TIFF whose first page is a preview.
+    """
+    head = file.read(SIGNATURE_BYTES)
+    file.seek(0)
+    image = open_header(file, head, name, readable_formats(), max_pixels)
     tags = image.tag_v2 if isinstance(image, PIL.TiffImagePlugin.TiffImageFile) else {}
     if DNG_VERSION_TAG in tags or tags.get(SUBFILE_TYPE_TAG, 0) & 1:
         raise BadPicture(
             f"{name} is a TIFF that begins with a preview, as camera RAW files do: convert it to JPEG"
         )
+    return image
 
 
 def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:

@@ -9,26 +9,20 @@ import PIL.Image
 import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 
-from idefics.formats import SIGNATURE_BYTES
 from idefics.processing.image_processor import MAX_PIXELS
 from idefics.processing.picture_files import (
+    TRANSPOSE_BY_ORIENTATION,
     check_num_pixels,
     load_upright_rgb,
-    open_header,
+    open_trusted,
     orientation_transpose,
-    readable_formats,
-    refuse_preview,
 )
 from idefics.processing.tile_plan import Size
 
 # Formats of Pillow whose size in the header is that of the decoded picture. Icons, for one, hold several sizes.
 SIZE_IS_IN_HEADER = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-SWAPPING_TRANSPOSITIONS = (
-    PIL.Image.Transpose.TRANSPOSE,
-    PIL.Image.Transpose.ROTATE_90,
-    PIL.Image.Transpose.ROTATE_270,
-    PIL.Image.Transpose.TRANSVERSE,
-)
+# Of width and height (EXIF 2.32, 4.6.4).
+SWAPPING_TRANSPOSITIONS = [TRANSPOSE_BY_ORIENTATION[orientation] for orientation in (5, 6, 7, 8)]
 PNG_SIGNATURE_BYTES = 8
 # Chunks of PNG (third edition, 11.3) from which Pillow takes an orientation: EXIF, and texts with these keywords.
 PNG_EXIF_CHUNK, PNG_TEXT_CHUNKS = b"eXIf", (b"tEXt", b"zTXt", b"iTXt")
@@ -47,10 +41,7 @@ def read_upright_size(file: BinaryIO, name: str) -> Size:
     Raises:
         BadPicture: it is empty, no picture, of a format that is not read, or has more than `MAX_PIXELS` pixels.
     """
-    head = file.read(SIGNATURE_BYTES)
-    file.seek(0)
-    with open_header(file, head, name, readable_formats(), MAX_PIXELS) as image:
-        refuse_preview(image, name)
+    with open_trusted(file, name, MAX_PIXELS) as image:
         check_num_pixels(image, name, MAX_PIXELS)
         if image.format not in SIZE_IS_IN_HEADER:
             return load_upright_rgb(image, name, MAX_PIXELS).size

@@ -90,8 +90,9 @@ class Processor:
         self.adapter: PromptAdapter | None = None
         self._uses_cross_attention = prompt_format.image_tokens == "cross_attention"
         self.image_token_id = tokenizer.added_token_id(IMAGE_TOKEN)
-        ends_documents = self._uses_cross_attention
-        self.end_of_document_id = tokenizer.token_to_id(END_OF_DOCUMENT_TOKEN) if ends_documents else None
+        self.end_of_document_id = (
+            tokenizer.token_to_id(END_OF_DOCUMENT_TOKEN) if self._uses_cross_attention else None
+        )
 
     def with_image_detail(self, image_detail: ImageDetail) -> Processor:
         """The same processor with another `image_detail`; its parts are shared, not copied."""

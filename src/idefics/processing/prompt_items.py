@@ -100,14 +100,10 @@ def is_media_path(text: str) -> bool:
         return True
     if is_or_looks_like_file_name(text):
         raise BadPicture(f"{missing_file_message(text)}; if it is meant as text, write it in a sentence")
-    if _is_folder(name):
+    # A bare name of a folder may be a word.
+    if ("/" in name or "\\" in name) and " " not in name and _test_path(name, Path.is_dir):
         raise BadPicture(f"{name} is a folder: name the pictures themselves")
     return False
-
-
-def _is_folder(name: str) -> bool:
-    """Whether a text without spaces is the path of a folder; a bare name is not, as it may be a word."""
-    return ("/" in name or "\\" in name) and " " not in name and _test_path(name, Path.is_dir)
 
 
 def _has_media_content(name: str) -> bool:

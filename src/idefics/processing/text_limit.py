@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ LOSSLESS_NORMALIZERS = ("Prepend", "Replace")
 LOSSLESS_PRE_TOKENIZERS = ("ByteLevel", "Digits", "Metaspace", "Split")
 
 
+@dataclass(frozen=True, eq=False)
 class TextLimit:
     """Compares a lower bound on the number of tokens of a text with the number that a model reads.
 
@@ -28,13 +30,13 @@ class TextLimit:
     byte value), the bytes of one token sum to at most 1, and so the sum over the text is at most its number of tokens:
     no text that fits is refused.
 
-    Args:
+    Attributes:
         tokenizer: the checkpoint's tokenizer.
         max_tokens: how many tokens the model reads; None: no limit.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int | None) -> None:
-        self._tokenizer, self.max_tokens = tokenizer, max_tokens
+    tokenizer: Tokenizer
+    max_tokens: int | None
 
     def check(self, texts: Iterable[str]) -> None:
         """Raises TextTooLong if the texts of one prompt together must have more than `max_tokens` tokens."""
@@ -43,12 +45,12 @@ class TextLimit:
         if (
             max_tokens is None
             or num_characters * MAX_BYTES_PER_CHARACTER <= max_tokens
-            or not self._tokenizer.preserves_non_space_text
+            or not self.tokenizer.preserves_non_space_text
         ):
             return
         min_tokens = 0.0
         for text in texts:
-            counted = "".join(text.split()) if self._tokenizer.absorbs_spaces else text
+            counted = "".join(text.split()) if self.tokenizer.absorbs_spaces else text
             data = np.frombuffer(counted.encode(errors="surrogatepass"), np.uint8)
             for start in range(0, len(data), BLOCK_BYTES):
                 min_tokens += float(
@@ -59,14 +61,14 @@ class TextLimit:
 
     def precompute_byte_costs(self) -> None:
         """Computes the bytes' costs now rather than with the first long text: about a second for a large vocabulary."""
-        if self._tokenizer.preserves_non_space_text:
+        if self.tokenizer.preserves_non_space_text:
             _ = self._min_cost_by_byte
 
     @cached_property
     def _min_cost_by_byte(self) -> NDArray[np.float64]:
         """(256,): the part of a token that each byte value counts as; 0 where a byte may be dropped."""
         all_token_bytes = {
-            self._tokenizer.decode_bytes([id], hidden_ids=()) for id in self._tokenizer.get_vocab().values()
+            self.tokenizer.decode_bytes([id], hidden_ids=()) for id in self.tokenizer.get_vocab().values()
         }
         costs = np.zeros(256)
         for token in sorted(all_token_bytes, key=len):
