@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import subprocess
+import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, byref, c_int
 from pathlib import Path
@@ -38,8 +40,14 @@ def restore_num_threads():
 
 
 def count_system_threads():
-    """How many threads this process has, as Linux counts them."""
-    return len(list(THREADS_FOLDER.iterdir())) if THREADS_FOLDER.exists() else 0
+    """How many threads this process has, as Linux counts them, once none has begun or ended for a fifth of a second."""
+    if not THREADS_FOLDER.exists():
+        return 0
+    counts = deque(maxlen=20)
+    while len(counts) < 20 or len(set(counts)) > 1:
+        counts.append(len(list(THREADS_FOLDER.iterdir())))
+        time.sleep(0.01)
+    return counts[0]
 
 
 def make_native_step(model, rows):
