@@ -59,7 +59,7 @@ def add_random_adapters(model, share=0.7):
                 name: [None, torch.randn(gate.shape, generator=rng), None]
                 for name, gate in layer.named_parameters(recurse=False)
             }
-            layer.gate_factor = AdapterGates(gates, adapter_rows)
+            layer.adapter_gates = AdapterGates(gates, adapter_rows)
     return adapter_rows
 
 

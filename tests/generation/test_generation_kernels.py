@@ -24,7 +24,7 @@ from idefics.nn.attention_backends import (
 from idefics.nn.native_kernels import NativeLinear
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
-from idefics.quant.linear import Int8Linear, int8_dequantized_matmul
+from idefics.quant.linear import Int8Linear
 from idefics.quant.matmul import w8a8_matmul
 
 PICTURE = pictures()[0]
@@ -87,7 +87,7 @@ def test_reference_uses_torch_only(monkeypatch):
         return [module for module in vlm.engine.model.modules() if isinstance(module, Int8Linear)]
 
     assert {layer.matmul for layer in layers(quick)} == {w8a8_matmul}
-    assert {layer.matmul for layer in layers(slow)} == {int8_dequantized_matmul}
+    assert {layer.matmul for layer in layers(slow)} == {Int8Linear.default_matmul}
     assert type(slow.engine.model_runner.decode_step) is TorchDecode
     assert not isinstance(quick.engine.model_runner.decode_step, CudaGraphDecode)
     assert isinstance(quick.engine.model_runner.decode_step, TorchDecode) is not bool(

@@ -7,11 +7,12 @@ from torch import nn
 from idefics.nn.adapter_terms import (
     AdapterGates,
     AdapterRows,
+    GatedLayer,
     LowRankHook,
     LowRankTerm,
+    gate_to_factor,
     has_other_hooks,
     low_rank_terms,
-    plain_gate_factor,
 )
 from idefics.nn.native_kernels import has_hooks
 
@@ -76,9 +77,10 @@ def test_c_may_compute_a_layer_as_long_as_no_row_has_an_adapter(layer):
 def test_gates_of_adapters_are_those_of_their_rows(size):
     gate, other = torch.randn(1, 1, size), torch.randn(size)
     rows, x = AdapterRows(), torch.zeros(5, 4)
-    factor = AdapterGates({"alpha": [None, other]}, rows)
-    torch.testing.assert_close(factor("alpha", gate, x), plain_gate_factor("alpha", gate, x))
+    layer = GatedLayer()
+    layer.adapter_gates = AdapterGates({"alpha": [None, other]}, rows)
+    torch.testing.assert_close(layer.gate_factor("alpha", gate, x), gate_to_factor(gate, x))
     rows.groups = ((1, torch.tensor([0, 3])), (0, slice(1, 2)))
-    found = factor("alpha", gate, x)
+    found = layer.gate_factor("alpha", gate, x)
     torch.testing.assert_close(found[[0, 3]], other.tanh().expand(2, -1))
     torch.testing.assert_close(found[[1, 2, 4]], gate.flatten().tanh().expand(3, -1))

@@ -156,7 +156,7 @@ def test_frames_are_processed_in_chunks(monkeypatch):
 
 
 class TestBfloat16:
-    """`bfloat16_attention`: inputs and attention weights are rounded, nothing else."""
+    """`native_attention` with `bfloat16`: inputs and attention weights are rounded, nothing else."""
 
     @pytest.fixture(autouse=True)
     def needs_bfloat16(self):
@@ -181,8 +181,8 @@ class TestBfloat16:
         if head_size % 2 or (causal and keys < queries):
             pytest.skip("not supported")
         q, k, v = random_qkv(*size)
-        assert module.can_use_bfloat16_attention(q, k, v)
-        found = module.bfloat16_attention(q, k, v, causal=causal)
+        assert module.can_use_native_attention(q, k, v, bfloat16=True)
+        found = module.native_attention(q, k, v, bfloat16=True, causal=causal)
         expected = self.rounded_attention(q, k, v, causal)
         # A weight on the border between two bfloat16 numbers may be rounded to either.
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
@@ -191,16 +191,18 @@ class TestBfloat16:
     def test_a_query_does_not_depend_on_the_others(self):
         """So answers do not depend on how a prompt is cut into chunks."""
         q, k, v = random_qkv(1, 3, 1, 400, 400, 64)
-        whole = module.bfloat16_attention(q, k, v, causal=True)
+        whole = module.native_attention(q, k, v, bfloat16=True, causal=True)
         for start, end in ((0, 17), (17, 200), (200, 353), (353, 400)):
-            part = module.bfloat16_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], causal=True)
+            part = module.native_attention(
+                q[:, :, start:end], k[:, :, :end], v[:, :, :end], bfloat16=True, causal=True
+            )
             assert torch.equal(part, whole[:, :, start:end])
 
     def test_later_keys_are_not_read(self):
         q, k, v = random_qkv(1, 1, 1, 50, 50, 16)
-        expected = module.bfloat16_attention(q, k, v, causal=True)
+        expected = module.native_attention(q, k, v, bfloat16=True, causal=True)
         k[:, :, 30:], v[:, :, 30:] = float("nan"), 1e30
-        found = module.bfloat16_attention(q, k, v, causal=True)
+        found = module.native_attention(q, k, v, bfloat16=True, causal=True)
         assert torch.equal(found[:, :, :30], expected[:, :, :30]) and found[:, :, 30:].isnan().all()
 
     def test_the_backend_falls_back_to_torch(self):

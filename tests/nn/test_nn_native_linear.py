@@ -19,7 +19,6 @@ from idefics.quant.linear import (
     Int4Linear,
     Int8Linear,
     int4_bfloat16_matmul,
-    int4_dequantized_matmul,
     quantize_symmetric,
 )
 from idefics.quant.matmul import w8a8_matmul, w8a8_matmul_torch
@@ -92,7 +91,7 @@ def test_int4_is_dequantized_into_bfloat16(needs_bfloat16, size, scale_dtype, se
     found = layer(x)
     assert torch.equal(found, native_linear(x, NativeWeight(dequantized), layer.bias))
     assert torch.equal(found, native_linear(x, weight, layer.bias))
-    exact = int4_dequantized_matmul(x, layer.levels, layer.scale, layer.bias)
+    exact = Int4Linear.default_matmul(x, layer.levels, layer.scale, layer.bias)
     torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
 
 

@@ -180,15 +180,13 @@ def _attach_gates(module: nn.Module, read: Sequence[AdapterFactors], adapter_row
         layer = module.get_submodule(name)
         assert isinstance(layer, GatedLayer)
         gates = {
-            gate: [_moved(adapter.gates.get(f"{name}.{gate}"), value.device) for adapter in read]
+            gate: [
+                None if (given := adapter.gates.get(f"{name}.{gate}")) is None else given.to(value.device)
+                for adapter in read
+            ]
             for gate, value in layer.named_parameters(recurse=False)
         }
-        layer.gate_factor = AdapterGates(gates, adapter_rows)
-
-
-def _moved(gate: Tensor | None, device: torch.device) -> Tensor | None:
-    """A gate on a device; None for None."""
-    return None if gate is None else gate.to(device)
+        layer.adapter_gates = AdapterGates(gates, adapter_rows)
 
 
 def _make_term(

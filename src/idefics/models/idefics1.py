@@ -25,7 +25,7 @@ from idefics.errors import UnsupportedModel
 from idefics.models.family import RECOMPUTED_BUFFERS, ModelFamily
 from idefics.models.idefics1_config import read_config, read_image_config, read_prompt_format
 from idefics.models.vision_language_model import ModelBackbone, VisionLanguageModel
-from idefics.nn.adapter_terms import AdapterGates, GatedLayer
+from idefics.nn.adapter_terms import GatedLayer
 from idefics.nn.attention import AttentionProjections, Attn, CrossKV, LayerCrossKV
 from idefics.nn.decoder import CrossAttentionBlock, DecoderLayer, DecoderParts, GatedMLP
 from idefics.nn.norm import RMSNorm
@@ -145,8 +145,8 @@ class GatedCrossAttentionLayer(GatedLayer):
 
     def to_cross_attention_block(self) -> CrossAttentionBlock:
         """The layer's modules as a part of `DecoderParts`."""
-        attention, gates = self.cross_attn, self.gate_factor
-        adapter_gates = gates.gates if isinstance(gates, AdapterGates) else {}
+        attention = self.cross_attn
+        adapter_gates = {} if self.adapter_gates is None else self.adapter_gates.gates
         return CrossAttentionBlock(
             norm=self.input_layernorm,
             q=attention.q_proj,

@@ -5,7 +5,7 @@ r rank, O outputs, I inputs, N tokens, D width. Source: LoRA, arXiv 2106.09685.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class AdapterRows:
     groups: Sequence[tuple[int, slice | Tensor]] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class LowRankHook:
     """A forward hook of a linear layer, which adds the terms of adapters to its outputs.
 
@@ -49,8 +50,8 @@ class LowRankHook:
         adapter_rows: which rows use which adapter when the layer is called.
     """
 
-    def __init__(self, terms: Sequence[LowRankTerm | None], adapter_rows: AdapterRows) -> None:
-        self.terms, self.adapter_rows = terms, adapter_rows
+    terms: Sequence[LowRankTerm | None]
+    adapter_rows: AdapterRows
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """Adds the terms of the current pass to `output`, (..., O) or longer, in place."""
@@ -78,47 +79,45 @@ def has_other_hooks(layer: nn.Module) -> bool:
     return not all(isinstance(hook, LowRankHook) for hook in hooks)
 
 
-# Name and value of a gate, and the inputs (N, D) of its layer -> what is multiplied: (1,), (D,), (N, 1) or (N, D).
-GateFactor = Callable[[str, Tensor, Tensor], Tensor]
+@dataclass(frozen=True, slots=True)
+class AdapterGates:
+    """The gates of adapters for a layer.
+
+    Attributes:
+        gates: by name, for each adapter the gate that replaces the layer's, or None.
+        adapter_rows: which rows use which adapter when the layer is called.
+    """
+
+    gates: Mapping[str, Sequence[Tensor | None]]
+    adapter_rows: AdapterRows
 
 
 class GatedLayer(nn.Module):
     """Base of layers with gates: parameters of one number or of D, whose tanh their outputs are multiplied by.
 
     Attributes:
-        gate_factor: what a gate multiplies by.
+        adapter_gates: the gates of adapters; None: no adapter changes the layer's.
     """
 
-    gate_factor: GateFactor
+    adapter_gates: AdapterGates | None = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate_factor = plain_gate_factor
+    def gate_factor(self, name: str, gate: Tensor, x: Tensor) -> Tensor:
+        """What a gate multiplies by, (1,) or (D,); where rows use adapters, (N, 1) or (N, D).
 
-
-def plain_gate_factor(name: str, gate: Tensor, x: Tensor) -> Tensor:
-    """The factor of a gate, (1,) or (D,), in the dtype of `x`: gates that are trained are float32 in any model."""
-    return gate.flatten().tanh().to(x.dtype)
-
-
-class AdapterGates:
-    """A `GateFactor` with the gates of adapters.
-
-    Args:
-        gates: by name, for each adapter the gate that replaces the layer's, or None.
-        adapter_rows: which rows use which adapter when the layer is called.
-    """
-
-    def __init__(self, gates: Mapping[str, Sequence[Tensor | None]], adapter_rows: AdapterRows) -> None:
-        self.gates, self.adapter_rows = gates, adapter_rows
-
-    def __call__(self, name: str, gate: Tensor, x: Tensor) -> Tensor:
-        """The factor of a gate for each row that uses an adapter."""
-        factor = plain_gate_factor(name, gate, x)
-        if not self.adapter_rows.groups:
+        Args:
+            name, gate: the name and the value of the gate.
+            x: the inputs of the layer, (N, D).
+        """
+        factor = gate_to_factor(gate, x)
+        if self.adapter_gates is None or not self.adapter_gates.adapter_rows.groups:
             return factor
         factors = factor.repeat(len(x), 1)
-        for adapter, rows in self.adapter_rows.groups:
-            if (replaced := self.gates[name][adapter]) is not None:
-                factors[rows] = plain_gate_factor(name, replaced, x)
+        for adapter, rows in self.adapter_gates.adapter_rows.groups:
+            if (replaced := self.adapter_gates.gates[name][adapter]) is not None:
+                factors[rows] = gate_to_factor(replaced, x)
         return factors
+
+
+def gate_to_factor(gate: Tensor, x: Tensor) -> Tensor:
+    """The factor of a gate, (1,) or (D,), in the dtype of `x`: gates that are trained are float32 in any model."""
+    return gate.flatten().tanh().to(x.dtype)

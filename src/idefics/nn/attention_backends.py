@@ -14,8 +14,6 @@ from torch.nn.functional import dropout, scaled_dot_product_attention, softmax
 
 from idefics.errors import BadSetting
 from idefics.nn.native_kernels import (
-    bfloat16_attention,
-    can_use_bfloat16_attention,
     can_use_native_attention,
     native_attention,
 )
@@ -108,8 +106,8 @@ def bfloat16_or_sdpa_attention(
 
     Else by `sdpa_attention`.
     """
-    if mask is None and not dropout_p and can_use_bfloat16_attention(q, k, v):
-        return bfloat16_attention(q, k, v, causal=causal)
+    if mask is None and not dropout_p and can_use_native_attention(q, k, v, bfloat16=True):
+        return native_attention(q, k, v, bfloat16=True, causal=causal)
     return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
 
 

@@ -61,7 +61,7 @@ class NativeWeight(NamedTuple):
         outputs, inputs = self.weight.shape
         return LinearStruct(
             weight=self.weight.data_ptr(),
-            scale=None if self.scale is None else self.scale.data_ptr(),
+            scale=address(self.scale),
             kind=STORAGE[self.weight.dtype][0],
             scale_kind=FLOAT32 if self.scale is None else SCALE_KINDS[self.scale.dtype],
             outputs=outputs,
@@ -108,7 +108,12 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def native_linear(
-    input: Tensor, weight: NativeWeight, bias: Tensor | None, residual: Tensor | None = None
+    input: Tensor,
+    weight: NativeWeight,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    function: str = "idefics_matmul",
 ) -> Tensor:
     """A linear layer of any number of rows: (..., I) float32 -> (..., O) float32.
 
@@ -117,11 +122,25 @@ def native_linear(
         weight: see `can_use_native_weight`.
         bias: (O,) or None.
         residual: (..., O) float32, added to the result; or None.
+        function: the name of the C function.
 
     Raises:
         MemoryError: there is no memory for the rounded inputs.
     """
-    return _call_matmul("idefics_matmul", input, weight, bias, residual)
+    rows = input.reshape(-1, input.shape[-1]).contiguous()
+    out = rows.new_empty(len(rows), len(weight.weight))
+    float_bias = None if bias is None else bias.float().contiguous()
+    added = None if residual is None else residual.reshape(out.shape).contiguous()
+    args = MatmulArgs(
+        x=rows.data_ptr(),
+        linear=weight.struct(),
+        bias=address(float_bias),
+        residual=address(added),
+        out=out.data_ptr(),
+        rows=len(rows),
+    )
+    call_kernel(function, args, f"a product of {len(rows)} rows of {rows.shape[1]} inputs")
+    return out.view(*input.shape[:-1], len(weight.weight))
 
 
 def can_use_float32_products(input: Tensor, weight: Tensor) -> bool:
@@ -141,78 +160,42 @@ def float32_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
     The weight (O, I) is upcast as it is read; `bias` is (O,) or None.
     """
-    return _call_matmul("idefics_matmul_float32", input, NativeWeight(weight), bias, None)
+    return native_linear(input, NativeWeight(weight), bias, function="idefics_matmul_float32")
 
 
-def _call_matmul(
-    function: str, input: Tensor, weight: NativeWeight, bias: Tensor | None, residual: Tensor | None
-) -> Tensor:
-    """Calls a C function for linear layers by its name; other arguments and the result are those of `native_linear`."""
-    rows = input.reshape(-1, input.shape[-1]).contiguous()
-    out = rows.new_empty(len(rows), len(weight.weight))
-    float_bias = None if bias is None else bias.float().contiguous()
-    added = None if residual is None else residual.reshape(out.shape).contiguous()
-    args = MatmulArgs(
-        x=rows.data_ptr(),
-        linear=weight.struct(),
-        bias=None if float_bias is None else float_bias.data_ptr(),
-        residual=None if added is None else added.data_ptr(),
-        out=out.data_ptr(),
-        rows=len(rows),
-    )
-    if not call_kernel(function, args):
-        raise MemoryError(f"not enough memory for a product of {len(rows)} rows of {rows.shape[1]} inputs")
-    return out.view(*input.shape[:-1], len(weight.weight))
+def address(tensor: Tensor | None) -> int | None:
+    """The address of a tensor's data for C; NULL (None) for None."""
+    return None if tensor is None else tensor.data_ptr()
 
 
-def call_kernel(function: str, args: Structure) -> bool:
+def call_kernel(function: str, args: Structure, what: str | None = None) -> None:
     """Calls a function of the C library by its name, with torch's threads.
 
-    Its callers have checked that there is a library. False: there is no memory for what the function needs.
+    Its callers have checked that there is a library.
+
+    Args:
+        what: what the function needs memory for; None: it needs none of its own.
+
+    Raises:
+        MemoryError: there is no memory for it.
     """
     kernels = library.load_library()
     assert kernels is not None, "see the can_ and find_ functions"
     parallel = library.gomp_parallel_address()
     threads = torch.get_num_threads() if parallel else 1
-    return bool(getattr(kernels, function)(args, threads, parallel))
+    if not getattr(kernels, function)(args, threads, parallel) and what is not None:
+        raise MemoryError(f"not enough memory for {what}")
 
 
 MIN_QUERIES = 16  # with fewer, packing the keys costs more than the kernels win
 
 
-def can_use_native_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `native_attention` supports these tensors and is faster than torch."""
-    return _can_use_kernel("attention", q, k, v)
-
-
-def native_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention in C in float32: softmax(q k' / sqrt(K)) v, (B, H, T, K), (B, h, L, K) twice -> (B, H, T, K).
-
-    The result is laid out in memory as (B, T, H, K).
-    """
-    return _call_attention("idefics_attention", q, k, v, causal=False)
-
-
-def can_use_bfloat16_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `bfloat16_attention` supports these tensors and is faster than torch."""
-    return q.shape[-1] % 2 == 0 and _can_use_kernel("bfloat16 products", q, k, v)
-
-
-def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """`native_attention` that rounds inputs and attention weights to bfloat16; softmax and sums are float32.
-
-    Args:
-        q: (B, H, T, K).
-        k, v: (B, h, L, K).
-        causal: whether query t attends to keys up to L - T + t only. Its result does not depend on other queries.
-    """
-    return _call_attention("idefics_attention_bfloat16", q, k, v, causal=causal)
-
-
-def _can_use_kernel(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a C kernel supports these tensors and this processor, and is faster for so many queries."""
+def can_use_native_attention(q: Tensor, k: Tensor, v: Tensor, *, bfloat16: bool = False) -> bool:
+    """Whether `native_attention` supports these tensors on this processor, and is faster than torch."""
+    kernel: Kernel = "bfloat16 products" if bfloat16 else "attention"
     return (
         q.shape[2] >= MIN_QUERIES
+        and not (bfloat16 and q.shape[-1] % 2)
         and all(
             x.dtype == torch.float32 and x.device.type == "cpu" and x.stride(-1) == 1 and not x.requires_grad
             for x in (q, k, v)
@@ -222,8 +205,21 @@ def _can_use_kernel(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> bool:
     )
 
 
-def _call_attention(function: str, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """Calls an attention function of the C library by its name; arguments as in `bfloat16_attention`."""
+def native_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, bfloat16: bool = False, causal: bool = False
+) -> Tensor:
+    """Attention in C: softmax(q k' / sqrt(K)) v, laid out in memory as (B, T, H, K).
+
+    Args:
+        q: (B, H, T, K) float32.
+        k, v: (B, h, L, K) float32.
+        bfloat16: whether inputs and attention weights are rounded to bfloat16; softmax and sums are float32.
+        causal: with `bfloat16`, whether query t attends to keys up to L - T + t only. Its result does not depend on
+            other queries.
+
+    Returns:
+        (B, H, T, K) float32.
+    """
     frames, heads, queries, size = q.shape
     out = q.new_empty(frames, queries, heads, size).transpose(1, 2)
     args = AttentionArgs(
@@ -231,6 +227,6 @@ def _call_attention(function: str, q: Tensor, k: Tensor, v: Tensor, *, causal: b
         *(stride for x in (q, k, v, out) for stride in x.stride()[:3]),
         *(frames, heads, k.shape[1], queries, k.shape[2], size, size**-0.5, causal),
     )
-    if not call_kernel(function, args):
-        raise MemoryError(f"not enough memory for attention to {k.shape[2]} keys")
+    function = "idefics_attention_bfloat16" if bfloat16 else "idefics_attention"
+    call_kernel(function, args, f"attention to {k.shape[2]} keys")
     return out

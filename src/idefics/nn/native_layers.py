@@ -30,6 +30,7 @@ from idefics.nn.attention_backends import bfloat16_or_sdpa_attention
 from idefics.nn.native_kernels import (
     NativeLinear,
     NativeWeight,
+    address,
     call_kernel,
     can_use_native_inputs,
     has_hooks,
@@ -69,12 +70,9 @@ def find_native_decoder_layer(layer: DecoderLayer, x: Tensor) -> NativeDecoderLa
     if not can_use_native_inputs(x) or any(map(has_hooks, layer.modules())):
         return None
     attention = layer.self_attn
-    weights = [
-        _unbiased_weight(projection)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    ]
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    q, k, v, o = map(_unbiased_weight, projections)
     mlp, norms = _find_mlp_weights(layer.mlp), (layer.input_layernorm, layer.post_attention_layernorm)
-    q, k, v, o = weights
     if q is None or k is None or v is None or o is None or mlp is None:
         return None
     has_one_dtype = q.weight.dtype == k.weight.dtype == v.weight.dtype
@@ -123,7 +121,7 @@ def project_qkv(
         out=out.data_ptr(),
         rows=len(x),
     )
-    _call_for_tokens("idefics_project_qkv", args, len(x))
+    call_kernel("idefics_project_qkv", args, f"the activations of {len(x)} tokens")
     q, k, v = (part.unflatten(-1, (-1, size)) for part in out.split(num_outputs, dim=1))
     return q, k, v
 
@@ -149,18 +147,12 @@ def gated_mlp(
         epsilon=0.0 if norm is None else norm.epsilon,
         mlp=MlpStruct(mlp.gate.struct(), mlp.up.struct(), mlp.down.struct()),
         activation=mlp.activation,
-        residual=None if added is None else added.data_ptr(),
+        residual=address(added),
         out=out.data_ptr(),
         rows=len(rows),
     )
-    _call_for_tokens("idefics_gated_mlp", args, len(rows))
+    call_kernel("idefics_gated_mlp", args, f"the activations of {len(rows)} tokens")
     return out.view(*x.shape[:-1], out.shape[-1])
-
-
-def _call_for_tokens(function: str, args: QkvArgs | GatedMlpArgs, num_rows: int) -> None:
-    """Calls a function of the C library for `num_rows` tokens; raises MemoryError if it has no memory."""
-    if not call_kernel(function, args):
-        raise MemoryError(f"not enough memory for the activations of {num_rows} tokens")
 
 
 def _find_mlp_weights(mlp: GatedMLP) -> NativeMLP | None:
@@ -217,21 +209,15 @@ def native_vision_encode(config: VisionConfig, layers: Sequence[VisionLayerStruc
         activation=ACTIVATION_NAMES.index(config.activation),
         epsilon=config.norm_epsilon,
     )
-    if not call_kernel("idefics_vision_encode", args):
-        raise MemoryError(f"not enough memory for {patches} patches in a vision encoder")
+    call_kernel("idefics_vision_encode", args, f"{patches} patches in a vision encoder")
     return out
 
 
 def _layer_struct(layer: VisionLayer) -> VisionLayerStruct | None:
     """The C struct of a vision layer; None if C cannot compute the layer."""
     attention, mlp = layer.self_attn, layer.mlp
-    linears = [
-        _biased_struct(linear)
-        for linear in (
-            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj),
-            *(mlp.fc1, mlp.fc2),
-        )
-    ]
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+    linears = list(map(_biased_struct, (*projections, mlp.fc1, mlp.fc2)))
     norms = [
         parameter for norm in (layer.layer_norm1, layer.layer_norm2) for parameter in (norm.weight, norm.bias)
     ]
@@ -251,4 +237,4 @@ def _biased_struct(layer: nn.Linear) -> BiasedLinearStruct | None:
     weight = layer.native_weight() if isinstance(layer, NativeLinear) else None
     if weight is None or (layer.bias is not None and not is_plain_float32(layer.bias)):
         return None
-    return BiasedLinearStruct(weight.struct(), None if layer.bias is None else layer.bias.data_ptr())
+    return BiasedLinearStruct(weight.struct(), address(layer.bias))

@@ -20,7 +20,6 @@ from idefics.nn.decoder import DecoderLayer
 from idefics.placement.devices import (
     OUT_OF_MEMORY_HINT,
     DeviceMap,
-    DeviceMapStrategy,
     first_accelerator_or_cpu,
     free_memory,
     get_available_device,
@@ -52,7 +51,7 @@ def assign_devices(
             raise OutOfMemory("the model", needed, free, OUT_OF_MEMORY_HINT)
         return {"": device}
     if isinstance(device.device_map, str):
-        return _infer_device_map(model, device.device_map, device.max_memory, dtype, bits_by_name)
+        return _infer_device_map(model, device, dtype, bits_by_name)
     return _validate_device_map(
         model, {name: get_available_device(device_name) for name, device_name in device.device_map.items()}
     )
@@ -72,13 +71,9 @@ def named_no_split_modules(module: nn.Module, name: str = "") -> Iterator[tuple[
 
 
 def _infer_device_map(
-    model: nn.Module,
-    strategy: DeviceMapStrategy,
-    max_memory: Mapping[int | str, int | str] | None,
-    dtype: torch.dtype,
-    bits_by_name: Mapping[str, int],
+    model: nn.Module, placement: DeviceMap, dtype: torch.dtype, bits_by_name: Mapping[str, int]
 ) -> DeviceByModule:
-    """Distributes a model over the devices with accelerate, by a strategy of `DeviceMap`."""
+    """Distributes a model over the devices with accelerate, by the strategy of `placement`."""
     from accelerate import infer_auto_device_map
     from accelerate.utils import CustomDtype, get_balanced_memory, get_max_memory
 
@@ -90,6 +85,7 @@ def _infer_device_map(
             {type(block).__name__ for _, block in named_no_split_modules(model)}
         ),
     }
+    max_memory, strategy = placement.max_memory, placement.device_map
     memory: Any = None if max_memory is None else dict(max_memory)
     try:
         if strategy == "sequential":

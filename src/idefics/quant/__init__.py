@@ -14,12 +14,12 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from idefics.config import QuantizationConfig, QuantKind
+from idefics.config import QuantizationConfig
 from idefics.nn.native_kernels import can_use_native_weight
 from idefics.nn.upcast import TokenEmbedding, UpcastLinear
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.fp8 import Float8Linear, can_use_fp8_matmul, fp8_matmul
-from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul, int4_dequantized_matmul
+from idefics.quant.linear import Int4Linear, Int8Linear, int4_bfloat16_matmul
 from idefics.quant.matmul import (
     can_use_cuda_int8_matmul,
     can_use_w4a8_matmul,
@@ -28,9 +28,10 @@ from idefics.quant.matmul import (
     w8a8_matmul,
     w8a8_matmul_cuda,
 )
-from idefics.quant.quantized_linear import QuantizedMatmul
 
-LayerFactory = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> the quantised layer
+LayerFactory = Callable[
+    ..., nn.Linear
+]  # a layer, and its weight unless that is loaded later -> the quantised layer
 
 
 def quantizable_layer_names(model: nn.Module, quantization: QuantizationConfig) -> list[str]:
@@ -63,10 +64,8 @@ def replace_with_empty_quantized(model: nn.Module, quantization: QuantizationCon
     """
     scale_names = []
     for name in quantizable_layer_names(model, quantization):
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
         kind = Int8Linear if quantization.kind_of(name) == "int8" else Int4Linear
-        model.set_submodule(name, kind.empty(layer).train(layer.training))
+        _replace_layer(model, name, kind.empty)
         scale_names += [f"{name}.scale"] * (kind is Int4Linear)
     return scale_names
 
@@ -81,13 +80,9 @@ def quantizers_by_name(
     Raises:
         MissingExtra: nf4 and fp4 without bitsandbytes.
     """
-    names = quantizable_layer_names(model, quantization)
-    factory_by_kind = {
-        kind: _layer_factory(quantization, kind) for kind in {quantization.kind_of(name) for name in names}
-    }
     return {
-        f"{name}.weight": partial(_replace_layer, model, name, factory_by_kind[quantization.kind_of(name)])
-        for name in names
+        f"{name}.weight": partial(_replace_layer, model, name, _layer_factory(quantization, name))
+        for name in quantizable_layer_names(model, quantization)
     }
 
 
@@ -129,35 +124,25 @@ def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
                 module.uses_float32_kernel = kernel_choice.onednn or kernel_choice.bfloat16
                 if kernel_choice.onednn:
                     module.linear_function = onednn_linear
-            case Int8Linear():
-                module.matmul = _choose_int8_matmul(module, kernel_choice)
-            case Int4Linear():
-                module.matmul = _choose_int4_matmul(module, kernel_choice)
+            case Int8Linear() if can_use_cuda_int8_matmul(module.levels):
+                module.matmul = w8a8_matmul_cuda
+            case Int8Linear() if kernel_choice.integers:
+                module.matmul = w8a8_matmul
+            case Int4Linear() if kernel_choice.bfloat16 and can_use_native_weight(
+                module.levels, module.scale
+            ):
+                module.matmul = int4_bfloat16_matmul
+            case Int4Linear() if kernel_choice.integers and can_use_w4a8_matmul(module.levels, module.scale):
+                module.matmul = w4a8_matmul
+            case Int4Linear() if kernel_choice.onednn:
+                module.matmul = partial(module.default_matmul, linear_function=onednn_linear)
             case Float8Linear() if can_use_fp8_matmul(module.levels):
                 module.matmul = fp8_matmul
 
 
-def _choose_int8_matmul(layer: Int8Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
-    """The fastest of the functions that compute the product of an int8 layer on its device."""
-    if can_use_cuda_int8_matmul(layer.levels):
-        return w8a8_matmul_cuda
-    return w8a8_matmul if kernel_choice.integers else layer.matmul
-
-
-def _choose_int4_matmul(layer: Int4Linear, kernel_choice: KernelChoice) -> QuantizedMatmul:
-    """The fastest of the functions that compute the product of an int4 layer on its device."""
-    if kernel_choice.bfloat16 and can_use_native_weight(layer.levels, layer.scale):
-        return int4_bfloat16_matmul
-    if kernel_choice.integers and can_use_w4a8_matmul(layer.levels, layer.scale):
-        return w4a8_matmul
-    if kernel_choice.onednn:
-        return partial(int4_dequantized_matmul, linear_function=onednn_linear)
-    return layer.matmul
-
-
-def _layer_factory(quantization: QuantizationConfig, kind: QuantKind) -> LayerFactory:
-    """The function (layer, weight (O, I)) -> layer quantised to `kind`."""
-    match kind:
+def _layer_factory(quantization: QuantizationConfig, name: str) -> LayerFactory:
+    """The function (layer, weight (O, I)) -> quantised layer, for the layer of this name."""
+    match quantization.kind_of(name):
         case "int8":
             return Int8Linear.from_linear
         case "int4":
@@ -170,8 +155,8 @@ def _layer_factory(quantization: QuantizationConfig, kind: QuantKind) -> LayerFa
             return linear4bit_factory(quantization)
 
 
-def _replace_layer(model: nn.Module, name: str, create_layer: LayerFactory, weight: Tensor) -> None:
-    """Replaces the layer `name` of a model by the quantised layer that `create_layer` makes of it and its weight."""
+def _replace_layer(model: nn.Module, name: str, create_layer: LayerFactory, *weight: Tensor) -> None:
+    """Replaces the layer `name` of a model by the one that `create_layer` makes of it, and of its weight if given."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    model.set_submodule(name, create_layer(layer, weight).train(layer.training))
+    model.set_submodule(name, create_layer(layer, *weight).train(layer.training))

@@ -62,12 +62,10 @@ def choose_kernels(model: nn.Module, kernels: KernelMode) -> KernelChoice | None
     """
     if kernels == "reference":
         return None
-    if kernels == "autotune":
-        return autotune_kernels(model)
     linears = (module for module in model.modules() if isinstance(module, nn.Linear))
     if sum(layer.weight.numel() for layer in linears) < MIN_TUNED_WEIGHTS:
         return KernelChoice()
-    return kernel_choice_by_processor()
+    return autotune_kernels(model) if kernels == "autotune" else kernel_choice_by_processor()
 
 
 def kernel_choice_by_processor() -> KernelChoice:
@@ -84,22 +82,19 @@ def kernel_choice_by_processor() -> KernelChoice:
 
 
 def autotune_kernels(model: nn.Module) -> KernelChoice:
-    """Chooses kernels by timing them at the two layer shapes that hold most weights, or reads the cached choice.
-
-    A model of fewer than `MIN_TUNED_WEIGHTS` weights gets torch's own kernels, untimed.
-    """
+    """Chooses kernels by timing them at the two layer shapes that hold most weights, or reads the cached choice."""
     shapes = Counter[LayerShape]()
     for module in model.modules():
         if isinstance(module, nn.Linear):
             shapes[module.out_features, module.in_features] += module.weight.numel()
-    if shapes.total() < MIN_TUNED_WEIGHTS:
-        return KernelChoice()
     largest_shapes = sorted({(min(o, MAX_TIMED_OUTPUTS), i) for (o, i), _ in shapes.most_common(2)})
     key = " | ".join((processor_key(), torch.__version__, str(CACHE_VERSION), str(largest_shapes)))
     cached_choices = _read_cache(path := kernel_choice_cache_file())
-    if (choice := _parse_kernel_choice(cached_choices.get(key))) is None:
-        choice = time_kernels(largest_shapes)
-        _write_cache(path, cached_choices | {key: asdict(choice)})
+    match cached_choices.get(key):
+        case {"onednn": bool(onednn), "integers": bool(integers), "bfloat16": bool(bfloat16)}:
+            return KernelChoice(onednn, integers, bfloat16)
+    choice = time_kernels(largest_shapes)
+    _write_cache(path, cached_choices | {key: asdict(choice)})
     return choice
 
 
@@ -183,14 +178,6 @@ def processor_key() -> str:
     """A text for keys of caches: the processor's name, and the instructions that torch uses on it."""
     name = read_cpuinfo("model name") or platform.processor()
     return f"{platform.machine()} {name} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _parse_kernel_choice(raw: Any) -> KernelChoice | None:
-    """A `KernelChoice` from its JSON form; None if `raw` is anything else."""
-    match raw:
-        case {"onednn": bool(onednn), "integers": bool(integers), "bfloat16": bool(bfloat16)}:
-            return KernelChoice(onednn, integers, bfloat16)
-    return None
 
 
 def _read_cache(file: Path) -> dict[str, Any]:

@@ -11,21 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from idefics.nn.upcast import linear_by_blocks
-from idefics.quant.quantized_linear import QuantizedLinear, QuantizedMatmul
+from idefics.quant.quantized_linear import QuantizedLinear
 
 FP8_DTYPE = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8_DTYPE).max  # 448
 SIZE_MULTIPLE = 16  # GPUs' products require sizes that are multiples of this
-
-
-def fp8_dequantized_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A `QuantizedMatmul` on every device: dequantises the fp8 weight to the input's dtype and multiplies."""
-
-    def dequantize_rows(rows: slice) -> Tensor:
-        return weight[rows].float().mul_(scale[rows, None]).to(input.dtype)
-
-    return linear_by_blocks(input, weight.shape, dequantize_rows, bias)
 
 
 class Float8Linear(QuantizedLinear):
@@ -36,17 +26,16 @@ class Float8Linear(QuantizedLinear):
         scale: (O,) float32.
     """
 
-    default_matmul: QuantizedMatmul = staticmethod(fp8_dequantized_matmul)
-
     @classmethod
     def from_linear(cls, layer: nn.Linear, weight: Tensor) -> Self:
         """A layer that replaces `layer`, with its bias and this (O, I) weight."""
         levels, scale = quantize_fp8(weight)
         return cls.from_quantized(layer, levels, scale[:, 0])
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The (O, I) weights that the layer computes with."""
-        return (self.levels.float() * self.scale[:, None]).to(dtype)
+    @staticmethod
+    def dequantize_levels(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
+        """The weights, multiplied by their scales in float32."""
+        return levels.float().mul_(scale[:, None]).to(dtype)
 
 
 def quantize_fp8(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,8 @@ from idefics.nn.native_kernels import (
     can_use_native_weight,
     native_linear,
 )
-from idefics.nn.upcast import LinearFunction, linear_by_blocks
 from idefics.quant.matmul import can_dequantize_int4, dequantize_int4, w8a8_matmul
-from idefics.quant.quantized_linear import QuantizedLinear, QuantizedMatmul
+from idefics.quant.quantized_linear import QuantizedLinear
 
 MAX_WEIGHTS_AT_ONCE = 2**19  # weights whose scales are searched together: each takes some bytes meanwhile
 INT4_SCALE_DTYPE = (
@@ -31,41 +30,11 @@ SCALE_CANDIDATES = tuple(
 )  # of an int4 group, relative to its largest scale
 
 
-def int8_dequantized_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A `QuantizedMatmul` on every device: dequantises the int8 weight to the input's dtype and multiplies."""
-    dtype = input.dtype
-
-    def dequantize_rows(rows: slice) -> Tensor:  # scaled before the sum, which would overflow in float16
-        return weight[rows].to(dtype).mul_(scale[rows, None].to(dtype))
-
-    return linear_by_blocks(input, weight.shape, dequantize_rows, bias)
-
-
-def int4_dequantized_matmul(
-    input: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    linear_function: LinearFunction = functional.linear,
-) -> Tensor:
-    """A `QuantizedMatmul` on every device: dequantises the int4 weight to the input's dtype and multiplies.
-
-    Args:
-        linear_function: multiplies with the dequantised weights of some outputs at a time.
-    """
-    inputs, dtype = input.shape[-1], input.dtype
-
-    def dequantize_rows(rows: slice) -> Tensor:
-        return _dequantize_int4_any_device(weight[rows], scale[rows], inputs, dtype)
-
-    return linear_by_blocks(input, (len(weight), inputs), dequantize_rows, bias, linear_function)
-
-
 def int4_bfloat16_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """A `QuantizedMatmul` of int4 weights in bfloat16, on a CPU with instructions for it (`native_linear`)."""
     if can_use_native_inputs(input) and can_use_native_weight(weight, scale):
         return native_linear(input, NativeWeight(weight, scale, input.shape[-1]), bias)
-    return int4_dequantized_matmul(input, weight, scale, bias)
+    return Int4Linear.default_matmul(input, weight, scale, bias)
 
 
 class Int8Linear(QuantizedLinear):
@@ -75,8 +44,6 @@ class Int8Linear(QuantizedLinear):
         levels: (O, I) int8 from -127 to 127.
         scale: (O,) the largest absolute weight of each output, divided by 127, in the dtype that the weights had.
     """
-
-    default_matmul: QuantizedMatmul = staticmethod(int8_dequantized_matmul)
 
     @classmethod
     def from_linear(cls, layer: nn.Linear, weight: Tensor) -> Self:
@@ -96,9 +63,10 @@ class Int8Linear(QuantizedLinear):
         is_native = self.matmul is w8a8_matmul and can_use_native_weight(self.levels, self.scale)
         return NativeWeight(self.levels, self.scale) if is_native else None
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The (O, I) weights that the layer computes with."""
-        return self.levels.to(dtype) * self.scale.to(dtype)[:, None]
+    @staticmethod
+    def dequantize_levels(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
+        """The weights, scaled before they are multiplied: sums of levels would overflow in float16."""
+        return levels.to(dtype).mul_(scale[:, None].to(dtype))
 
 
 class Int4Linear(QuantizedLinear):
@@ -109,8 +77,6 @@ class Int4Linear(QuantizedLinear):
             each from 1 to 15, where 8 is zero.
         scale: (O, ceil(I / GROUP_SIZE)) bfloat16, or float32 in folders of older versions.
     """
-
-    default_matmul: QuantizedMatmul = staticmethod(int4_dequantized_matmul)
 
     def native_weight(self) -> NativeWeight | None:
         """The weight for the C kernels; None if the layer does not multiply in bfloat16 or they do not support it."""
@@ -137,20 +103,16 @@ class Int4Linear(QuantizedLinear):
         scale = torch.empty(outputs, groups, dtype=INT4_SCALE_DTYPE, device="meta")
         return cls.from_quantized(layer, levels, scale)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The (O, I) weights that the layer computes with."""
-        return _dequantize_int4_any_device(self.levels, self.scale, self.in_features, dtype)
-
-
-def _dequantize_int4_any_device(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
-    """The (O, `num_inputs`) weights of an `Int4Linear`, by the C kernel where it can be used, else in torch."""
-    if can_dequantize_int4(levels, scale, dtype):
-        return dequantize_int4(levels, scale, num_inputs)
-    unpacked = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (O, bytes, halves)
-    unpacked[..., 0], unpacked[..., 1] = levels & 15, levels >> 4
-    groups = unpacked.flatten(1).unflatten(1, (-1, GROUP_SIZE)).sub_(8).mul_(scale.to(dtype)[..., None])
-    weights: Tensor = groups.flatten(1)[:, :num_inputs]
-    return weights
+    @staticmethod
+    def dequantize_levels(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
+        """The weights, by the C kernel where it can be used, else in torch."""
+        if can_dequantize_int4(levels, scale, dtype):
+            return dequantize_int4(levels, scale, num_inputs)
+        unpacked = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (O, bytes, halves)
+        unpacked[..., 0], unpacked[..., 1] = levels & 15, levels >> 4
+        groups = unpacked.flatten(1).unflatten(1, (-1, GROUP_SIZE)).sub_(8).mul_(scale.to(dtype)[..., None])
+        weights: Tensor = groups.flatten(1)[:, :num_inputs]
+        return weights
 
 
 def _pack_int4(levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

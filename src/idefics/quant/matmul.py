@@ -16,14 +16,15 @@ from idefics.native import library
 from idefics.native.library import InstructionSet
 from idefics.native.structures import GROUP_SIZE, DequantizeInt4Args, Int4MatmulArgs, QuantizeRowsArgs
 from idefics.nn.native_kernels import (
+    SCALE_KINDS,
     NativeWeight,
+    address,
     call_kernel,
     can_use_native_inputs,
     can_use_native_weight,
+    is_plain_float32,
     native_linear,
 )
-
-SCALE_DTYPES = torch.float32, torch.bfloat16
 
 
 def can_dequantize_int4(levels: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
@@ -31,7 +32,7 @@ def can_dequantize_int4(levels: Tensor, scale: Tensor, dtype: torch.dtype) -> bo
     return (
         dtype == torch.float32
         and levels.device.type == "cpu"
-        and scale.dtype in SCALE_DTYPES
+        and scale.dtype in SCALE_KINDS
         and levels.is_contiguous()
         and scale.is_contiguous()
         and library.load_library() is not None
@@ -95,21 +96,11 @@ def w4a8_matmul(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | Non
     out = torch.empty(len(rows), outputs)
     args = Int4MatmulArgs(
         *(x.data_ptr() for x in (rows, row_levels, row_scales, zero_corrections, levels, scale)),
-        *(None if float_bias is None else float_bias.data_ptr(), out.data_ptr()),
+        *(address(float_bias), out.data_ptr()),
         *(len(rows), outputs, inputs, scale.dtype == torch.bfloat16),
     )
     call_kernel("idefics_int4_matmul", args)
     return out.view(*input.shape[:-1], outputs).to(input.dtype)
-
-
-def can_use_native_w8a8_matmul(rows: Tensor) -> bool:
-    """Whether `w8a8_matmul_native` supports these inputs."""
-    return (
-        rows.dtype == torch.float32
-        and rows.is_cpu
-        and rows.is_contiguous()
-        and library.load_library() is not None
-    )
 
 
 def w8a8_matmul_native(
@@ -137,7 +128,7 @@ def w8a8_matmul_native(
     float_bias = None if bias is None else bias.float()
     args = QuantizeRowsArgs(
         *(x.data_ptr() for x in (rows, row_levels, row_scales, sums, scales)),
-        None if float_bias is None else float_bias.data_ptr(),
+        address(float_bias),
         *(*rows.shape, len(weight), _given_or_fastest_instruction_set(instruction_set)),
     )
     call_kernel("idefics_quantize_rows", args)
@@ -205,7 +196,8 @@ def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | Non
         return native_linear(input, NativeWeight(weight, scale), bias)
     rows = input.reshape(-1, input.shape[-1])
     out = rows.new_empty(len(rows), len(weight))
-    multiply = w8a8_matmul_native if can_use_native_w8a8_matmul(rows) else w8a8_matmul_torch
+    is_native = is_plain_float32(rows) and library.load_library() is not None
+    multiply = w8a8_matmul_native if is_native else w8a8_matmul_torch
     for row_block, out_block in zip(
         rows.split(block_size := max(1, MAX_SUMS_AT_ONCE // len(weight))), out.split(block_size), strict=True
     ):

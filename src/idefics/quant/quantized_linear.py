@@ -12,9 +12,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from idefics.errors import BadRequest
 from idefics.nn.native_kernels import NativeLinear
+from idefics.nn.upcast import LinearFunction, linear_by_blocks
 
 # Input (..., I), levels, scales, bias (O,) or None -> (..., O).
 QuantizedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -67,12 +69,10 @@ class QuantizedLinear(NativeLinear):
         weight: a `GuardedLevels` view of the levels, for other code.
         scale: the scales, which are not trained.
         matmul: computes the product where no gradient is needed; `quant.apply_kernel_choice` sets a faster one.
-        default_matmul: the product in plain torch, on every device and with gradients.
     """
 
     scale: nn.Parameter
     matmul: QuantizedMatmul
-    default_matmul: QuantizedMatmul
 
     @classmethod
     def from_quantized(cls, layer: nn.Linear, levels: Tensor, scale: Tensor) -> Self:
@@ -89,6 +89,36 @@ class QuantizedLinear(NativeLinear):
         levels = self._parameters["weight"]
         assert levels is not None, "a quantised layer has levels"
         return levels
+
+    @staticmethod
+    def dequantize_levels(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
+        """The (O, `num_inputs`) weights that some levels and their scales stand for."""
+        raise NotImplementedError
+
+    @classmethod
+    def default_matmul(
+        cls,
+        input: Tensor,
+        levels: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        linear_function: LinearFunction = functional.linear,
+    ) -> Tensor:
+        """A `QuantizedMatmul` on every device, with gradients: dequantises to the input's dtype and multiplies.
+
+        Args:
+            linear_function: multiplies with the dequantised weights of some outputs at a time.
+        """
+        inputs, dtype = input.shape[-1], input.dtype
+
+        def dequantize_rows(rows: slice) -> Tensor:
+            return cls.dequantize_levels(levels[rows], scale[rows], inputs, dtype)
+
+        return linear_by_blocks(input, (len(levels), inputs), dequantize_rows, bias, linear_function)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The (O, I) weights that the layer computes with."""
+        return self.dequantize_levels(self.levels, self.scale, self.in_features, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies the linear layer: (..., I) -> (..., O) in the dtype of `input`."""

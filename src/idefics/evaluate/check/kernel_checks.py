@@ -18,8 +18,6 @@ from idefics.native import library
 from idefics.nn.attention_backends import eager_attention
 from idefics.nn.native_kernels import (
     NativeWeight,
-    bfloat16_attention,
-    can_use_bfloat16_attention,
     can_use_native_attention,
     can_use_native_weight,
     float32_linear,
@@ -100,9 +98,9 @@ def _attention_errors() -> Iterator[KernelError]:
     q, k, v = (torch.randn(1, heads, NUM_ROWS, 64, generator=generator) for heads in (4, 2, 2))
     if can_use_native_attention(q, k, v):
         yield "attention", _relative(native_attention(q, k, v), eager_attention(q, k, v)), FLOAT32_LIMIT
-    if can_use_bfloat16_attention(q, k, v):
+    if can_use_native_attention(q, k, v, bfloat16=True):
         expected = eager_attention(q, k, v, causal=True)
-        yield _error("bfloat16 attention", bfloat16_attention(q, k, v, causal=True), expected)
+        yield _error("bfloat16 attention", native_attention(q, k, v, bfloat16=True, causal=True), expected)
 
 
 def _resize_errors() -> Iterator[KernelError]:
