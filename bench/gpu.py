@@ -38,7 +38,7 @@ from idefics import models, quant
 from idefics.config import EngineConfig, QuantizationConfig, QuantKind
 from idefics.engine.decode import TorchDecode
 from idefics.engine.engine import Engine
-from idefics.generation.load_settings import choose_engine_config
+from idefics.generation.load_settings import LoadSettings, choose_engine_config
 from idefics.generation.loading import LoadedModel, collect_stop_ids, create_processor
 from idefics.models import read_checkpoint
 from idefics.processing.fetch import Fetcher
@@ -80,7 +80,7 @@ class RandomWeightsRunner(IdeficsRunner):
                 quantizer(model.get_parameter(name).detach())
         quant.apply_kernel_choice(model, KernelChoice())
         processor = create_processor(checkpoint, Fetcher(policy="off"))
-        config: EngineConfig = choose_engine_config(torch_device)
+        config: EngineConfig = choose_engine_config(torch_device, LoadSettings())
         self.engine = Engine(model, config)  # type: ignore[arg-type]  # a VLM by its methods
         stop_ids = collect_stop_ids(checkpoint, processor)
         self.vlm = idefics.Idefics(LoadedModel(processor, self.engine, stop_ids))

@@ -15,7 +15,7 @@ import idefics
 from idefics import weights
 from idefics.config import CONNECTOR_MODULES, UNQUANTIZED_MODULES, EngineConfig, QuantizationConfig
 from idefics.errors import BadSetting, MissingExtra
-from idefics.generation.load_settings import choose_engine_config
+from idefics.generation.load_settings import LoadSettings, choose_engine_config
 from idefics.nn.attention_backends import (
     eager_attention,
     flash_attention,
@@ -323,6 +323,6 @@ def test_memory_peaks_at_the_small_model_and_a_few_tensors(tmp_path, kind, model
 
 
 def test_a_gpu_has_larger_batches():
-    cpu, gpu = (choose_engine_config(torch.device(name)) for name in ("cpu", "cuda:1"))
+    cpu, gpu = (choose_engine_config(torch.device(name), LoadSettings()) for name in ("cpu", "cuda:1"))
     assert cpu == EngineConfig()
     assert gpu.batch_rows > cpu.batch_rows and gpu.step_tokens > cpu.step_tokens

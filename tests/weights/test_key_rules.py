@@ -8,7 +8,7 @@ from idefics.errors import BrokenCheckpoint
 from idefics.weights import KeyRules
 
 RULES = KeyRules(
-    ignore=((r"\.inv_freq$", "recomputed"),),
+    ignore=(r"\.inv_freq$",),
     concat={
         "text.embed.weight": ("embed.weight", "embed.extra.weight"),
         "head.weight": ("head.weight", "extra.weight"),

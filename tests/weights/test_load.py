@@ -18,6 +18,7 @@ from idefics.weights.adapter_config import AdapterConfig
 from idefics.weights.adapter_files import write_adapter
 
 NO_RULES = KeyRules()
+ON_CPU = {"": torch.device("cpu")}
 
 
 class ToyModel(nn.Module):
@@ -45,7 +46,7 @@ def random_tensors(**changes):
 
 
 def load_into(folder, model, rules=NO_RULES, dtype=torch.float32):
-    load(model, folder, rules, dtype=dtype, device="cpu")
+    load(model, folder, rules, dtype=dtype, device_by_module=ON_CPU)
     return model.state_dict()
 
 
@@ -328,14 +329,20 @@ def test_each_part_goes_to_its_own_device(tmp_path):
     places = {"": torch.device("cpu"), "body": torch.device("meta"), "body.1": torch.device("cpu")}
     model = make_toy_model()
     with pytest.raises(RuntimeError, match=r"body\.0\.weight, body\.0\.bias$"):  # told as left behind on meta
-        load(model, tmp_path, NO_RULES, dtype=torch.float32, device=places)
+        load(model, tmp_path, NO_RULES, dtype=torch.float32, device_by_module=places)
     assert torch.equal(model.body[1].weight, saved["body.1.weight"])
 
 
 def test_a_part_without_a_device_is_our_own_mistake(tmp_path):
     save_file(random_tensors(), tmp_path / "model.safetensors")
     with pytest.raises(KeyError):
-        load(make_toy_model(), tmp_path, NO_RULES, dtype=torch.float32, device={"body": torch.device("cpu")})
+        load(
+            make_toy_model(),
+            tmp_path,
+            NO_RULES,
+            dtype=torch.float32,
+            device_by_module={"body": torch.device("cpu")},
+        )
 
 
 def test_what_is_packed_is_handed_over_in_its_final_dtype(tmp_path):
@@ -354,7 +361,7 @@ def test_what_is_packed_is_handed_over_in_its_final_dtype(tmp_path):
         tmp_path,
         NO_RULES,
         dtype=torch.bfloat16,
-        device="cpu",
+        device_by_module=ON_CPU,
         quantizers_by_name={"body.0.weight": pack},
     )
     assert torch.equal(given[0], saved["body.0.weight"].bfloat16()) and len(given) == 1
@@ -367,7 +374,7 @@ def test_what_is_used_as_it_is_stored_may_stay_in_the_file(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(saved, file)
     model = make_toy_model()
-    load(model, tmp_path, NO_RULES, dtype=torch.float32, device="cpu", mmap=True)
+    load(model, tmp_path, NO_RULES, dtype=torch.float32, device_by_module=ON_CPU, mmap=True)
     loaded = model.state_dict()
     assert all(torch.equal(loaded[name], saved[name].to(loaded[name].dtype)) for name in saved)
     with file.open("r+b") as written:  # in place, as nobody should
@@ -387,7 +394,7 @@ def test_a_model_that_writes_leaves_its_file_as_it_was(tmp_path, mapped):
     save_file(random_tensors(), tmp_path / "model.safetensors")
     before = (tmp_path / "model.safetensors").read_bytes()
     model = make_toy_model()
-    load(model, tmp_path, NO_RULES, dtype=torch.float32, device="cpu", mmap=mapped)
+    load(model, tmp_path, NO_RULES, dtype=torch.float32, device_by_module=ON_CPU, mmap=mapped)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -409,7 +416,8 @@ with torch.device("meta"):
     model = nn.ModuleList(nn.Linear(1024, 2048, bias=False) for _ in range(16))
 before = kibibytes("VmRSS")
 adapter = Path(sys.argv[3]) if sys.argv[3:] else None
-load(model, Path(sys.argv[1]), KeyRules(), dtype=getattr(torch, sys.argv[2]), device="cpu", adapter=adapter)
+devices = {"": torch.device("cpu")}
+load(model, Path(sys.argv[1]), KeyRules(), dtype=getattr(torch, sys.argv[2]), device_by_module=devices, adapter=adapter)
 print((kibibytes("VmHWM") - before) / 1024)
 """
 

@@ -236,8 +236,7 @@ def _module_with_checkpoint_names(
     """
     key_rules = checkpoint.family.key_rules
     if "lm_head" not in dict(model.named_children()):
-        no_head = (r"^(lm_head|additional_fc)\.", "the model has no head")
-        key_rules = replace(key_rules, ignore=(*key_rules.ignore, no_head))
+        key_rules = replace(key_rules, ignore=(*key_rules.ignore, r"^(lm_head|additional_fc)\."))
     if model.base_model_prefix or model.config.architectures == [type(model).__name__]:
         return model, key_rules
     wrapper = nn.Module()  # the checkpoint has a head, and everything else under "model."

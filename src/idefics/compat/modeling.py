@@ -219,11 +219,6 @@ class PreTrainedModel(
         """The device of the first parameter."""
         return next(self.parameters()).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the first floating-point parameter."""
-        return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
-
     def get_decoder(self) -> nn.Module:
         """The model without its head, which takes the same arguments."""
         return self.base_model

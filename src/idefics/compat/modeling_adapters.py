@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from idefics.compat.pretrained import read_json_object
 from idefics.errors import BadSetting, MissingExtra, UnsupportedModel
-from idefics.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from idefics.weights.adapter_files import KEY_PREFIX
+from idefics.weights.adapter_config import ADAPTER_CONFIG
+from idefics.weights.adapter_files import KEY_PREFIX, write_adapter_weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -149,13 +149,9 @@ class PeftAdapterMixin(nn.Module):
 
     def _save_adapter(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
         """Writes the active adapter into a folder as peft does; `state_dict` is in place of the model's own."""
-        from safetensors.torch import save_file
-
         name = self.active_adapters()[0]
         folder.mkdir(parents=True, exist_ok=True)
-        weights = self.get_adapter_state_dict(name, state_dict)
-        weights_by_key = {KEY_PREFIX + key: value.contiguous() for key, value in weights.items()}
-        save_file(weights_by_key, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_adapter_weights(folder, self.get_adapter_state_dict(name, state_dict))
         self.peft_config[name].save_pretrained(str(folder))
 
     def _adapter_layers(self) -> list[Any]:

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from idefics.compat.configuration import PretrainedConfig
@@ -15,7 +16,7 @@ from idefics.compat.keyword_arguments import check_save_kwargs
 from idefics.compat.modeling_adapters import PeftAdapterMixin
 from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, HfQuantizer
 from idefics.errors import BadSetting, UnsupportedModel
-from idefics.weights.tensors import tied_parameter_names
+from idefics.weights.tensors import save_weights
 
 
 class SavingMixin(PeftAdapterMixin):
@@ -33,6 +34,11 @@ class SavingMixin(PeftAdapterMixin):
     is_loaded_in_8bit: bool
     quantization_method: str | None
     hf_quantizer: HfQuantizer | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point parameter."""
+        return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
 
     def _set_quantization(self, quantization: AnyQuantizationConfig | None) -> None:
         """Sets the attributes that say how weights are stored; None: they are not quantised."""
@@ -66,8 +72,6 @@ class SavingMixin(PeftAdapterMixin):
             BadSetting: `safe_serialization=False` asks for pickles, or `push_to_hub=True` for an upload.
             UnsupportedModel: the weights are quantised, and there is no adapter.
         """
-        from huggingface_hub import save_torch_state_dict
-
         if not safe_serialization:
             raise BadSetting("safe_serialization is False; only safetensors are written: leave it out")
         check_save_kwargs(kwargs)
@@ -85,15 +89,9 @@ class SavingMixin(PeftAdapterMixin):
         folder = Path(save_directory)
         config = copy(self.config)
         config.architectures = [type(self).__name__]
-        dtype = next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
-        config.torch_dtype = str(dtype).removeprefix("torch.")
+        config.torch_dtype = str(self.dtype).removeprefix("torch.")
         # Of the library that wrote the first file: trainers warn of it.
         vars(config).pop("transformers_version", None)
         config.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
-        save_torch_state_dict(
-            self.state_dict() if state_dict is None else state_dict,
-            folder,
-            max_shard_size=max_shard_size,
-            shared_tensors_to_discard=tied_parameter_names(self),
-        )
+        save_weights(self, folder, max_shard_size, state_dict)

@@ -27,6 +27,7 @@ from idefics.native import library
 from idefics.placement.devices import get_available_device, weight_bytes
 from idefics.quant import enable_16bit_weight_storage
 from idefics.quant.autotune import kernel_choice_by_processor, kernel_choice_cache_file, read_cpuinfo
+from idefics.weights.files import num_weight_bytes
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +120,9 @@ def estimate_model_memory(model: str) -> dict[str, Any]:
     checkpoint = models.read_checkpoint(folder)
     module: Any = models.build_on_meta_device(checkpoint)
     if checkpoint.quantization is not None:
-        num_weight_bytes = sum(path.stat().st_size for path in weights.safetensors_files(folder))
+        bytes_of_weights = num_weight_bytes(folder)
     else:
-        num_weight_bytes = weight_bytes(
+        bytes_of_weights = weight_bytes(
             module, torch.float32, dict.fromkeys(enable_16bit_weight_storage(module), 16)
         )
     layout, config, free_bytes = module.layout, EngineConfig(), free_host_memory()
@@ -135,14 +136,14 @@ def estimate_model_memory(model: str) -> dict[str, Any]:
         "model": model,
         "folder": str(folder),
         "parameters": models.count_parameters(module),
-        "weights": num_weight_bytes,
+        "weights": bytes_of_weights,
         "token_bytes": bytes_per_token,
         "cached_tokens": (num_pages - 1) * PAGE_SIZE,
         "max_positions": layout.max_positions,
         "kv_cache": cache_bytes,
         "pictures": config.picture_bytes,
         "process": PROCESS_OVERHEAD_BYTES,
-        "in_all": num_weight_bytes + cache_bytes + config.picture_bytes + PROCESS_OVERHEAD_BYTES,
+        "in_all": bytes_of_weights + cache_bytes + config.picture_bytes + PROCESS_OVERHEAD_BYTES,
         "free": free_bytes,
     }
 

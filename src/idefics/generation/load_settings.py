@@ -194,19 +194,18 @@ def to_quantization_config(quantize: object) -> QuantizationConfig | None:
     return QuantizationConfig(kind=quantize)  # type: ignore[arg-type]  # the constructor checks it
 
 
-def choose_engine_config(device: torch.device, settings: LoadSettings | None = None) -> EngineConfig:
+def choose_engine_config(device: torch.device, settings: LoadSettings) -> EngineConfig:
     """Chooses the limits of the engine for a device.
 
     A GPU reads its weights once for a whole batch, so that its batches are larger than a CPU's.
 
     Args:
         device: the main device.
-        settings: the caller's settings; None: the defaults.
+        settings: the caller's settings.
 
     Raises:
         BadSetting: a limit is out of range.
     """
-    settings = settings or LoadSettings()
     limits: dict[str, Any] = {"reference": settings.is_reference}
     if device.type == "cuda":
         limits |= {

@@ -50,6 +50,7 @@ from idefics.processing.token_bytes import TokenBytes
 from idefics.processing.tokenizer import Tokenizer
 from idefics.quant import memory_footprint
 from idefics.structured import OutputConstraint
+from idefics.weights.files import num_weight_bytes
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
     )
     checkpoint = models.read_checkpoint(folder)
     adapter = find_merged_adapter(model, checkpoint, settings)
-    checkpoint_bytes = sum(path.stat().st_size for path in weights.safetensors_files(folder))
+    checkpoint_bytes = num_weight_bytes(folder)
     with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
         generation_config = read_generation_config(checkpoint)
         module = models.build_on_meta_device(checkpoint)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from idefics.weights.tensors import (
     FileTensor,
     TensorToWrite,
     TensorWithNames,
+    num_bytes,
     open_file_tensors,
     state_dict_tensors_tied_once,
     write_safetensors,
@@ -87,7 +88,8 @@ def merge_adapter(
     module = models.build_on_meta_device(checkpoint)
     with ExitStack() as stack:
         changes = read_weight_changes(adapter_folder, module, checkpoint.family.key_rules, stack)
-        return _write_checkpoint(checkpoint, module, changes, out)
+        readers = {name: change.read_changed for name, change in changes.items()}
+        return _write_checkpoint(checkpoint, module, readers, out)
 
 
 def write_changed_checkpoint(
@@ -106,110 +108,90 @@ def write_changed_checkpoint(
         BadSetting: the folder is not empty or cannot be written.
     """
     module = models.build_on_meta_device(checkpoint)
-    changes: dict[str, _NewValue] = {}
+    readers: dict[str, ReadChanged] = {}
     for parameter in state_dict_tensors_tied_once(module):
         if name := next((name for name in parameter.names if name in values), None):
-            changes |= dict.fromkeys(parameter.names, _NewValue(values[name]))
-    return _write_checkpoint(checkpoint, module, changes, out)
+            readers |= dict.fromkeys(parameter.names, partial(_read_new_value, values[name]))
+    return _write_checkpoint(checkpoint, module, readers, out)
 
 
-class _Change(Protocol):
-    """How a weight is changed: `WeightChange`, or a new value."""
-
-    def read_changed(
-        self, parts: Sequence[FileTensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """The changed value; arguments as of `WeightChange.read_changed`."""
-        ...
+# Reads the changed value of a weight; arguments as of `WeightChange.read_changed`.
+ReadChanged = Callable[[Sequence[FileTensor], Sequence[int], torch.dtype, torch.device], Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _NewValue:
-    """A weight that is replaced by a value."""
-
-    value: Tensor
-
-    def read_changed(
-        self, parts: Sequence[FileTensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """The value, in a dtype and on a device."""
-        return self.value.reshape(*shape).to(device, dtype)
+def _read_new_value(
+    value: Tensor, parts: Sequence[FileTensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A value that replaces a weight, in a dtype and on a device."""
+    return value.reshape(*shape).to(device, dtype)
 
 
 def _write_checkpoint(
-    checkpoint: Checkpoint, module: nn.Module, changes: Mapping[str, _Change], out: Path
+    checkpoint: Checkpoint, module: nn.Module, readers: Mapping[str, ReadChanged], out: Path
 ) -> MergedCheckpoint:
-    """Writes a checkpoint with changes of its weights; `module` has their shapes."""
-    folder = checkpoint.folder
+    """Writes a checkpoint with changes of its weights, by the names of `module`, which has their shapes."""
+    folder, parameters = checkpoint.folder, state_dict_tensors_tied_once(module)
     with write_whole_folder(out) as temporary, ExitStack() as stack:
         file_tensors = open_file_tensors(weights.safetensors_files(folder), stack)
-        merging = _Merging(
-            changes,
-            state_dict_tensors_tied_once(module),
-            checkpoint.family.key_rules.sources_by_target(file_tensors),
-        )
-        replaced = merging.changed_tensors()
+        sources = checkpoint.family.key_rules.sources_by_target(file_tensors)
+        replaced = _changed_tensors(readers, parameters, sources)
         copy_small_files(folder, temporary)
         _write_weights(file_tensors, replaced, temporary)
-        new_names = [
-            one.name for tensors in replaced.values() for one in tensors if one.name not in file_tensors
+        added = [
+            (file_tensors[old_name].file.name, tensor)
+            for old_name, tensors in replaced.items()
+            for tensor in tensors
+            if tensor.name not in file_tensors
         ]
-        if merging.unties:
+        if unties := any(_is_untied(readers, parameter) for parameter in parameters):
             _untie_config(temporary / "config.json")
-        _write_index(folder / INDEX_FILE, replaced, file_tensors, temporary)
+        if (folder / INDEX_FILE).is_file():
+            _write_index(folder, added, temporary)
     num_changed = sum(len(tensors) for tensors in replaced.values())
-    return MergedCheckpoint(out, num_changed, len(file_tensors) + len(new_names), merging.unties)
+    return MergedCheckpoint(out, num_changed, len(file_tensors) + len(added), unties)
 
 
-@dataclass(frozen=True, slots=True)
-class _Merging:
-    """Which tensors of a checkpoint's files an adapter changes.
+def _is_untied(readers: Mapping[str, ReadChanged], parameter: TensorWithNames) -> bool:
+    """Whether a tensor with several names is changed under one of them, and not alike under the others."""
+    return len({id(readers.get(name)) for name in parameter.names}) > 1
 
-    Attributes:
-        changes: of the adapter, by the model's names.
+
+def _changed_tensors(
+    readers: Mapping[str, ReadChanged],
+    parameters: Sequence[TensorWithNames],
+    sources: Mapping[str, Sequence[FileTensor]],
+) -> dict[str, list[TensorToWrite]]:
+    """The tensors to write in the place of a file tensor, by its name; of a tied one under all its names.
+
+    Args:
+        readers: of the changed weights, by the model's names.
         parameters: of the model.
         sources: the file tensors of each name of the model, to be concatenated.
     """
-
-    changes: Mapping[str, _Change]
-    parameters: Sequence[TensorWithNames]
-    sources: Mapping[str, Sequence[FileTensor]]
-
-    @property
-    def unties(self) -> bool:
-        """Whether a tensor with several names is changed under one of them, and not alike under the others."""
-        return any(map(self._is_untied, self.parameters))
-
-    def _is_untied(self, parameter: TensorWithNames) -> bool:
-        """Whether the names of a tensor have different changes."""
-        return len({id(self.changes.get(name)) for name in parameter.names}) > 1
-
-    def changed_tensors(self) -> dict[str, list[TensorToWrite]]:
-        """The tensors to write in the place of a file tensor, by its name; of a tied one under all its names."""
-        replaced: dict[str, list[TensorToWrite]] = {}
-        for parameter in self.parameters:
-            if self.changes.keys().isdisjoint(parameter.names):
-                continue
-            in_files = [name for name in parameter.names if name in self.sources]
-            for name in parameter.names if self._is_untied(parameter) else in_files:
-                parts = self.sources.get(name) or self.sources[in_files[0]]
-                change = self.changes.get(name, WeightChange())
-                for index, part in enumerate(parts):
-                    written_name = part.name if name in self.sources else name
-                    tensor = _part_to_write(written_name, change, parts, index, parameter.tensor.shape)
-                    replaced.setdefault(part.name, []).append(tensor)
-        return replaced
+    replaced: dict[str, list[TensorToWrite]] = {}
+    for parameter in parameters:
+        if readers.keys().isdisjoint(parameter.names):
+            continue
+        in_files = [name for name in parameter.names if name in sources]
+        for name in parameter.names if _is_untied(readers, parameter) else in_files:
+            parts = sources.get(name) or sources[in_files[0]]
+            read_changed = readers.get(name, WeightChange().read_changed)
+            for index, part in enumerate(parts):
+                written_name = part.name if name in sources else name
+                tensor = _part_to_write(written_name, read_changed, parts, index, parameter.tensor.shape)
+                replaced.setdefault(part.name, []).append(tensor)
+    return replaced
 
 
 def _part_to_write(
-    name: str, change: _Change, parts: Sequence[FileTensor], index: int, shape: Sequence[int]
+    name: str, read_changed: ReadChanged, parts: Sequence[FileTensor], index: int, shape: Sequence[int]
 ) -> TensorToWrite:
     """A part of a changed tensor, in the dtype and shape that the part has in its file."""
     part = parts[index]
     assert part.dtype is not None
 
     def read(dtype: torch.dtype) -> Tensor:
-        whole = change.read_changed(parts, shape, dtype, torch.device("cpu"))
+        whole = read_changed(parts, shape, dtype, torch.device("cpu"))
         return whole.split([one.shape[0] for one in parts])[index] if len(parts) > 1 else whole
 
     return TensorToWrite(name, part.dtype_name, part.shape, partial(read, part.dtype))
@@ -224,18 +206,8 @@ def _write_weights(
         tensors_by_file[tensor.file].append(tensor)
     for file, tensors in tensors_by_file.items():
         metadata = tensors[0].handle.metadata() or {"format": "pt"}
-        write_safetensors(folder / file.name, list(_with_changes(tensors, replaced)), metadata)
-
-
-def _with_changes(
-    tensors: Sequence[FileTensor], replaced: Mapping[str, Sequence[TensorToWrite]]
-) -> Iterator[TensorToWrite]:
-    """The tensors of a file, the changed ones in the place of the old ones."""
-    for one in tensors:
-        if one.name in replaced:
-            yield from replaced[one.name]
-        else:
-            yield TensorToWrite(one.name, one.dtype_name, one.shape, one.read)
+        written = [new for old in tensors for new in replaced.get(old.name, [old])]
+        write_safetensors(folder / file.name, written, metadata)
 
 
 def _untie_config(path: Path) -> None:
@@ -247,20 +219,11 @@ def _untie_config(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _write_index(
-    index: Path,
-    replaced: Mapping[str, Sequence[TensorToWrite]],
-    file_tensors: Mapping[str, FileTensor],
-    folder: Path,
-) -> None:
-    """Copies the index of the files of weights, if there is one, and adds the tensors that are new."""
-    if not index.is_file():
-        return
-    content = read_json_object(index)
-    for old_name, tensors in replaced.items():
-        for tensor in tensors:
-            if tensor.name not in file_tensors:
-                content["weight_map"][tensor.name] = file_tensors[old_name].file.name
-                content.setdefault("metadata", {}).setdefault("total_size", 0)
-                content["metadata"]["total_size"] += tensor.num_bytes
-    (folder / INDEX_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+def _write_index(folder: Path, added: Sequence[tuple[str, TensorToWrite]], target: Path) -> None:
+    """Copies the index of the files of weights, and adds tensors that are new, each with the name of its file."""
+    content = read_json_object(folder / INDEX_FILE)
+    for file_name, tensor in added:
+        content["weight_map"][tensor.name] = file_name
+        content.setdefault("metadata", {}).setdefault("total_size", 0)
+        content["metadata"]["total_size"] += num_bytes(tensor)
+    (target / INDEX_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")

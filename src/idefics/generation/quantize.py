@@ -22,12 +22,12 @@ from idefics.demo import pictures
 from idefics.errors import BadSetting, UnsupportedModel
 from idefics.generation.load_settings import LoadSettings
 from idefics.generation.loading import load_model
-from idefics.models import Checkpoint
 from idefics.native.structures import GROUP_SIZE
 from idefics.processing.checkpoint_settings import read_json_object
-from idefics.quant.linear import Int4Linear, Int8Linear
-from idefics.weights.files import copy_small_files, safetensors_files
-from idefics.weights.tensors import tied_parameter_names
+from idefics.quant.linear import Int8Linear
+from idefics.quant.quantized_linear import QuantizedLinear
+from idefics.weights.files import copy_small_files, num_weight_bytes, safetensors_files
+from idefics.weights.tensors import save_weights
 from idefics.weights.whole_folder import write_whole_folder
 
 MAX_SHARD_SIZE = "2GB"  # of one file of weights
@@ -91,9 +91,7 @@ def quantize_checkpoint(
         model: a short name, folder or hub id.
         quantization: the number format and which modules to leave out.
         out: the folder to write.
-        revision: branch, tag or commit on the hub.
-        offline: never use the network.
-        progress: called with (bytes done, bytes in all) during a download.
+        revision, offline, progress: as for `load`.
 
     Raises:
         ModelError: the model is not found or not supported, as for `load`.
@@ -119,7 +117,9 @@ def quantize_checkpoint(
             quantization=quantization,
         )
         with write_whole_folder(out) as temporary:
-            _write_files(module, checkpoint, config, temporary)
+            copy_small_files(folder, temporary)
+            (temporary / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+            save_weights(module, temporary, MAX_SHARD_SIZE)
     else:
         quant.replace_with_empty_quantized(module, quantization)
     return QuantizedCheckpoint(
@@ -128,14 +128,14 @@ def quantize_checkpoint(
         group_size=GROUP_SIZE if quantization.kind == "int4" else None,
         num_layers_by_bits=_count_layers_by_bits(module),
         skipped_layers=_unquantized_layer_name_patterns(module),
-        bytes_before=_size_of_weight_files(folder),
-        bytes_after=_size_of_weight_files(out),
+        bytes_before=num_weight_bytes(folder),
+        bytes_after=num_weight_bytes(out),
     )
 
 
 def _count_layers_by_bits(module: nn.Module) -> Counter[int]:
     """Counts the quantized layers of a module: bits of a weight -> number of layers."""
-    layers = (layer for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear)))
+    layers = (layer for layer in module.modules() if isinstance(layer, QuantizedLinear))
     return Counter(8 if isinstance(layer, Int8Linear) else 4 for layer in layers)
 
 
@@ -168,9 +168,7 @@ def measure_layer_errors(
     original_model: nn.Module = original.engine.model  # type: ignore[assignment]
     quantized_model: nn.Module = quantized.engine.model  # type: ignore[assignment]
     quantized_layers = {
-        name: layer
-        for name, layer in quantized_model.named_modules()
-        if isinstance(layer, (Int8Linear, Int4Linear))
+        name: layer for name, layer in quantized_model.named_modules() if isinstance(layer, QuantizedLinear)
     }
     output_sums = {name: torch.zeros(2, dtype=torch.float64) for name in quantized_layers}
 
@@ -215,17 +213,12 @@ def _quantized_config(folder: Path, quantization: QuantizationConfig) -> dict[st
     }
 
 
-def _size_of_weight_files(folder: Path) -> int:
-    """The size in bytes of all safetensors files in a folder."""
-    return sum(file.stat().st_size for file in safetensors_files(folder))
-
-
 def _unquantized_layer_name_patterns(module: nn.Module) -> tuple[str, ...]:
     """Names of linear layers that are not quantized, each once, with "n" for a layer's number."""
     names = (
         re.sub(r"\.\d+\.", ".n.", name)
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and not isinstance(layer, (Int8Linear, Int4Linear))
+        if isinstance(layer, nn.Linear) and not isinstance(layer, QuantizedLinear)
     )
     return tuple(dict.fromkeys(names))
 
@@ -242,15 +235,3 @@ def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
         if read_json_object(out / "config.json") == config and safetensors_files(out):
             return True
     raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
-
-
-def _write_files(module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], folder: Path) -> None:
-    """Writes the files of a checkpoint into a folder."""
-    from huggingface_hub import save_torch_state_dict
-
-    copy_small_files(checkpoint.folder, folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    tied_names = tied_parameter_names(module)
-    save_torch_state_dict(
-        module.state_dict(), folder, max_shard_size=MAX_SHARD_SIZE, shared_tensors_to_discard=tied_names
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,6 @@ from idefics.processing.checkpoint_settings import read_json_object
 from idefics.quant.autotune import KernelChoice
 from idefics.weights import KeyRules
 from idefics.weights.files import refuse_adapter
-
-QUANT_METHOD = "idefics"  # of `quantization_config` in config.json
 
 # config.json's "model_type" -> module in this package. SmolVLM has the architecture of Idefics 3, with other sizes.
 MODEL_REGISTRY = {
@@ -86,7 +84,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def quantization_config_dict(quantization: QuantizationConfig) -> dict[str, Any]:
     """The `quantization_config` entry that `idefics quantize` writes into config.json, for `read_checkpoint`."""
     return {
-        "quant_method": QUANT_METHOD,
+        "quant_method": "idefics",
         "bits": quantization.kind,
         "modules_to_not_convert": list(quantization.skipped),
     }
@@ -147,21 +145,6 @@ class _SkipWeightInit(TorchFunctionMode):
         return keywords["tensor"] if function in self.INIT_FUNCTIONS else function(*arguments, **keywords)
 
 
-@dataclass(slots=True)
-class _WeightFormats:
-    """For each weight that is stored in another format than the compute dtype, by name: its format.
-
-    Attributes:
-        dtypes: the dtype; None: the file's own if that has 16 bits.
-        quantizers: functions that quantise a value and put it into the model.
-        bits: the bits of one number, to estimate memory.
-    """
-
-    dtypes: dict[str, torch.dtype | None] = field(default_factory=dict)
-    quantizers: Mapping[str, Callable[[Tensor], None]] = field(default_factory=dict)
-    bits: dict[str, int] = field(default_factory=dict)
-
-
 def load_weights(
     model: nn.Module,
     folder: Path,
@@ -200,15 +183,17 @@ def load_weights(
     """
     if checkpoint_quantization is not None:
         _check_changes_of_quantized(folder, checkpoint_quantization, quantization, adapter)
-    formats = _convert_layers_to_weight_formats(model, storage, quantization, checkpoint_quantization)
+    dtypes, quantizers, bits = _convert_layers_to_weight_formats(
+        model, storage, quantization, checkpoint_quantization
+    )
     missing_names = weights.load(
         model,
         folder,
         key_rules,
         dtype=dtype,
-        device=assign_devices(model, device, dtype=dtype, bits_by_name=formats.bits),
-        dtype_by_name=formats.dtypes,
-        quantizers_by_name=formats.quantizers,
+        device_by_module=assign_devices(model, device, dtype=dtype, bits_by_name=bits),
+        dtype_by_name=dtypes,
+        quantizers_by_name=quantizers,
         mmap=mmap,
         optional_names=optional_names,
         adapter=adapter,
@@ -239,17 +224,24 @@ def _convert_layers_to_weight_formats(
     storage: WeightStorage,
     quantization: QuantizationConfig | None,
     checkpoint_quantization: QuantizationConfig | None,
-) -> _WeightFormats:
-    """Replaces or converts the layers whose weights are quantised or stored in 16 bits; returns the formats."""
-    formats = _WeightFormats()
+) -> tuple[dict[str, torch.dtype | None], Mapping[str, Callable[[Tensor], None]], dict[str, int]]:
+    """Replaces or converts the layers whose weights are quantised or stored in 16 bits.
+
+    Returns:
+        For weights by name: the dtype (None: the file's own if that has 16 bits), the function that quantises a value
+        and puts it into the model, and the bits of one number, to estimate memory.
+    """
+    dtypes: dict[str, torch.dtype | None] = {}
+    quantizers: Mapping[str, Callable[[Tensor], None]] = {}
+    bits: dict[str, int] = {}
     if checkpoint_quantization is not None:
-        formats.dtypes = dict.fromkeys(quant.replace_with_empty_quantized(model, checkpoint_quantization))
+        dtypes = dict.fromkeys(quant.replace_with_empty_quantized(model, checkpoint_quantization))
     if quantization is not None:
-        formats.quantizers = quant.quantizers_by_name(model, quantization)
-        formats.bits = {name: quantization.bits_of(name) for name in formats.quantizers}
+        quantizers = quant.quantizers_by_name(model, quantization)
+        bits = {name: quantization.bits_of(name) for name in quantizers}
     if storage is not None:
         storage_dtype = None if storage == "file" else storage
         storage_dtypes = dict.fromkeys(quant.enable_16bit_weight_storage(model), storage_dtype)
-        formats.dtypes |= storage_dtypes
-        formats.bits = dict.fromkeys(storage_dtypes, 16) | formats.bits
-    return formats
+        dtypes |= storage_dtypes
+        bits = dict.fromkeys(storage_dtypes, 16) | bits
+    return dtypes, quantizers, bits

@@ -62,10 +62,10 @@ DEFAULT_CHAT_TEMPLATE = (
 RESAMPLE_FILTERS: tuple[ResampleFilter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 HALF_PER_CHANNEL = (0.5, 0.5, 0.5)
 
-# `KeyRules.ignore` for buffers that old files stored.
+# `KeyRules.ignore` for buffers that old files stored, and that are computed anew.
 RECOMPUTED_BUFFERS = (
-    (r".*\.rotary_emb\.inv_freq", "recomputed"),
-    (r".*\.embeddings\.position_ids", "recomputed; stored in bfloat16 it would be wrong"),
+    r".*\.rotary_emb\.inv_freq",
+    r".*\.embeddings\.position_ids",  # stored in bfloat16 it would be wrong
 )
 
 
@@ -99,8 +99,9 @@ def read_resample_and_normalize_kwargs(
     }
 
 
-def validate_activation_name(name: str) -> Activation:
-    """Returns the name of an activation function; raises UnsupportedModel for an unknown one."""
+def read_activation(raw: RawConfig, default: Activation) -> Activation:
+    """The activation function that a config names; raises UnsupportedModel for an unknown one."""
+    name = raw.get("hidden_act", default)
     if name not in get_args(Activation):
         raise UnsupportedModel(
             f"config.json names the activation {name!r}; known are {', '.join(get_args(Activation))}"
@@ -155,6 +156,7 @@ def read_stop_ids(raw: RawConfig, generation: RawConfig) -> tuple[int, ...]:
 
 
 def read_text_config(
+    raw: RawConfig,
     text: RawConfig,
     *,
     model_type: str,
@@ -162,15 +164,14 @@ def read_text_config(
     num_kv_heads: int | None,
     max_positions: int,
     sliding_window: int | None = None,
-    tie_word_embeddings: bool,
 ) -> TextConfig:
-    """The decoder that a `text_config` describes.
+    """The decoder that a config describes.
 
     Args:
+        raw, text: config.json, and its `text_config`.
         model_type: the one whose config class transformers would use.
         intermediate_size, num_kv_heads, max_positions, sliding_window: the defaults of that class; `num_kv_heads` None:
             as many as query heads.
-        tie_word_embeddings: of the whole model's config.
 
     Raises:
         UnsupportedModel: the text_config is of another model_type.
@@ -190,10 +191,10 @@ def read_text_config(
         head_size=text.get("head_dim") or width // heads,
         norm_epsilon=text.get("rms_norm_eps", 1e-6),
         max_positions=text.get("max_position_embeddings", max_positions),
-        activation=validate_activation_name(text.get("hidden_act", "silu")),
+        activation=read_activation(text, "silu"),
         rope=read_rope_config(text),
         sliding_window=sliding_window and text.get("sliding_window", sliding_window),
-        tie_word_embeddings=tie_word_embeddings,
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
     )
 
 

@@ -16,10 +16,10 @@ from idefics.models.family import (
     DEFAULT_CHAT_TEMPLATE,
     END_OF_UTTERANCE,
     RawConfig,
+    read_activation,
     read_model_kwargs,
     read_resample_and_normalize_kwargs,
     read_text_config,
-    validate_activation_name,
 )
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained with, for each channel
@@ -33,11 +33,11 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
     """
     text = read_text_config(
         raw,
+        raw,
         model_type=raw["model_type"],
         intermediate_size=11008,
         num_kv_heads=None,
         max_positions=raw.get("max_sequence_length", 2048),
-        tie_word_embeddings=raw.get("tie_word_embeddings", False),
     )
     return ModelConfig(
         text=replace(text, additional_vocab_size=raw.get("additional_vocab_size", 0)),
@@ -67,7 +67,7 @@ def _read_vision_config(raw: RawConfig) -> VisionConfig:
         image_size=field("image_size", 224),
         patch_size=field("patch_size", 14),
         norm_epsilon=vision.get("layer_norm_eps", 1e-5),
-        activation=validate_activation_name(vision.get("hidden_act", "gelu")),
+        activation=read_activation(vision, "gelu"),
     )
 
 

@@ -23,10 +23,10 @@ from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
+    read_activation,
     read_model_kwargs,
     read_resample_and_normalize_kwargs,
     read_text_config,
-    validate_activation_name,
 )
 from idefics.models.vision_language_model import (
     INLINE_KEY_RULES,
@@ -80,17 +80,17 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
     raw_text: RawConfig = raw.get("text_config") or {"rms_norm_eps": 1e-5, "max_position_embeddings": 32768}
     perceiver: RawConfig = raw.get("perceiver_config") or {}
     text = read_text_config(
+        raw,
         raw_text,
         model_type="mistral",
         intermediate_size=14336,
         num_kv_heads=8,
         max_positions=131072,
         sliding_window=4096,
-        tie_word_embeddings=raw.get("tie_word_embeddings", False),
     )
     return ModelConfig(
         text=text,
-        vision=read_siglip_config(raw.get("vision_config") or {}, hidden_size=768, num_heads=12),
+        vision=read_siglip_config(raw, hidden_size=768, num_heads=12),
         perceiver=PerceiverConfig(
             depth=perceiver.get("resampler_depth", 3),
             num_heads=perceiver.get("resampler_n_heads", 16),
@@ -98,7 +98,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
             head_size=perceiver.get("resampler_head_dim", 96),
             num_latents=perceiver.get("resampler_n_latents", 64),
             norm_epsilon=perceiver.get("rms_norm_eps", text.norm_epsilon),
-            activation=validate_activation_name(perceiver.get("hidden_act", "silu")),
+            activation=read_activation(perceiver, "silu"),
         ),
         **read_model_kwargs(raw, generation),
     )

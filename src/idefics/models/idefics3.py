@@ -93,14 +93,14 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
     text: RawConfig = raw.get("text_config") or {"rms_norm_eps": 1e-5}
     return ModelConfig(
         text=read_text_config(
+            raw,
             text,
             model_type="llama",
             intermediate_size=11008,
             num_kv_heads=None,
             max_positions=2048,
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
         ),
-        vision=read_siglip_config(raw.get("vision_config") or {}, hidden_size=1152, num_heads=16),
+        vision=read_siglip_config(raw, hidden_size=1152, num_heads=16),
         pixel_shuffle_factor=raw.get("scale_factor", 2),
         **read_model_kwargs(raw, generation),
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics.config import KVCacheLayout, ModelConfig, TextConfig, VisionConfig
-from idefics.models.family import RECOMPUTED_BUFFERS, RawConfig, validate_activation_name
+from idefics.models.family import RECOMPUTED_BUFFERS, RawConfig, read_activation
 from idefics.nn.attention import Attn, CrossKV
 from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import DecoderParts, LlamaDecoder
@@ -202,12 +202,13 @@ INLINE_KEY_RULES = KeyRules(
         ),
         "lm_head.weight": ("lm_head.weight", "lm_head.additional_fc.weight", "additional_fc.weight"),
     },
-    ignore=(*RECOMPUTED_BUFFERS, (r"model\.vision_model\.head\..*", "SigLIP's pooling head, not used")),
+    ignore=(*RECOMPUTED_BUFFERS, r"model\.vision_model\.head\..*"),  # SigLIP's pooling head is not used
 )
 
 
-def read_siglip_config(vision: RawConfig, *, hidden_size: int, num_heads: int) -> VisionConfig:
-    """The vision tower that a `vision_config` describes; `hidden_size` and `num_heads` are the family's defaults."""
+def read_siglip_config(raw: RawConfig, *, hidden_size: int, num_heads: int) -> VisionConfig:
+    """The vision tower of a config.json; `hidden_size` and `num_heads` are the family's defaults."""
+    vision: RawConfig = raw.get("vision_config") or {}
     return VisionConfig(
         hidden_size=vision.get("hidden_size", hidden_size),
         intermediate_size=vision.get("intermediate_size", 3072),
@@ -216,5 +217,5 @@ def read_siglip_config(vision: RawConfig, *, hidden_size: int, num_heads: int) -
         image_size=vision.get("image_size", 224),
         patch_size=vision.get("patch_size", 32),
         norm_epsilon=vision.get("layer_norm_eps", 1e-6),
-        activation=validate_activation_name(vision.get("hidden_act", "gelu_pytorch_tanh")),
+        activation=read_activation(vision, "gelu_pytorch_tanh"),
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 
 T = TypeVar("T")
+TextOrNumber = TypeVar("TextOrNumber", str, int)
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
@@ -95,9 +96,7 @@ class AdapterConfig:
 
     def targets(self, module: str) -> bool:
         """Whether a module has factors; "all-linear" is true for every module but the head."""
-        if _matches(self.exclude_modules, module) or any(
-            _contains(module, one) for one in self.modules_to_save
-        ):
+        if _matches(self.exclude_modules, module) or self.replaces(module):
             return False
         if self.target_modules == ALL_LINEAR:
             return module != "lm_head"
@@ -116,17 +115,10 @@ class AdapterConfig:
 
     def replaces(self, tensor: str) -> bool:
         """Whether `modules_to_save` names a tensor or a module that it is in."""
-        return any(_contains(tensor, one) for one in self.modules_to_save)
+        return any(has_part(tensor, one) for one in self.modules_to_save)
 
     def to_json(self) -> dict[str, Any]:
         """The fields of adapter_config.json, which peft reads."""
-        as_list = {
-            name: value if isinstance(value, str) else sorted(value)
-            for name, value in (
-                ("target_modules", self.target_modules),
-                ("exclude_modules", self.exclude_modules),
-            )
-        }
         return {
             "peft_type": "LORA",
             "task_type": None,
@@ -141,8 +133,8 @@ class AdapterConfig:
             "use_dora": self.use_dora,
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": dict(self.alpha_pattern),
-            "target_modules": as_list["target_modules"],
-            "exclude_modules": as_list["exclude_modules"] or None,
+            "target_modules": _text_or_list(self.target_modules),
+            "exclude_modules": _text_or_list(self.exclude_modules) or None,
             "layers_to_transform": list(self.layers_to_transform) or None,
             "layers_pattern": list(self.layers_pattern) or None,
             "modules_to_save": sorted(self.modules_to_save) or None,
@@ -175,9 +167,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             },
             target_modules=_names(raw["target_modules"]),
             exclude_modules=_names(raw.get("exclude_modules")),
-            layers_to_transform=_numbers(raw.get("layers_to_transform")),
-            layers_pattern=_tuple(raw.get("layers_pattern")),
-            modules_to_save=_tuple(raw.get("modules_to_save")),
+            layers_to_transform=_tuple(raw.get("layers_to_transform"), int),
+            layers_pattern=_tuple(raw.get("layers_pattern"), str),
+            modules_to_save=_tuple(raw.get("modules_to_save"), str),
             base_model=str(raw.get("base_model_name_or_path") or ""),
             base_class=str((raw.get("auto_mapping") or {}).get("base_model_class") or ""),
         )
@@ -215,6 +207,11 @@ def _refuse_other_kinds(path: Path, kind: object, raw: Mapping[str, Any]) -> Non
         )
 
 
+def _text_or_list(names: str | tuple[str, ...]) -> str | list[str]:
+    """A regular expression as it is, or names in alphabetical order."""
+    return names if isinstance(names, str) else sorted(names)
+
+
 def _positive(raw: Mapping[str, Any], name: str) -> int:
     """A field that is a whole number of at least 1. Raises ValueError otherwise."""
     value = raw[name]
@@ -227,17 +224,12 @@ def _names(value: Any) -> str | tuple[str, ...]:
     """`target_modules` or `exclude_modules`: a regular expression, "all-linear", or ends of names."""
     if isinstance(value, str):
         return ALL_LINEAR if value.lower() == ALL_LINEAR else _pattern(value)
-    return _tuple(value)
+    return _tuple(value, str)
 
 
-def _tuple(value: Any) -> tuple[str, ...]:
-    """A field that is a list of texts, one text, or null."""
-    return (value,) if isinstance(value, str) else tuple(str(one) for one in value or ())
-
-
-def _numbers(value: Any) -> tuple[int, ...]:
-    """A field that is a list of whole numbers, one number, or null."""
-    return (value,) if isinstance(value, int) else tuple(int(one) for one in value or ())
+def _tuple(value: Any, kind: type[TextOrNumber]) -> tuple[TextOrNumber, ...]:
+    """A field that is a list of texts or whole numbers, a single one, or null."""
+    return (value,) if isinstance(value, kind) else tuple(kind(one) for one in value or ())
 
 
 def _pattern(text: str) -> str:
@@ -253,7 +245,7 @@ def _matches(names: str | tuple[str, ...], module: str) -> bool:
     return any(f".{module}".endswith(f".{name}") for name in names)
 
 
-def _contains(name: str, part: str) -> bool:
+def has_part(name: str, part: str) -> bool:
     """Whether a dotted name has a part, or several consecutive parts: "lm_head.additional_fc" has "lm_head"."""
     return f".{part}." in f".{name}."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from idefics.weights.adapter_config import (
     ADAPTER_WEIGHTS,
     AdapterConfig,
 )
-from idefics.weights.files import pickle_error
+from idefics.weights.files import digest_files, pickle_error
 from idefics.weights.hub_files import ProgressCallback
 from idefics.weights.locate import HUB_ID, find_or_download_adapter
 from idefics.weights.whole_folder import write_whole_folder
@@ -78,11 +77,7 @@ def adapter_weights_file(folder: Path) -> Path:
 
 def fingerprint_adapter(folder: Path) -> str:
     """SHA-256 (hex) of the content of an adapter's two files."""
-    digest = hashlib.sha256()
-    for path in (folder / ADAPTER_CONFIG, adapter_weights_file(folder)):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return digest_files((folder / ADAPTER_CONFIG, adapter_weights_file(folder)))
 
 
 def check_base_model(folder: Path, config: AdapterConfig, model: str | os.PathLike[str]) -> None:
@@ -124,10 +119,15 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: AdapterCo
     Raises:
         BadSetting: the folder exists and is not empty, or cannot be written.
     """
-    from safetensors.torch import save_file
-
     with write_whole_folder(folder) as temporary:
-        weights = {KEY_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(weights, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_adapter_weights(temporary, tensors)
         text = json.dumps(config.to_json(), indent=2, sort_keys=True)
         (temporary / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def write_adapter_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes the weights of an adapter, by the names of the base model's modules, into a folder."""
+    from safetensors.torch import save_file
+
+    weights = {KEY_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.errors import AdapterMismatch
-from idefics.weights.adapter_config import ALL_LINEAR, AdapterConfig, read_adapter_config
+from idefics.weights.adapter_config import ALL_LINEAR, AdapterConfig, has_part, read_adapter_config
 from idefics.weights.adapter_files import KEY_PREFIX, adapter_weights_file
 from idefics.weights.key_rules import KeyRules
 from idefics.weights.tensors import FileTensor, concatenated_or_mismatched_shape, open_file_tensors
@@ -54,11 +54,6 @@ class LowRankFactors:
     scale: float
     magnitude: FileTensor | None = None
     is_embedding: bool = False
-
-    @property
-    def rank(self) -> int:
-        """The rank r."""
-        return self.a.shape[0]
 
     @property
     def weight_size(self) -> tuple[int, int]:
@@ -266,7 +261,7 @@ class _Matching:
         """
         changed = {name for name, change in self.changes.items() if change.factors}
         for part in self.config.modules_to_save:
-            names = [name for name in self.shapes if f".{part}." in f".{name}."]
+            names = [name for name in self.shapes if has_part(name, part)]
             missing = [
                 name for name in names if not (change := self.changes.get(name)) or not change.replacement
             ]

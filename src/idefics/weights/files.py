@@ -70,6 +70,11 @@ def safetensors_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
+def num_weight_bytes(folder: Path) -> int:
+    """The size of the files of weights in a folder; raises the errors of `safetensors_files`."""
+    return sum(file.stat().st_size for file in safetensors_files(folder))
+
+
 def _read_shard_names_of_index(index: Path) -> list[str]:
     """The sorted names of the shards in a model.safetensors.index.json."""
     try:

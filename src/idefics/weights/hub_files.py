@@ -27,7 +27,7 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
-def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = None) -> Path | None:
+def snapshot_folder(repo_id: str, revision: str | None = None, cache: Path | None = None) -> Path | None:
     """The folder of a revision (None: main) in a cache (None: `cache_folder`), complete or not; None if there is none.
 
     The layout is documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache

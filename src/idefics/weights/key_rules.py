@@ -19,7 +19,7 @@ class KeyRules:
     Regular expressions match anywhere in the checkpoint's name: anchor them.
 
     Attributes:
-        ignore: (regular expression, reason) of tensors that are not read. Tried first.
+        ignore: regular expressions of tensors that are not read. Tried first.
         concat: the model's name -> the checkpoint's names, in order, of the tensors that are concatenated to it along
             dimension 0. Those that exist are concatenated: a checkpoint with one tensor, under the first of the names
             or under the model's, needs no rule of its own. Tried second.
@@ -27,7 +27,7 @@ class KeyRules:
             name must not match again, so that names that are already the model's stay as they are.
     """
 
-    ignore: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()
     concat: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
 
@@ -47,7 +47,7 @@ class KeyRules:
         }
         parts_by_target: dict[str, dict[int, str]] = {}
         for name in names:
-            if any(re.search(pattern, name) for pattern, _ in self.ignore):
+            if any(re.search(pattern, name) for pattern in self.ignore):
                 continue
             target, part_index = target_by_source.get(name) or (self._new_name(name), 0)
             parts = parts_by_target.setdefault(target, {})

@@ -51,9 +51,9 @@ CONFIG_FILES = (
 )
 
 
-def complete_cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
+def complete_cached_folder(repo_id: str) -> Path | None:
     """The folder of a hub model in the hub's cache; None if not all of its files are there."""
-    folder = snapshot_folder(repo_id, revision)
+    folder = snapshot_folder(repo_id)
     return None if missing_files_or_weights(folder) else folder
 
 
@@ -94,7 +94,7 @@ def find_or_download_snapshot(
     if folder is not None and not missing:
         log.debug("%s is in the hub's cache: %s", repo_id, folder)
         return folder
-    if _is_offline() if offline is None else offline:
+    if _is_offline(offline):
         where = (
             "not in the cache"
             if folder is None
@@ -103,25 +103,6 @@ def find_or_download_snapshot(
         raise ModelNotFound(
             f"{repo_id} is {where} and offline mode is on: {OFFLINE_HINT}, or go online to download it"
         )
-    return _download(repo_id, revision, progress, needs_weights=needs_weights, token=token, cache=cache)
-
-
-def _is_offline() -> bool:
-    """Whether IDEFICS_OFFLINE or HF_HUB_OFFLINE is set."""
-    on = ("1", "true", "yes", "on")
-    return any(os.environ.get(name, "").lower() in on for name in ("IDEFICS_OFFLINE", "HF_HUB_OFFLINE"))
-
-
-def _download(
-    repo_id: str,
-    revision: str | None,
-    progress: ProgressCallback | None,
-    *,
-    needs_weights: bool,
-    token: str | bool | None,
-    cache: Path | None,
-) -> Path:
-    """Downloads the files of a checkpoint that the cache lacks; returns the snapshot's folder."""
     commit, size_by_file, config = fetch_file_sizes(repo_id, revision, token)
     if ADAPTER_CONFIG in size_by_file and (needs_weights or "config.json" not in size_by_file):
         raise UnsupportedModel(adapter_error_message(repo_id))
@@ -133,6 +114,14 @@ def _download(
     return download_files(repo_id, revision, commit, sizes, steps, progress, token=token, cache=cache)
 
 
+def _is_offline(setting: bool | None) -> bool:
+    """The setting `offline`, which None leaves to IDEFICS_OFFLINE and HF_HUB_OFFLINE."""
+    if setting is not None:
+        return setting
+    on = ("1", "true", "yes", "on")
+    return any(os.environ.get(name, "").lower() in on for name in ("IDEFICS_OFFLINE", "HF_HUB_OFFLINE"))
+
+
 def find_or_download_adapter(
     repo_id: str, *, offline: bool | None, progress: ProgressCallback | None
 ) -> Path:
@@ -142,10 +131,10 @@ def find_or_download_adapter(
         ModelNotFound: no such repository, or it is not in the cache and there is no network.
         UnsupportedModel: it holds no adapter, or one that is a pickle.
     """
-    folder = snapshot_folder(repo_id, None)
+    folder = snapshot_folder(repo_id)
     if folder is not None and all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
         return folder
-    if _is_offline() if offline is None else offline:
+    if _is_offline(offline):
         raise ModelNotFound(
             f"the adapter {repo_id} is not in the cache and offline mode is on: give a folder, or go online to "
             "download it"

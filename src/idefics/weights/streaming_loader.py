@@ -48,7 +48,7 @@ def load(
     rules: KeyRules,
     *,
     dtype: torch.dtype,
-    device: torch.device | str | DeviceByModule,
+    device_by_module: DeviceByModule,
     dtype_by_name: Mapping[str, torch.dtype | None] | None = None,
     quantizers_by_name: Mapping[str, Callable[[Tensor], None]] | None = None,
     mmap: bool = False,
@@ -65,7 +65,7 @@ def load(
         folder: holds safetensors, in one file or in shards.
         rules: how the checkpoint's names become the model's.
         dtype: of every floating-point tensor; integers and booleans keep theirs.
-        device: of the whole model, or of its modules.
+        device_by_module: the devices of the model.
         dtype_by_name: other dtypes for some tensors; None: the file's own if that has 16 bits, else float32.
         quantizers_by_name: for some tensors a function that quantises the value and puts it into the model. Where
             tied weights are quantised under one name, their value is kept under the other names too.
@@ -82,9 +82,6 @@ def load(
         UnsupportedModel: an adapter, pickles, integers in place of floating-point weights, or tied weights that differ.
         RuntimeError: the model left a non-persistent buffer on the meta device.
     """
-    import torch
-
-    device_by_module = device if isinstance(device, Mapping) else {"": torch.device(device)}
     with ExitStack() as stack:
         files = safetensors_files(folder)
         file_tensors = open_file_tensors(files, stack)
@@ -143,7 +140,8 @@ class _ParameterLoader:
             device = device_of(parameter.names[0], device_by_module)
             if self.sources.keys().isdisjoint(parameter.names):
                 missing_names.append(parameter.names[0])
-                self.keep_current_value(parameter, device)
+                dtype = self.dtype if parameter.tensor.is_floating_point() else None
+                self._assign(parameter, parameter.names, parameter.tensor.detach().to(device, dtype))
             else:
                 self.load(parameter, device)
         return missing_names
@@ -169,11 +167,6 @@ class _ParameterLoader:
             dtype = self.dtypes.get(shared_names[0], self.dtype)
             value = self._read_value(parameter, shared_names[0], dtype, device, can_map=True)
             self._assign(parameter, shared_names, value)
-
-    def keep_current_value(self, parameter: TensorWithNames, device: torch.device) -> None:
-        """Moves the model's own value to its device, and to the dtype of the model if it is floating-point."""
-        dtype = self.dtype if parameter.tensor.is_floating_point() else None
-        self._assign(parameter, parameter.names, parameter.tensor.detach().to(device, dtype))
 
     def _assign(self, parameter: TensorWithNames, names: Sequence[str], value: Tensor) -> None:
         """Sets the model's tensors with the given names to one value, as a Parameter if the old tensor was one."""
@@ -232,24 +225,15 @@ class _ParameterLoader:
         is_usable_as_stored = device.type == "cpu" and len(parts) == 1 and parts[0].dtype == dtype
         if can_map and self.mapped_tensors and is_usable_as_stored:
             return self.mapped_tensors[parts[0].name].read()
-        return _read_concatenated(parts, parameter, dtype, device)
+        value = torch.empty(parameter.tensor.shape, dtype=dtype, device=device)
+        if len(parts) == 1:
+            return value.copy_(parts[0].read())
+        for rows, part in zip(value.split([part.shape[0] for part in parts]), parts, strict=True):
+            rows.copy_(part.read())
+        return value
 
 
 def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     """Replaces the parameter or buffer of a model with this name in its state dict."""
     owner, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, value)
-
-
-def _read_concatenated(
-    parts: Sequence[FileTensor], parameter: TensorWithNames, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Reads the parts of a parameter and concatenates them along dimension 0 into a new tensor of its shape."""
-    import torch
-
-    value = torch.empty(parameter.tensor.shape, dtype=dtype, device=device)
-    if len(parts) == 1:
-        return value.copy_(parts[0].read())
-    for rows, part in zip(value.split([part.shape[0] for part in parts]), parts, strict=True):
-        rows.copy_(part.read())
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -116,14 +117,24 @@ def state_dict_tensors_tied_once(model: nn.Module) -> list[TensorWithNames]:
     return list(tensor_by_id.values())
 
 
-def tied_parameter_names(model: nn.Module) -> list[str]:
-    """Second and further names of parameters that have several."""
-    first_name_by_id = {id(weight): name for name, weight in model.named_parameters()}
-    return [
-        name
-        for name, weight in model.named_parameters(remove_duplicate=False)
-        if first_name_by_id[id(weight)] != name
-    ]
+def save_weights(
+    model: nn.Module, folder: Path, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Writes the weights of a model as safetensors, tied ones under their first name.
+
+    Args:
+        max_shard_size: the largest size of a file, in bytes or as "5GB".
+        state_dict: in place of the model's own.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    tied_names = [name for tensor in state_dict_tensors_tied_once(model) for name in tensor.names[1:]]
+    save_torch_state_dict(
+        model.state_dict() if state_dict is None else state_dict,
+        folder,
+        max_shard_size=max_shard_size,
+        shared_tensors_to_discard=tied_names,
+    )
 
 
 def check_names_shapes_and_dtypes(
@@ -170,13 +181,6 @@ def concatenated_or_mismatched_shape(
 
 
 HEADER_ALIGNMENT = 8  # bytes
-# Bytes of one number, by the name of its dtype in a file.
-NUMBER_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
-    **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64"), 8),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +199,16 @@ class TensorToWrite:
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
-    @property
-    def num_bytes(self) -> int:
-        """The size of its numbers in bytes."""
-        return math.prod(self.shape) * NUMBER_BYTES[self.dtype_name]
+
+def num_bytes(tensor: FileTensor | TensorToWrite) -> int:
+    """The size of a tensor's numbers in a file, in bytes: names of dtypes have the bits of one, but for "BOOL"."""
+    bits = re.search(r"\d+", tensor.dtype_name)
+    return math.prod(tensor.shape) * (int(bits[0]) // 8 if bits else 1)
 
 
-def write_safetensors(path: Path, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Sequence[FileTensor | TensorToWrite], metadata: Mapping[str, str]
+) -> None:
     """Writes tensors into a new file, in their order.
 
     Args:
@@ -212,7 +219,7 @@ def write_safetensors(path: Path, tensors: Sequence[TensorToWrite], metadata: Ma
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for tensor in tensors:
-        start, end = end, end + tensor.num_bytes
+        start, end = end, end + num_bytes(tensor)
         entries[tensor.name] = {
             "dtype": tensor.dtype_name,
             "shape": list(tensor.shape),

@@ -13,7 +13,7 @@ from idefics import models, quant
 from idefics.errors import format_bytes
 from idefics.evaluate.check.checks import CheckOutcome, CheckSubject, ModelCheck, join_names, judge, skipped
 from idefics.evaluate.check.weight_statistics import WeightStatistics
-from idefics.weights import safetensors_files
+from idefics.weights.files import num_weight_bytes
 from idefics.weights.tensors import TORCH_NAME_BY_FILE_DTYPE
 
 MIN_COPIED_NUMBERS = 32  # smaller tensors may be equal by chance
@@ -37,7 +37,7 @@ def check_tensors(subject: CheckSubject) -> CheckOutcome:
         for dtype in one.dtype_names
         if dtype not in TORCH_NAME_BY_FILE_DTYPE
     ]
-    size = sum(file.stat().st_size for file in safetensors_files(subject.folder))
+    size = num_weight_bytes(subject.folder)
     ignored = f", {len(unread)} not needed ({join_names(unread)})" if unread else ""
     return judge(
         f"{len(found)} tensors, {subject.num_parameters:,} parameters, {'/'.join(sorted(subject.stored_dtypes))}, "
