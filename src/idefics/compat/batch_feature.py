@@ -14,24 +14,11 @@ from idefics.errors import BadSetting
 Side = Literal["left", "right"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PADDING_STRATEGIES: dict[bool | str, str] = {
-    True: "longest",
-    False: "do_not_pad",
-    "longest": "longest",
-    "max_length": "max_length",
-    "do_not_pad": "do_not_pad",
-}
-TRUNCATION_STRATEGIES: dict[bool | str | None, bool | None] = {
-    True: True,
-    "longest_first": True,
-    "only_first": True,
-    False: False,
-    "do_not_truncate": False,
-    None: None,
-}
+NO_PADDING = (False, "do_not_pad")
+NO_TRUNCATION = (False, "do_not_truncate")
 ALLOWED_VALUES: dict[str, Collection[object]] = {
-    "padding": PADDING_STRATEGIES,
-    "truncation": TRUNCATION_STRATEGIES,
+    "padding": (True, False, "longest", "max_length", "do_not_pad"),
+    "truncation": (True, "longest_first", "only_first", False, "do_not_truncate", None),
     "padding_side": ("left", "right"),
     "truncation_side": ("left", "right"),
     "return_tensors": ("pt", "np", None),
@@ -148,9 +135,9 @@ class PaddingOptions:
             num_opening_tokens: how many tokens at the beginning are kept in any case.
         """
         positions = list(range(length))
-        truncates = TRUNCATION_STRATEGIES[self.truncation]
-        if truncates is None:
-            truncates = self.max_length is not None and PADDING_STRATEGIES[self.padding] == "do_not_pad"
+        truncates = self.truncation not in NO_TRUNCATION
+        if self.truncation is None:
+            truncates = self.max_length is not None and self.padding in NO_PADDING
         if not truncates or self._effective_max_length is None or length <= self._effective_max_length:
             return positions
         opening, others = positions[:num_opening_tokens], positions[num_opening_tokens:]
@@ -164,11 +151,10 @@ class PaddingOptions:
         Raises:
             BadSetting: `padding` is "max_length", and there is none.
         """
-        padding = PADDING_STRATEGIES[self.padding]
-        if padding == "do_not_pad" and self.return_tensors is None:
+        if self.padding in NO_PADDING and self.return_tensors is None:
             return None
         width = max(lengths, default=0)
-        if padding == "max_length":
+        if self.padding == "max_length":
             if self._effective_max_length is None:
                 raise BadSetting("padding is 'max_length', but there is no max_length: give one")
             width = max(width, self._effective_max_length)

@@ -31,7 +31,7 @@ UNSAVED_FIELDS = (
 )
 
 # model_type -> the config class of a whole model, which has configs of its parts.
-COMPOSITE_CONFIG_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {}
+CONFIG_CLASS_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {}
 
 
 class PretrainedConfig(PretrainedMixin, AnnotatedFields):
@@ -77,7 +77,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
         super().__init_subclass__()
         cls.sub_configs = cls.parts
         if cls.parts:
-            COMPOSITE_CONFIG_BY_MODEL_TYPE.setdefault(cls.model_type, cls)
+            CONFIG_CLASS_BY_MODEL_TYPE.setdefault(cls.model_type, cls)
 
     def __init__(self, *values: Any, **named: Any) -> None:
         if dtype := named.pop("dtype", None):  # its name in newer files
@@ -145,7 +145,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
         """
         content = read_json_object(folder / CONFIG_FILE)
         model_type = content.get("model_type", cls.model_type)
-        composite_class = COMPOSITE_CONFIG_BY_MODEL_TYPE.get(model_type, cls)
+        composite_class = CONFIG_CLASS_BY_MODEL_TYPE.get(model_type, cls)
         for name, part in composite_class.parts.items():
             if part is cls:
                 return cls.from_dict(getattr(composite_class.from_dict(content), name).to_dict(), **settings)

@@ -7,9 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from idefics.compat.configuration import CONFIG_FILE, PretrainedConfig
-from idefics.compat.configuration_idefics import IdeficsConfig
-from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
+from idefics.compat import configuration_idefics, configuration_inline  # noqa: F401  # fill the table of classes
+from idefics.compat.configuration import CONFIG_CLASS_BY_MODEL_TYPE, CONFIG_FILE, PretrainedConfig
 from idefics.compat.pretrained import (
     CONFIG_FILES,
     AutoClass,
@@ -20,10 +19,6 @@ from idefics.compat.pretrained import (
 )
 from idefics.errors import BadSetting
 from idefics.models import family_for
-
-CONFIG_CLASS_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {
-    config.model_type: config for config in (IdeficsConfig, Idefics2Config, Idefics3Config, SmolVLMConfig)
-}
 
 
 class AutoConfig(AutoClass):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from idefics.compat.generation_config import ACCEPTED_FIELD_NAMES, FIELD_NAMES, GenerationConfig
-from idefics.compat.keyword_arguments import NeutralKwargs, check_and_drop_neutral_kwargs
+from idefics.compat.keyword_arguments import NeutralKwargs, check_and_drop_neutral_kwargs, split_kwargs
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 
 GENERATE_ARGUMENTS = (
@@ -27,14 +27,14 @@ GENERATE_ARGUMENTS = (
     "negative_prompt_attention_mask",
     "tokenizer",
 )
-# Ignored, with the reason.
+# Ignored, whatever their value.
 IGNORED_GENERATE_KWARGS = {
-    "labels": "in batches for training; there is no loss here",
-    "num_items_in_batch": "there is no loss here",
-    "cache_position": "the cache says how many tokens it holds",
-    "assistant_model": "a second model changes how fast an answer comes, not the answer",
-    "assistant_tokenizer": "a second model changes how fast an answer comes, not the answer",
-    "trust_remote_code": "no code of a checkpoint is ever run",
+    "labels",  # in batches for training; there is no loss here
+    "num_items_in_batch",  # there is no loss here
+    "cache_position",  # the cache says how many tokens it holds
+    "assistant_model",  # a second model changes how fast an answer comes, not the answer
+    "assistant_tokenizer",  # a second model changes how fast an answer comes, not the answer
+    "trust_remote_code",  # no code of a checkpoint is ever run
 }
 # Accepted at the values that ask for nothing, and why others are refused.
 NEUTRAL_GENERATE_KWARGS: NeutralKwargs = {
@@ -53,13 +53,15 @@ def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[s
         UnknownArgument: an argument is neither a setting nor an input of the model.
         BadSetting: an argument asks for something that this package does not have.
     """
-    settings = {name: value for name, value in kwargs.items() if name in ACCEPTED_FIELD_NAMES}
-    dropped_names = ACCEPTED_FIELD_NAMES | IGNORED_GENERATE_KWARGS.keys()
+    settings, others = split_kwargs(kwargs, ACCEPTED_FIELD_NAMES)
     inputs = {
-        name: value for name, value in kwargs.items() if value is not None and name not in dropped_names
+        name: value
+        for name, value in others.items()
+        if value is not None and name not in IGNORED_GENERATE_KWARGS
     }
     inputs = check_and_drop_neutral_kwargs("generate", inputs, NEUTRAL_GENERATE_KWARGS)
-    known_names = sorted(forward_parameter_names(model) - dropped_names - NEUTRAL_GENERATE_KWARGS.keys())
+    unread_names = ACCEPTED_FIELD_NAMES | IGNORED_GENERATE_KWARGS | NEUTRAL_GENERATE_KWARGS.keys()
+    known_names = sorted(forward_parameter_names(model) - unread_names)
     if unknown := [name for name in inputs if name not in known_names]:
         raise UnknownArgument("generate", unknown, [*known_names, *GENERATE_ARGUMENTS, *FIELD_NAMES])
     return settings, inputs

@@ -17,7 +17,7 @@ import PIL.Image
 
 from idefics.compat.batch_feature import Array
 from idefics.compat.image_utils import load_image
-from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
+from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs, split_kwargs
 from idefics.compat.media_inputs import as_picture, is_float_array
 from idefics.compat.pretrained import PROCESSOR_FILES, AnnotatedFields, PretrainedMixin, StrPath, write_json
 from idefics.config import ImageProcessorConfig
@@ -53,7 +53,7 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
             raise BadSetting(
                 f"data_format is {named['data_format']!r}; the models read channels first: leave it out"
             )
-        settings = {name: value for name, value in named.items() if name not in IGNORED_IMAGE_KWARGS}
+        _, settings = split_kwargs(named, IGNORED_IMAGE_KWARGS)
         if unknown := settings.keys() - self.fields.keys():
             raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(self.fields))
         super().__init__(*values, **settings)
@@ -88,8 +88,8 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
         Args:
             changes: settings with another value.
         """
-        names = image_processor_dict.keys() & cls.fields.keys()
-        return cls(**{name: image_processor_dict[name] for name in names}).with_settings(**changes)
+        settings, _ = split_kwargs(image_processor_dict, cls.fields)
+        return cls(**settings).with_settings(**changes)
 
     def save_pretrained(self, save_directory: StrPath, **keywords: Any) -> list[str]:
         """Writes preprocessor_config.json, and returns its path in a list."""

@@ -5,8 +5,8 @@ B rows, P frames of a row, M features of a frame, D width of the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,30 +14,25 @@ from torch import Tensor
 from idefics.compat.modeling_outputs import DecoderInputs
 from idefics.errors import BadPrompt
 
+if TYPE_CHECKING:
+    from idefics.compat.modeling_inline import InlineImageBaseModel
+
 
 def encode_frames(
-    encode: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    mask: Tensor | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    requires_squares: bool,
+    model: InlineImageBaseModel, pixels: Tensor, mask: Tensor | None
 ) -> tuple[Tensor | None, list[int]]:
     """Encodes the frames of a batch without their padding, those of one size together.
 
     Args:
-        encode: (P, 3, h, w) -> (P, M, D).
         pixels: (B, P, 3, h, w) `pixel_values`; frames are padded at the bottom and on the right, and frames of only
             zeros are padding.
         mask: (B, P, h, w) `pixel_attention_mask`, from which sizes are read; None: there is no padding in frames.
-        dtype, device: of the model.
 
     Returns:
         (frames, M, D) features of all frames, row after row; None without any. The number of frames of each row.
 
     Raises:
-        BadPrompt: the shape is another one, or a frame is not square with `requires_squares`.
+        BadPrompt: the shape is another one, or a frame is not square where `model.requires_square_frames`.
     """
     if pixels.dim() != 5:
         raise BadPrompt(f"pixel_values are of {tuple(pixels.shape)}: give (rows, frames, 3, height, width)")
@@ -48,18 +43,18 @@ def encode_frames(
     features = None
     for size in sizes.unique(dim=0):
         height, width = size.tolist()
-        if requires_squares and height != width:
+        if model.requires_square_frames and height != width:
             raise BadPrompt(f"a frame is {height} x {width} pixels, and this model reads squares: resize it")
         indices = (sizes == size).all(1).nonzero()[:, 0]
-        encoded = encode(frames[indices, :, :height, :width].to(device, dtype))
+        encoded = model.encode(frames[indices, :, :height, :width].to(model.device, model.dtype))
         if features is None:
             features = encoded.new_empty(len(frames), *encoded.shape[1:])
-        features = features.index_copy(0, indices.to(device), encoded)
+        features = features.index_copy(0, indices.to(model.device), encoded)
     return features, is_real.sum(1).tolist()
 
 
 def merge_image_features(
-    inputs: DecoderInputs, features: Tensor | None, image_token_id: int, embed: Callable[[Tensor], Tensor]
+    model: InlineImageBaseModel, inputs: DecoderInputs, features: Tensor | None
 ) -> DecoderInputs:
     """Replaces the embeddings of image tokens by features (frames, M, D), in order.
 
@@ -68,11 +63,13 @@ def merge_image_features(
     """
     if features is None:
         return inputs
+    image_token_id = model.config.image_token_id
     if inputs.input_ids is not None:
         image_token_mask = inputs.input_ids == image_token_id
     else:
         image_token_mask = (
-            inputs.inputs_embeds == embed(torch.tensor(image_token_id, device=inputs.inputs_embeds.device))
+            inputs.inputs_embeds
+            == model.embed(torch.tensor(image_token_id, device=inputs.inputs_embeds.device))
         ).all(dim=-1)
     flat_features = features.flatten(0, -2).to(inputs.inputs_embeds.device, inputs.inputs_embeds.dtype)
     if (num_image_tokens := int(image_token_mask.sum())) != len(flat_features):

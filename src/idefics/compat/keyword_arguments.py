@@ -6,7 +6,7 @@ any other value is refused, with the reason. Calls of processors also take argum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -16,11 +16,6 @@ from idefics.errors import BadSetting, UnknownArgument
 
 NeutralKwargs = Mapping[str, str]  # name -> why other values than neutral ones are refused
 
-_INTERNAL = "passed on between the loading functions of transformers"
-_NO_REMOTE_CODE = "no code of a checkpoint is ever run"
-_NO_WEIGHTS = "a processor has no weights"
-_NO_ATTENTION = "a processor has no attention"
-_STREAMING = "weights are streamed in, one tensor at a time"
 _ONLY_SAFETENSORS = "only safetensors files are read"
 _NO_TENSOR_PARALLEL = 'tensor parallelism is not supported: device_map="auto" spreads layers'
 _NO_HUB_KERNELS = "kernels are not downloaded from the hub"
@@ -37,46 +32,50 @@ _NEUTRAL_VALUES_BY_NAME: Mapping[str, tuple[Any, ...]] = {
     "video_load_backend": (None, "pyav", "decord", "opencv", "torchcodec", "torchvision"),
 }
 
-# Ignored by every `from_pretrained`, with the reason.
-IGNORED_KWARGS: Mapping[str, str] = {
-    "_commit_hash": _INTERNAL,
-    "_from_auto": _INTERNAL,
-    "code_revision": _NO_REMOTE_CODE,
-    "force_download": "the files of a revision never change; a broken one is downloaded again anyway",
-    "from_auto": _INTERNAL,
-    "mirror": "HF_ENDPOINT names another hub",
-    "proxies": "the hub's client reads HTTPS_PROXY",
-    "resume_download": "a download always continues where it stopped",
-    "trust_remote_code": _NO_REMOTE_CODE,
-    "user_agent": "it changes only what the hub logs",
-}
+# Ignored by every `from_pretrained`.
+IGNORED_KWARGS = (
+    # Passed on between the loading functions of transformers.
+    "_commit_hash",
+    "_from_auto",
+    "from_auto",
+    # No code of a checkpoint is ever run.
+    "code_revision",
+    "trust_remote_code",
+    "force_download",  # the files of a revision never change; a broken one is downloaded again anyway
+    "mirror",  # HF_ENDPOINT names another hub
+    "proxies",  # the hub's client reads HTTPS_PROXY
+    "resume_download",  # a download always continues where it stopped
+    "user_agent",  # it changes only what the hub logs
+)
 # Ignored by processors, image processors and tokenizers.
-IGNORED_PROCESSOR_KWARGS: Mapping[str, str] = {
-    **IGNORED_KWARGS,
-    "_attn_implementation": _NO_ATTENTION,
-    "attn_implementation": _NO_ATTENTION,
-    "backend": "there is one implementation",
-    "device_map": _NO_WEIGHTS,
-    "dtype": _NO_WEIGHTS,
-    "from_slow": "tokenizer.json is always read",
-    "legacy": "tokenizer.json says how text is split",
-    "low_cpu_mem_usage": _NO_WEIGHTS,
-    "torch_dtype": _NO_WEIGHTS,
-    "use_fast": "there is one implementation: the tokenizers library, and Pillow's resizing",
-    "use_safetensors": _NO_WEIGHTS,
-}
+IGNORED_PROCESSOR_KWARGS = (
+    *IGNORED_KWARGS,
+    # A processor has no attention and no weights.
+    "_attn_implementation",
+    "attn_implementation",
+    "device_map",
+    "dtype",
+    "low_cpu_mem_usage",
+    "torch_dtype",
+    "use_safetensors",
+    "backend",  # there is one implementation
+    "from_slow",  # tokenizer.json is always read
+    "legacy",  # tokenizer.json says how text is split
+    "use_fast",  # there is one implementation: the tokenizers library, and Pillow's resizing
+)
 # Ignored by models and configs.
-IGNORED_MODEL_KWARGS: Mapping[str, str] = {
-    **IGNORED_KWARGS,
-    "low_cpu_mem_usage": _STREAMING,
-    "offload_folder": _STREAMING,
-    "offload_state_dict": _STREAMING,
-    "offload_buffers": _STREAMING,
-    "weights_only": _ONLY_SAFETENSORS,
-    "tqdm_class": "huggingface_hub shows the progress",
-    "_from_pipeline": _INTERNAL,
-    "adapter_kwargs": "adapters are loaded by `load_adapter` or peft",
-}
+IGNORED_MODEL_KWARGS = (
+    *IGNORED_KWARGS,
+    # Weights are streamed in, one tensor at a time.
+    "low_cpu_mem_usage",
+    "offload_folder",
+    "offload_state_dict",
+    "offload_buffers",
+    "weights_only",  # only safetensors files are read
+    "tqdm_class",  # huggingface_hub shows the progress
+    "_from_pipeline",  # passed on between the loading functions of transformers
+    "adapter_kwargs",  # adapters are loaded by `load_adapter` or peft
+)
 NEUTRAL_MODEL_KWARGS: NeutralKwargs = {
     "variant": "files with a variant in their name are not read",
     "gguf_file": _ONLY_SAFETENSORS,
@@ -124,27 +123,25 @@ NEUTRAL_PROCESSOR_KWARGS: NeutralKwargs = dict.fromkeys(
     _NOT_SUPPORTED,
 )
 # Ignored by the constructors and calls of image processors.
-IGNORED_IMAGE_KWARGS: Mapping[str, str] = {
-    "data_format": "frames are (3, height, width)",
-    "default_to_square": "`size` names both edges",
-    "device": "pixels are computed on the CPU",
-    "disable_grouping": "images are processed one by one",
-    "padding_value": "images are padded with zeros",
-    "return_tensors": "an argument of the call",
-}
+IGNORED_IMAGE_KWARGS = (
+    "data_format",  # frames are (3, height, width)
+    "default_to_square",  # `size` names both edges
+    "device",  # pixels are computed on the CPU
+    "disable_grouping",  # images are processed one by one
+    "padding_value",  # images are padded with zeros
+    "return_tensors",  # an argument of the call
+)
 # Ignored by `save_pretrained`, except that `push_to_hub=True` is refused.
-IGNORED_SAVE_KWARGS = frozenset(
-    (
-        "commit_message",
-        "private",
-        "push_to_hub",
-        "repo_id",
-        "revision",
-        "save_function",
-        "save_peft_format",
-        "token",
-        "variant",
-    )
+IGNORED_SAVE_KWARGS = (
+    "commit_message",
+    "private",
+    "push_to_hub",
+    "repo_id",
+    "revision",
+    "save_function",
+    "save_peft_format",
+    "token",
+    "variant",
 )
 # Dicts of keyword arguments; later groups have priority.
 KWARG_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
@@ -158,6 +155,12 @@ VIDEO_FIELD_BY_KWARG = {
 }
 
 CallT = TypeVar("CallT", bound=Callable[..., Any])
+
+
+def split_kwargs(kwargs: Mapping[str, Any], names: Container[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits keyword arguments into those with some names and the others."""
+    named = {name: value for name, value in kwargs.items() if name in names}
+    return named, {name: value for name, value in kwargs.items() if name not in names}
 
 
 def check_and_drop_neutral_kwargs(
@@ -175,7 +178,7 @@ def check_and_drop_neutral_kwargs(
     for name in kwargs.keys() & neutral.keys():
         if kwargs[name] not in _NEUTRAL_VALUES_BY_NAME.get(name, _NEUTRAL_VALUES):
             raise BadSetting(f"{function_name}: {name} is {kwargs[name]!r}; {neutral[name]}: leave it out")
-    return {name: value for name, value in kwargs.items() if name not in neutral}
+    return split_kwargs(kwargs, neutral)[1]
 
 
 def check_save_kwargs(kwargs: Mapping[str, Any]) -> None:
@@ -185,8 +188,8 @@ def check_save_kwargs(kwargs: Mapping[str, Any]) -> None:
         UnknownArgument: `save_pretrained` has no such argument.
         BadSetting: `push_to_hub` is true.
     """
-    if unknown := sorted(kwargs.keys() - IGNORED_SAVE_KWARGS):
-        raise UnknownArgument("save_pretrained", unknown, sorted(IGNORED_SAVE_KWARGS))
+    if unknown := sorted(kwargs.keys() - set(IGNORED_SAVE_KWARGS)):
+        raise UnknownArgument("save_pretrained", unknown, IGNORED_SAVE_KWARGS)
     if kwargs.get("push_to_hub"):
         raise BadSetting("push_to_hub is True; nothing is uploaded: call `hf upload` with the folder")
 
@@ -221,12 +224,13 @@ def override_video_config(
     Raises:
         BadSetting: a number is too small.
     """
+    overrides = {}
     for name, value in video_kwargs.items():
-        if value is not None and not (value > 0 or (value == 0 and name == "skip_secs")):
+        if value is None:
+            continue
+        if not (value > 0 or (value == 0 and name == "skip_secs")):
             raise BadSetting(
                 f"{name} is {value!r}; give {'0 or more' if name == 'skip_secs' else 'more than 0'}"
             )
-    overrides = {
-        VIDEO_FIELD_BY_KWARG[name]: value for name, value in video_kwargs.items() if value is not None
-    }
+        overrides[VIDEO_FIELD_BY_KWARG[name]] = value
     return None if config is None else replace(config, **overrides)

@@ -14,6 +14,7 @@ from torch import nn
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.configuration_auto import as_config
 from idefics.compat.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
+from idefics.compat.keyword_arguments import split_kwargs
 from idefics.compat.loading_state_dict import load_from_memory
 from idefics.compat.model_construction import building_models
 from idefics.compat.modeling_adapters import adapter_base_model
@@ -126,7 +127,8 @@ class ModelFromPretrainedMixin:
     def _load_checkpoint(cls, name: str | PathLike[str], kwargs: Mapping[str, Any]) -> PreTrainedModel:
         """Finds a checkpoint, builds the model without memory for its weights, and streams them in."""
         folder, settings = resolve_folder_and_settings(cls.__name__, name, kwargs, MODEL_FILES)
-        options = LoadingOptions(**{name: settings.pop(name) for name in settings.keys() & set(OPTION_NAMES)})
+        given, settings = split_kwargs(settings, OPTION_NAMES)
+        options = LoadingOptions(**given)
         checkpoint = read_checkpoint(folder)
         config = as_config(folder if options.config is None else options.config)
         model_class = cls._model_class_for(config)

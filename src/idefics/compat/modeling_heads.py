@@ -6,13 +6,14 @@ B rows, T new tokens, L cached and new tokens, D width, N = B * T packed tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.generation import GenerationMixin
+from idefics.compat.keyword_arguments import split_kwargs
 from idefics.compat.kv_cache import KeyValueCache
 from idefics.compat.model_construction import accept_any_config_in_init, building_models
 from idefics.compat.modeling import PreTrainedModel
@@ -20,7 +21,6 @@ from idefics.compat.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     DecoderInputs,
-    ForwardOptions,
     record_module_outputs,
 )
 from idefics.compat.padded_attention import CrossAttentionInputs, PaddedAttn, make_attention_mask
@@ -51,40 +51,33 @@ class BaseModelWithoutHead(PreTrainedModel, ModelBackbone):
         self._init_from_config(config)
         self.post_init()
 
-    def _resolve_forward_options(
-        self,
-        use_cache: bool | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        return_dict: bool | None,
-    ) -> ForwardOptions:
-        """The options of a call: its arguments, and where they are None the config."""
+    def _resolve_flags(self, flags: Sequence[bool | None]) -> Iterator[bool]:
+        """The flags of a call, in the order of `_run_decoder`, and where they are None the config's."""
         config = self.config
         # With gradient checkpointing, a cache would keep the activations that are to be freed.
         uses_cache = config.use_cache and not (self.training and self.is_gradient_checkpointing)
         defaults = (uses_cache, config.output_attentions, config.output_hidden_states, config.return_dict)
-        given = (use_cache, output_attentions, output_hidden_states, return_dict)
-        return ForwardOptions(
-            *(default if value is None else value for value, default in zip(given, defaults, strict=True))
-        )
+        return (default if flag is None else flag for flag, default in zip(flags, defaults, strict=True))
 
     def _run_decoder(
         self,
         inputs: DecoderInputs,
-        options: ForwardOptions,
+        flags: Sequence[bool | None],
         image_features: Tensor | None,
         cross_attention_inputs: CrossAttentionInputs | None = None,
     ) -> Any:
         """Runs the decoder on new tokens.
 
         Args:
-            options: which outputs are returned. For attentions, eager attention is used.
+            flags: `use_cache`, `output_attentions`, `output_hidden_states` and `return_dict` of `forward`. For
+                attentions, eager attention is used.
             image_features: the features that this pass has read.
             cross_attention_inputs: the images of a cross-attention model.
 
         Returns:
             The output of `forward`.
         """
+        use_cache, output_attentions, output_hidden_states, return_dict = self._resolve_flags(flags)
         embeds, past = inputs.inputs_embeds, inputs.past
         num_rows, num_new_tokens = embeds.shape[:2]
         eager_attention = EagerAttention()
@@ -96,17 +89,17 @@ class BaseModelWithoutHead(PreTrainedModel, ModelBackbone):
             attention_mask,
             past.layers,
             cross_attention_inputs,
-            backend=eager_attention if options.output_attentions else self.attention_backend,
+            backend=eager_attention if output_attentions else self.attention_backend,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
-        with record_module_outputs(self.decoder.layers if options.output_hidden_states else ()) as states:
+        with record_module_outputs(self.decoder.layers if output_hidden_states else ()) as states:
             packed = self.backbone_class.forward(
                 self, embeds.flatten(0, 1), inputs.position_ids.flatten(), attn
             )
         # The last one is replaced by that after the last norm.
         hidden_states = [state.unflatten(0, (num_rows, num_new_tokens)) for state in (*states[:-1], packed)]
         cache = None
-        if options.use_cache:
+        if use_cache:
             cache = KeyValueCache(
                 [attn.present_kv[layer] for layer in range(len(attn.present_kv))],
                 cross_attention_inputs
@@ -116,10 +109,10 @@ class BaseModelWithoutHead(PreTrainedModel, ModelBackbone):
         return self.output_class(
             last_hidden_state=hidden_states[-1],
             past_key_values=cache,
-            hidden_states=(embeds, *hidden_states) if options.output_hidden_states else None,
-            attentions=tuple(eager_attention.attention_weights) if options.output_attentions else None,
+            hidden_states=(embeds, *hidden_states) if output_hidden_states else None,
+            attentions=tuple(eager_attention.attention_weights) if output_attentions else None,
             image_hidden_states=image_features,
-        ).as_return_type(options.return_dict)
+        ).as_return_type(return_dict)
 
 
 class ModelWithHead(PreTrainedModel, GenerationMixin, VisionLanguageModel):
@@ -208,8 +201,7 @@ def make_forward_with_head(base_forward: Callable[..., Any]) -> Callable[..., An
         """
         arguments = signature.bind(self, *args, **kwargs).arguments
         del arguments["self"]
-        base_inputs = {name: value for name, value in arguments.items() if name in base_parameters}
-        head_inputs = {name: value for name, value in arguments.items() if name not in base_parameters}
+        base_inputs, head_inputs = split_kwargs(arguments, base_parameters)
         return self._compute_logits_and_loss(base_inputs, **head_inputs)
 
     base_parameters = inspect.signature(base_forward).parameters

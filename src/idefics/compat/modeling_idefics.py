@@ -186,12 +186,10 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
         Returns:
             IdeficsBaseModelOutputWithPast, or with `return_dict=False` the tuple of its values.
         """
-        options = self._resolve_forward_options(
-            use_cache, output_attentions, output_hidden_states, return_dict
-        )
         inputs = prepare_decoder_inputs(
             self.embed, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
+        flags = use_cache, output_attentions, output_hidden_states, return_dict
         features = None
         if inputs.past.has_read_images:
             cross_attention_inputs = get_cached_cross_attention_inputs(inputs, image_attention_mask)
@@ -204,7 +202,7 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
                 interpolate_pos_encoding=bool(interpolate_pos_encoding),
             )
             cross_attention_inputs = make_cross_attention_inputs(self, inputs, features, image_attention_mask)
-        return self._run_decoder(inputs, options, features, cross_attention_inputs)
+        return self._run_decoder(inputs, flags, features, cross_attention_inputs)
 
 
 class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1):  # type: ignore[misc]

@@ -74,7 +74,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
             tokens; `last_hidden_state` (P, S, D') of the vision tower, where all frames have one size.
         """
         with record_module_outputs([self.vision_model]) as vision_outputs:
-            features, frames_per_row = self._encode_frames(pixel_values, pixel_attention_mask)
+            features, frames_per_row = encode_frames(self, pixel_values, pixel_attention_mask)
         features_by_row = (
             []
             if features is None
@@ -84,16 +84,6 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
             last_hidden_state=vision_outputs[0].last_hidden_state if len(vision_outputs) == 1 else None,
             pooler_output=list(features_by_row),
         ).as_return_type(return_dict)
-
-    def _encode_frames(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor | None, list[int]]:
-        """Encodes the frames of a batch: (B, P, 3, h, w) pixels and their (B, P, h, w) mask.
-
-        Returns:
-            (frames, M, D) image features, row after row; None without any. The number of frames of each row.
-        """
-        return encode_frames(
-            self.encode, pixels, mask, self.dtype, self.device, requires_squares=self.requires_square_frames
-        )
 
     def forward(  # type: ignore[override]
         self,
@@ -131,21 +121,19 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
         Raises:
             BadPrompt: arguments contradict each other, or there are more or fewer image tokens than features.
         """
-        options = self._resolve_forward_options(
-            use_cache, output_attentions, output_hidden_states, return_dict
-        )
         inputs = prepare_decoder_inputs(
             self.embed, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
+        flags = use_cache, output_attentions, output_hidden_states, return_dict
         features = None
         if not inputs.past.has_read_images:
             features = image_hidden_states
             if pixel_values is not None:
                 if features is not None:
                     raise BadPrompt("give either pixel_values or image_hidden_states, and not both")
-                features, _ = self._encode_frames(pixel_values, pixel_attention_mask)
-            inputs = merge_image_features(inputs, features, self.config.image_token_id, self.embed)
-        return self._run_decoder(inputs, options, features)
+                features, _ = encode_frames(self, pixel_values, pixel_attention_mask)
+            inputs = merge_image_features(self, inputs, features)
+        return self._run_decoder(inputs, flags, features)
 
 
 class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedModel):

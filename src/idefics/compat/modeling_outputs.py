@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -139,15 +139,6 @@ class Idefics3CausalLMOutputWithPast(CausalLMOutputWithPast):
 
 class SmolVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """The output of `SmolVLMForConditionalGeneration.forward`."""
-
-
-class ForwardOptions(NamedTuple):
-    """Which outputs one call of `forward` returns: its arguments, or the config's values where they are None."""
-
-    use_cache: bool
-    output_attentions: bool
-    output_hidden_states: bool
-    return_dict: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from inspect import Parameter, Signature, signature
@@ -23,6 +23,7 @@ from idefics.compat.keyword_arguments import (
     NEUTRAL_MODEL_KWARGS,
     NeutralKwargs,
     check_and_drop_neutral_kwargs,
+    split_kwargs,
 )
 from idefics.errors import BadSetting, BrokenCheckpoint, UnsupportedModel
 from idefics.processing import checkpoint_settings
@@ -160,7 +161,7 @@ class FileSelection:
         sufficient_files: a folder with one of these need not hold a checkpoint, as the object was saved alone.
     """
 
-    ignored: Mapping[str, str]
+    ignored: Sequence[str]
     neutral: NeutralKwargs = field(default_factory=dict)
     needs_weights: bool = False
     sufficient_files: tuple[str, ...] = ()
@@ -240,11 +241,7 @@ def resolve_folder_and_settings(
         ModelNotFound: as `idefics.weights.find_checkpoint`.
     """
     kwargs = check_and_drop_neutral_kwargs(f"{class_name}.from_pretrained", kwargs, selection.neutral)
-    settings = {
-        name: value
-        for name, value in kwargs.items()
-        if name not in HUB_KWARGS and name not in selection.ignored
-    }
+    _, settings = split_kwargs(kwargs, (*HUB_KWARGS, *selection.ignored))
     folder, revision = Path(model).expanduser(), kwargs.get("revision")
     subfolder, cache, token = kwargs.get("subfolder"), kwargs.get("cache_dir"), kwargs.get("token")
     if folder.is_dir() and find_entry(str(model)) is None:

@@ -15,6 +15,7 @@ from idefics.compat.keyword_arguments import (
     NEUTRAL_PROCESSOR_KWARGS,
     VIDEO_FIELD_BY_KWARG,
     check_and_drop_neutral_kwargs,
+    split_kwargs,
 )
 from idefics.compat.media_inputs import VIDEO_TOKEN, as_text_list, make_fetcher_from_environment
 from idefics.compat.processing_chat import add_media, parse_conversations
@@ -101,8 +102,8 @@ class BaseProcessor(ProcessorMixin):
         """
         conversations, is_batch = parse_conversations(conversation)
         template = self.chat_template if chat_template is None else chat_template
-        variables = {name: keywords[name] for name in keywords if re.search(rf"\b{name}\b", template)}
-        options = {name: keywords[name] for name in keywords if name not in variables}
+        variable_names = [name for name in keywords if re.search(rf"\b{name}\b", template)]
+        variables, options = split_kwargs(keywords, variable_names)
         options |= processor_kwargs or {}
         rendered = [
             render_template(
@@ -138,7 +139,7 @@ class BaseProcessor(ProcessorMixin):
         """The image processor with the settings of a call, and the call's arguments for padding and for videos."""
         padding_options = self.tokenizer.pop_padding_options(keywords)
         settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
-        video_kwargs = {name: settings.pop(name) for name in VIDEO_FIELD_BY_KWARG.keys() & settings.keys()}
+        video_kwargs, settings = split_kwargs(settings, VIDEO_FIELD_BY_KWARG)
         return self.image_processor.with_settings(**settings), padding_options, video_kwargs
 
     def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from idefics.compat.image_processing import ImageProcessor, size_settings
-from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
+from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs, split_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, JsonMixin, PretrainedMixin, StrPath, write_json
 from idefics.compat.tokenization import CALL_KWARG_NAMES, DEFAULT_SETTINGS, PreTrainedTokenizer
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
@@ -66,7 +66,7 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         chat_template: str | None = None,
         **inert: Any,
     ) -> None:
-        if unknown := inert.keys() - IGNORED_IMAGE_KWARGS.keys():
+        if unknown := inert.keys() - set(IGNORED_IMAGE_KWARGS):
             raise UnknownArgument(type(self).__name__, sorted(unknown), list(self.constructor_kwarg_names))
         if not isinstance(tokenizer, PreTrainedTokenizer):
             raise BadSetting(
@@ -95,11 +95,7 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
             UnsupportedModel: the checkpoint is of another family.
         """
         image_processor, tokenizer = (settings.pop(name, None) for name in cls.attributes)
-        tokenizer_kwargs = {name: settings[name] for name in settings.keys() & TOKENIZER_KWARGS}
-        image_settings = {
-            name: settings[name]
-            for name in settings.keys() - TOKENIZER_KWARGS - set(cls.constructor_kwarg_names)
-        }
+        tokenizer_kwargs, _ = split_kwargs(settings, TOKENIZER_KWARGS)
         tokenizer = tokenizer or PreTrainedTokenizer.from_pretrained(folder, **tokenizer_kwargs)
         preprocessor_config = read_preprocessor_config(folder)
         image_seq_len = read_json_object(folder / "processor_config.json").get("image_seq_len")
@@ -116,11 +112,12 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
             image_seq_len, text = image_config.tokens_per_frame, checkpoint.config.text
             added_tokens = tokenizer.codec.added_tokens_below(text.vocab_size + text.additional_vocab_size)
         image_processor = image_processor or cls.image_processor_type.from_dict(preprocessor_config)
+        settings = {"image_seq_len": image_seq_len, **settings}
+        constructor_kwargs, others = split_kwargs(settings, cls.constructor_kwarg_names)
+        _, image_settings = split_kwargs(others, TOKENIZER_KWARGS)
         if image_settings:
             image_processor = image_processor.with_settings(**image_settings)
-        constructor_kwargs = {"image_seq_len": image_seq_len, **settings}
-        names = constructor_kwargs.keys() & set(cls.constructor_kwarg_names)
-        processor = cls(image_processor, tokenizer, **{name: constructor_kwargs[name] for name in names})
+        processor = cls(image_processor, tokenizer, **constructor_kwargs)
         processor._set_prompt_format(added_tokens)
         return processor
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, cast
 
+from idefics.compat.keyword_arguments import split_kwargs
 from idefics.compat.pretrained import config_to_dict
 from idefics.config import UNQUANTIZED_MODULES, QuantizationConfig, QuantKind
 from idefics.errors import BadSetting
@@ -151,9 +152,9 @@ def as_quantization_config(config: object) -> AnyQuantizationConfig | None:
         raise BadSetting(
             f"quantization_config asks for {method}; give a BitsAndBytesConfig or a QuantoConfig"
         )
-    names = {field.name for field in fields(config_class)}
     # transformers also writes private names ("_load_in_4bit"), which repeat the others.
-    return config_class(**{name: value for name, value in content.items() if name in names})
+    named, _ = split_kwargs(content, {field.name for field in fields(config_class)})
+    return config_class(**named)
 
 
 def _make_quantization_config(

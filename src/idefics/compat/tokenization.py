@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from idefics.compat.batch_feature import VERY_LARGE_INTEGER, BatchFeature
-from idefics.compat.keyword_arguments import check_save_kwargs
+from idefics.compat.keyword_arguments import check_save_kwargs, split_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin, StrPath, write_json
 from idefics.compat.tokenization_encoding import EncodingMixin, span_overlap_mask
 from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
@@ -60,7 +60,7 @@ class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
     chat_template: str
 
     def __init__(self, codec: Tokenizer, **settings: Any) -> None:
-        self.init_kwargs = {name: settings.pop(name) for name in CALL_KWARG_NAMES if name in settings}
+        self.init_kwargs, settings = split_kwargs(settings, CALL_KWARG_NAMES)
         if unknown := settings.keys() - DEFAULT_SETTINGS.keys():
             raise UnknownArgument(
                 type(self).__name__, sorted(unknown), [*DEFAULT_SETTINGS, *CALL_KWARG_NAMES]
@@ -145,7 +145,7 @@ class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
                 `pad_to_multiple_of` are arguments of the call.
         """
         is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        options = {name: variables.pop(name) for name in TOKENIZER_CALL_KWARG_NAMES if name in variables}
+        options, variables = split_kwargs(variables, TOKENIZER_CALL_KWARG_NAMES)
         conversations: Any = conversation if is_batch else [conversation]
         rendered = [
             render_template(
