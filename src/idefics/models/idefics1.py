@@ -171,6 +171,7 @@ class Idefics1Backbone(ModelBackbone):
         UnsupportedModel: the number of layers is not a multiple of the interval of cross-attention layers.
     """
 
+    connector_name = "perceiver_resampler"
     vision_tower_class: ClassVar[type[ClipVisionTower]] = ClipVisionTower
 
     def __init__(self, config: ModelConfig) -> None:
@@ -199,11 +200,6 @@ class Idefics1Backbone(ModelBackbone):
     def decoder(self) -> Idefics1Backbone:
         """The backbone itself, which has embedding, decoder layers and norm as its own modules."""
         return self
-
-    @property
-    def connector_module(self) -> nn.Module:
-        """The resampler, or nothing: (P, 1 + S, D') patches -> (P, M, D') image features."""
-        return self.perceiver_resampler
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV:
         """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each."""

@@ -26,8 +26,13 @@ from idefics.weights import KeyRules
 
 
 class ModelBackbone(nn.Module):
-    """Vision tower and decoder: everything but the head, under the names that checkpoints use."""
+    """Vision tower and decoder: everything but the head, under the names that checkpoints use.
 
+    Attributes:
+        connector_name: of `connector_module` in checkpoints.
+    """
+
+    connector_name: ClassVar[str] = "connector"
     vision_model: nn.Module
 
     @property
@@ -38,7 +43,7 @@ class ModelBackbone(nn.Module):
     @property
     def connector_module(self) -> nn.Module:
         """The module between the vision tower and the decoder: (P, S, D') patches -> (P, M, D') image features."""
-        raise NotImplementedError
+        return self.get_submodule(self.connector_name)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encodes images: (P, 3, h, w) normalised pixels -> (P, M, D') image features."""
@@ -177,11 +182,6 @@ class InlineImageBackbone(ModelBackbone):
     def decoder(self) -> LlamaDecoder:
         """The decoder: embedding, layers and norm."""
         return self.text_model
-
-    @property
-    def connector_module(self) -> nn.Module:
-        """The connector: (P, S, D') patches -> (P, M, D) image features."""
-        return self.connector
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
         """The decoder: embeddings (N, D) at positions (N,) -> hidden states (N, D) after the last norm."""
