@@ -6,6 +6,7 @@ R rows, B prompts, T ids so far, V vocabulary. Each is called with ids (R, T) an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,12 @@ def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: i
 
 
 def make_sequence_bias_processor(
-    biases: Sequence[tuple[list[int], float]], vocab_size: int, device: torch.device
+    biases: Sequence[Sequence[Any]], vocab_size: int, device: torch.device
 ) -> LogitsProcessorFn:
     """The processor that adds a bias to the score of a sequence's last id, if the ids before it are the last so far.
 
     Args:
-        biases: the ids and the bias of each sequence.
+        biases: for each sequence its ids and its bias.
     """
     check_ids_in_vocabulary("sequence_bias", [id for ids, _ in biases for id in ids], vocab_size)
     single_id_bias = torch.zeros(vocab_size, device=device)

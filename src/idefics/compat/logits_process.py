@@ -94,8 +94,7 @@ def _guidance_and_bias_processors(call: GenerateCall, vocab_size: int) -> Iterat
             prompt_length=runner.prompt_ids.shape[1],
         )
     if config.sequence_bias:
-        pairs = [(ids, bias) for ids, bias in config.sequence_bias]
-        yield make_sequence_bias_processor(pairs, vocab_size, runner.prompt_ids.device)
+        yield make_sequence_bias_processor(config.sequence_bias, vocab_size, runner.prompt_ids.device)
     if (penalty := config.encoder_repetition_penalty) != 1:
         prompts = _require_prompt_ids("encoder_repetition_penalty", call)
         is_in_prompt = present_ids_mask(prompts, vocab_size, runner.prompt_starts)

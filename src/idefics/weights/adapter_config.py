@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,7 +119,13 @@ class AdapterConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The fields of adapter_config.json, which peft reads."""
+        values = {
+            name: sorted(value) or None if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name in READ_FIELDS
+        }
         return {
+            **values,
             "peft_type": "LORA",
             "task_type": None,
             "auto_mapping": {"base_model_class": self.base_class} if self.base_class else None,
@@ -129,15 +135,6 @@ class AdapterConfig:
             "r": self.rank,
             "lora_alpha": self.alpha,
             "lora_dropout": 0.0,
-            "use_rslora": self.use_rslora,
-            "use_dora": self.use_dora,
-            "rank_pattern": dict(self.rank_pattern),
-            "alpha_pattern": dict(self.alpha_pattern),
-            "target_modules": _text_or_list(self.target_modules),
-            "exclude_modules": _text_or_list(self.exclude_modules) or None,
-            "layers_to_transform": list(self.layers_to_transform) or None,
-            "layers_pattern": list(self.layers_pattern) or None,
-            "modules_to_save": sorted(self.modules_to_save) or None,
             "bias": "none",
             "fan_in_fan_out": False,
             "init_lora_weights": True,
@@ -205,11 +202,6 @@ def _refuse_other_kinds(path: Path, kind: object, raw: Mapping[str, Any]) -> Non
             f"{path} has init_lora_weights = {start!r}, which changed the base model's weights before training: save "
             "it again with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-
-
-def _text_or_list(names: str | tuple[str, ...]) -> str | list[str]:
-    """A regular expression as it is, or names in alphabetical order."""
-    return names if isinstance(names, str) else sorted(names)
 
 
 def _positive(raw: Mapping[str, Any], name: str) -> int:
