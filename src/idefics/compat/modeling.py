@@ -36,20 +36,13 @@ PART_MODULES = {
 }
 
 
-class AttentionImplementationMixin(HasAttentionBackend):
+class AttentionImplementationMixin(EmbeddingAccessMixin, HasAttentionBackend):
     """Gives a model `set_attn_implementation`, for the whole model or for its parts."""
-
-    config: PretrainedConfig
 
     @property
     def attn_implementation(self) -> str | None:
         """The attention implementation of the whole model: "sdpa", "eager" or "flash_attention_2"."""
         return self.config._attn_implementation
-
-    @property
-    def base_model(self) -> Any:
-        """Everything but the head; in a model without a head, itself."""
-        raise NotImplementedError
 
     def set_attn_implementation(self, attn_implementation: str | Mapping[str, str]) -> None:
         """Chooses how attention is computed.
@@ -151,7 +144,6 @@ class PreTrainedModel(
     TransformersInstanceMixin,
     ModelFromPretrainedMixin,
     SavingMixin,
-    EmbeddingAccessMixin,
     GradientCheckpointingMixin,
     AttentionImplementationMixin,
 ):

@@ -34,15 +34,10 @@ from idefics.models.idefics3 import Idefics3Backbone
 from idefics.models.vision_language_model import InlineImageBackbone
 
 
-class InlineImagePreTrainedModel(PreTrainedModel):
-    """The base of the classes of all inline-image families."""
-
-    config: Idefics2Config | Idefics3Config
-
-
-class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, InlineImageBackbone):
+class InlineImageBaseModel(BaseModelWithoutHead, InlineImageBackbone):
     """An inline-image model without a head: text and images to hidden states."""
 
+    config: Idefics2Config | Idefics3Config
     vision_tower_class = SiglipVisionTransformer
     requires_square_frames: ClassVar[bool] = False
 
@@ -136,7 +131,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
         return self._run_decoder(inputs, flags, features)
 
 
-class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedModel):
+class InlineImageForConditionalGeneration(ModelWithHead):
     """An inline-image model with its head. `model` is the model without it."""
 
     config: Idefics2Config | Idefics3Config
@@ -158,7 +153,7 @@ class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedMo
         return self.model.get_image_features(pixel_values, pixel_attention_mask, return_dict)
 
 
-class Idefics2PreTrainedModel(InlineImagePreTrainedModel):
+class Idefics2PreTrainedModel(PreTrainedModel):
     """The base of Idefics2's classes: inherit from it to build a model with parts of your own."""
 
     config_class = Idefics2Config
@@ -179,7 +174,7 @@ class Idefics2ForConditionalGeneration(InlineImageForConditionalGeneration, Idef
     base_class = Idefics2Model
 
 
-class Idefics3PreTrainedModel(InlineImagePreTrainedModel):
+class Idefics3PreTrainedModel(PreTrainedModel):
     """The base of Idefics3's classes: inherit from it to build a model with parts of your own."""
 
     config_class = Idefics3Config

@@ -213,9 +213,9 @@ def _write_weights(
 def _untie_config(path: Path) -> None:
     """Says in config.json that head and embedding are two tensors."""
     config: dict[str, Any] = read_json_object(path)
-    config["tie_word_embeddings"] = False
-    if isinstance(config.get("text_config"), dict):
-        config["text_config"]["tie_word_embeddings"] = False
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            part["tie_word_embeddings"] = False
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 

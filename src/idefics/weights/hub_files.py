@@ -62,7 +62,7 @@ def download_files(
     repo_id: str,
     revision: str | None,
     commit: str,
-    sizes: Mapping[str, int],
+    size_by_file: Mapping[str, int],
     steps: Sequence[Sequence[str]],
     progress: ProgressCallback | None,
     *,
@@ -73,15 +73,15 @@ def download_files(
 
     Args:
         commit: the revision's commit, whose snapshot may have some of the files already.
-        sizes: the files that are needed, with their sizes in bytes.
-        steps: which of them are downloaded together, in order.
+        size_by_file: the sizes of all files in bytes.
+        steps: which of them are downloaded together, in order; the last step has all that are needed.
     """
     from huggingface_hub import snapshot_download
 
     existing_folder = snapshot_folder(repo_id, commit, cache)
     total = sum(
-        size
-        for name, size in sizes.items()
+        size_by_file[name]
+        for name in steps[-1]
         if existing_folder is None or not (existing_folder / name).is_file()
     )
     _check_disk_space(repo_id, total, cache or cache_folder())

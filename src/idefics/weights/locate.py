@@ -110,8 +110,7 @@ def find_or_download_snapshot(
     small_files = [name for name in needed_files if name in CONFIG_FILES]
     # Small files first: a snapshot that has its weights is then complete, wherever a download breaks off.
     steps = [small_files, needed_files] if needs_weights else [small_files]
-    sizes = {name: size_by_file[name] for name in steps[-1]}
-    return download_files(repo_id, revision, commit, sizes, steps, progress, token=token, cache=cache)
+    return download_files(repo_id, revision, commit, size_by_file, steps, progress, token=token, cache=cache)
 
 
 def _is_offline(setting: bool | None) -> bool:
@@ -131,8 +130,8 @@ def find_or_download_adapter(
         ModelNotFound: no such repository, or it is not in the cache and there is no network.
         UnsupportedModel: it holds no adapter, or one that is a pickle.
     """
-    folder = snapshot_folder(repo_id)
-    if folder is not None and all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
+    folder, files = snapshot_folder(repo_id), (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    if folder is not None and all((folder / name).is_file() for name in files):
         return folder
     if _is_offline(offline):
         raise ModelNotFound(
@@ -140,13 +139,12 @@ def find_or_download_adapter(
             "download it"
         )
     commit, size_by_file, _ = fetch_file_sizes(repo_id, None, None)
-    if ADAPTER_CONFIG not in size_by_file or ADAPTER_WEIGHTS not in size_by_file:
+    if not size_by_file.keys() >= set(files):
         raise UnsupportedModel(
             f"{repo_id} has no {ADAPTER_CONFIG} with {ADAPTER_WEIGHTS}: it is no adapter as peft saves them in "
             "safetensors"
         )
-    sizes = {name: size_by_file[name] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-    return download_files(repo_id, None, commit, sizes, [list(sizes)], progress, token=None, cache=None)
+    return download_files(repo_id, None, commit, size_by_file, [files], progress, token=None, cache=None)
 
 
 def _files_to_download(repo_id: str, config: dict[str, Any], names: Iterable[str]) -> list[str]:
