@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from idefics.errors import IdeficsError, ModelClosed
 from idefics.generation.token_rows import token_rows
@@ -35,8 +35,8 @@ class WorkItem:
     more_media: tuple[bytes, ...] = ()
 
 
-class Answerer(Protocol):
-    """Answers rows: a model in this process, or engines elsewhere."""
+class Answerer:
+    """Base of what answers rows: a model in this process, or engines elsewhere."""
 
     def answer(self, items: Iterator[WorkItem]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """Takes items as it can compute them, and yields the key of each with its answer, in any order.
@@ -47,49 +47,40 @@ class Answerer(Protocol):
         Raises:
             IdeficsError: nothing can be answered any more.
         """
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Releases the model or the engines."""
-        ...
+        """Releases engines; by default nothing: a model belongs to who loads it."""
 
 
-class LocalAnswerer:
+@dataclass(frozen=True, slots=True)
+class LocalAnswerer(Answerer):
     """Answers rows with a model in this process, which is loaded for the first of them.
 
-    Args:
+    Attributes:
         load_model: loads the model, with its few-shot examples.
         task: a key of `TASKS`.
         options: the options of the task.
     """
 
-    def __init__(self, load_model: Callable[[], Idefics], task: str, options: dict[str, Any]) -> None:
-        self._load_model, self._task, self._options = load_model, task, options
+    load_model: Callable[[], Idefics]
+    task: str
+    options: dict[str, Any]
 
     def answer(self, items: Iterator[WorkItem]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """See `Answerer.answer`."""
         first = next(items, None)
         if first is None:
             return
-        vlm = self._load_model()
-        limit_picture_cache(vlm)
+        vlm = self.load_model()
+        # Small: a run computes equal pictures once, and no later row needs them. Those of rows in hand are kept anyway.
+        cache = vlm.engine.encoder_cache
+        cache.max_bytes = min(cache.max_bytes, PICTURE_CACHE_BYTES)
         rows = (
             {"image": item.media, "prompt": item.prompt, "key": item.key} for item in chain((first,), items)
         )
-        for done in vlm.map(rows, self._task, ordered=False, on_error="return", **self._options):
+        for done in vlm.map(rows, self.task, ordered=False, on_error="return", **self.options):
             yield done.row["key"], answer_fields(done.result, vlm)
-
-    def close(self) -> None:
-        """Does nothing: the model belongs to who loads it."""
-
-
-def limit_picture_cache(vlm: Idefics) -> None:
-    """Makes the cache of encoded pictures small: a run computes equal pictures once, and no later row needs them.
-
-    Pictures of rows in hand are kept in any case, those of the few-shot examples among them.
-    """
-    cache = vlm.engine.encoder_cache
-    cache.max_bytes = min(cache.max_bytes, PICTURE_CACHE_BYTES)
 
 
 def answer_fields(result: Answer | Ranking | IdeficsError, vlm: Idefics) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from idefics.batch.records import COLUMNS, OutputRecord, compact_json, escape_surrogates
 from idefics.errors import BadSetting, MissingExtra
@@ -25,8 +25,8 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MAX_GROUP_ROWS, MAX_GROUP_BYTES, BATCH_ROWS = 10_000, 64 * 2**20, 100
 
 
-class Exporter(Protocol):
-    """Writes records in one form.
+class Exporter:
+    """Writes records in one form: by default a line for each.
 
     Attributes:
         appendable: whether records may be added to a file that is written: then `write` may be called many times, and
@@ -34,15 +34,20 @@ class Exporter(Protocol):
         header: the bytes with which a file begins, before the first `write`.
     """
 
-    appendable: bool
-    header: bytes
+    appendable = True
+    header = b""
 
     def write(self, file: BinaryIO, records: Iterable[OutputRecord]) -> None:
         """Writes the records to the file, which is open for writing at its end."""
-        ...
+        for record in records:
+            file.write(self.line(record).encode())
+
+    def line(self, record: OutputRecord) -> str:
+        """The line of a record, with its line break."""
+        raise NotImplementedError
 
 
-class JsonLinesExporter:
+class JsonLinesExporter(Exporter):
     r"""JSON lines: an object a row, in UTF-8, with "\n" at the end of each.
 
     A row has the fields that are not empty, as `OutputRecord.to_json` has them; and always `text`, `finish`,
@@ -51,18 +56,13 @@ class JsonLinesExporter:
     surrogates are written as `compact_json` says.
     """
 
-    appendable = True
-    header = b""
-
-    def write(self, file: BinaryIO, records: Iterable[OutputRecord]) -> None:
-        """Writes a line for each record."""
-        for record in records:
-            row = dict.fromkeys(COLUMNS_OF_EVERY_LINE, "") | record.to_json()
-            line = compact_json({name: row[name] for name in COLUMNS if name in row})
-            file.write(f"{line}\n".encode())
+    def line(self, record: OutputRecord) -> str:
+        """The object of a record."""
+        row = dict.fromkeys(COLUMNS_OF_EVERY_LINE, "") | record.to_json()
+        return compact_json({name: row[name] for name in COLUMNS if name in row}) + "\n"
 
 
-class CsvExporter:
+class CsvExporter(Exporter):
     r"""CSV as RFC 4180 defines it: a line of column names, commas, double quotes where needed, "\r\n"; in UTF-8.
 
     Columns are those of `OutputRecord` without `notes` and `logprobs`, which other forms have. None is an empty cell;
@@ -75,15 +75,13 @@ class CsvExporter:
     `'+[=+\-@\t\r\n＝＋－＠]` matches the beginning of a cell. Every other text is unchanged.
     """
 
-    appendable = True
     header = ",".join(CSV_COLUMNS).encode() + b"\r\n"
 
-    def write(self, file: BinaryIO, records: Iterable[OutputRecord]) -> None:
-        """Writes a row for each record."""
-        for record in records:
-            line = io.StringIO(newline="")
-            csv.writer(line, lineterminator="\r\n").writerow(_csv_cells(record))
-            file.write(line.getvalue().encode())
+    def line(self, record: OutputRecord) -> str:
+        """The row of a record."""
+        line = io.StringIO(newline="")
+        csv.writer(line, lineterminator="\r\n").writerow(_csv_cells(record))
+        return line.getvalue()
 
 
 def _csv_cells(record: OutputRecord) -> Iterator[str]:
@@ -94,7 +92,7 @@ def _csv_cells(record: OutputRecord) -> Iterator[str]:
         yield f"'{cell}" if FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
 
 
-class ParquetExporter:
+class ParquetExporter(Exporter):
     """Parquet, in row groups of at most 10,000 rows and about 64 MB; needs pyarrow.
 
     The types do not depend on the values. `probabilities` is a list of {label, probability}, the most likely first,
@@ -106,7 +104,6 @@ class ParquetExporter:
     """
 
     appendable = False
-    header = b""
 
     def __init__(self) -> None:
         try:

@@ -90,7 +90,10 @@ def prepare_file(
 
         def write(file: BinaryIO) -> None:
             if original is not None:
-                _copy_attributes(target, original, Path(file.name))
+                if sys.platform != "win32":
+                    with suppress(PermissionError):  # only root gives files away
+                        os.chown(Path(file.name), original.st_uid, original.st_gid)
+                shutil.copystat(target, file.name)
             file.write(content)
             file.flush()
             if original is not None and keeps_times:
@@ -184,11 +187,3 @@ def _is_unchanged(path: Path, original: os.stat_result | None) -> bool:
     except FileNotFoundError:
         return original is None
     return original is not None and (now.st_size, now.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
-
-
-def _copy_attributes(source: Path, original: os.stat_result, target: Path) -> None:
-    """Gives a file the owner, permissions, times and extended attributes of another."""
-    if sys.platform != "win32":
-        with suppress(PermissionError):  # only root gives files away
-            os.chown(target, original.st_uid, original.st_gid)
-    shutil.copystat(source, target)

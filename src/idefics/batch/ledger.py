@@ -12,24 +12,24 @@ from idefics.batch.ledger_file import LedgerFile
 from idefics.batch.records import escape_surrogates
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LedgerRow:
     """A row of the input that has an answer.
 
     Attributes:
-        number: its place in the order of export; 0 until it is stored.
         run: the number of its run's settings.
         name, id, path, prompt: see `BatchRow`; the prompt as it was filled in.
         key: SHA-256, shortened to 16 bytes, of all that the answer depends on.
+        number: its place in the order of export; 0 until it is stored.
     """
 
-    number: int = 0
     run: int
     name: str
     key: bytes
     id: str
     path: str
     prompt: str
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,11 @@ class Ledger(LedgerFile):
     def find_row(self, run: int, name: str) -> LedgerRow | None:
         """The row of that name in a run, if it has an answer."""
         found = self.read_one(
-            "SELECT number, run, name, key, id, path, prompt FROM rows WHERE run = ? AND name = ?",
+            "SELECT run, name, key, id, path, prompt, number FROM rows WHERE run = ? AND name = ?",
             run,
             name,
         )
-        return None if found is None else _as_row(found)
+        return None if found is None else LedgerRow(*found)
 
     def find_answer(self, key: bytes) -> dict[str, Any] | None:
         """The answer of a key, if there is one."""
@@ -121,12 +121,12 @@ class Ledger(LedgerFile):
 
     def rows_after(self, number: int) -> Iterator[tuple[LedgerRow, dict[str, Any]]]:
         """Yields the rows above a number with their answers, in the order of export."""
-        for found in self.read_in_pieces(
-            "SELECT number, run, name, key, id, path, prompt, answer FROM rows JOIN answers USING (key) "
+        for _, answer, *found in self.read_in_pieces(
+            "SELECT number, answer, run, name, key, id, path, prompt, number FROM rows JOIN answers USING (key) "
             "WHERE number > ? ORDER BY number",
             number,
         ):
-            yield _as_row(found[:7]), json.loads(found[7])
+            yield LedgerRow(*found), json.loads(answer)
 
     def forget_errors(self, run: int) -> int:
         """Deletes the rows of a run that failed, so that they are tried again; returns their number."""
@@ -233,9 +233,3 @@ def _identify(status: os.stat_result) -> str:
     Programs can restore the time of the content, and set no other; so no other file passes for the same.
     """
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-
-
-def _as_row(found: tuple[Any, ...]) -> LedgerRow:
-    """The columns number, run, name, key, id, path and prompt as a `LedgerRow`."""
-    number, run, name, key, id, path, prompt = found
-    return LedgerRow(number=number, run=run, name=name, key=key, id=id, path=path, prompt=prompt)

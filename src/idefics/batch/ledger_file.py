@@ -65,7 +65,11 @@ class LedgerFile:
                 self._connection.execute("PRAGMA query_only = 1")
                 self._check_version()
                 return
-            self._refuse_network_file_system()
+            if kind := network_file_system(path):
+                raise OutputError(
+                    f"{path} is on a network file system ({kind}), which cannot hold a ledger: put it on a local disk "
+                    "with --ledger /path/on/this/machine"
+                )
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._lock_for_this_process()
             self._create_or_check()
@@ -73,14 +77,6 @@ class LedgerFile:
             target=self._commit_regularly, name="idefics-ledger", daemon=True
         )
         self._commit_thread.start()
-
-    def _refuse_network_file_system(self) -> None:
-        """Raises OutputError on file systems without the shared memory that the write-ahead log needs."""
-        if kind := network_file_system(self.path):
-            raise OutputError(
-                f"{self.path} is on a network file system ({kind}), which cannot hold a ledger: put it on a local disk "
-                "with --ledger /path/on/this/machine"
-            )
 
     def _lock_for_this_process(self) -> None:
         """Takes the lock that one run at a time holds; the system releases it when the process ends, however it ends.
@@ -193,12 +189,11 @@ class LedgerFile:
         with self._lock, self._sqlite_errors("read"):
             return self._connection.execute(query).fetchall()
 
-    def read_in_pieces(self, query: str, *arguments: Any) -> Iterator[Any]:
+    def read_in_pieces(self, query: str, number: int) -> Iterator[Any]:
         """Yields the rows of a query that selects `number` first and limits it to `> ?`, some hundred at a time."""
-        number = 0 if not arguments else arguments[0]
         while True:
             with self._lock, self._sqlite_errors("read"):
-                rows = self._connection.execute(f"{query} LIMIT 500", (number, *arguments[1:])).fetchall()
+                rows = self._connection.execute(f"{query} LIMIT 500", (number,)).fetchall()
             yield from rows
             if len(rows) < 500:
                 return

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
+from idefics.batch.export import Exporter
 from idefics.batch.records import LONE_SURROGATE, OutputRecord, compact_json
 from idefics.errors import BadPrompt, OutputError
 from idefics.processing.json_values import has_more_values
@@ -23,6 +24,7 @@ BATCH_URLS = (
     *("/v1/chat/completions", "/v1/completions", "/v1/responses"),
     *(f"/v1/images/tasks/{name}" for name in TASKS),
 )
+REQUIRED_FIELDS = ("custom_id", "method", "url", "body")  # of a line
 MAX_CUSTOM_ID_CHARACTERS = 512
 MAX_LISTED_LINE_ERRORS = 50  # of one file
 KEY_BYTES = 16
@@ -165,18 +167,13 @@ def _numbered_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
         with path.open("rb") as file:
             while text := file.readline(max_bytes + 1):
                 number += 1
-                if len(text) > max_bytes and not text.endswith(b"\n"):
-                    _skip_line(file)
+                rest = text
+                while len(text) > max_bytes and rest and not rest.endswith(b"\n"):
+                    rest = file.readline(1 << 20)  # to the end of the line, without keeping it
                 if not text.isspace():
                     yield number, text
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _skip_line(file: BinaryIO) -> None:
-    """Reads to the end of a line, without keeping it."""
-    while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
-        continue
 
 
 def _parse_line(text: bytes, limits: BatchFileLimits) -> BatchLine:
@@ -199,10 +196,10 @@ def _parse_line(text: bytes, limits: BatchFileLimits) -> BatchLine:
         raise _InvalidLine("invalid_json_line", "the line is not valid JSON") from None
     if not isinstance(request, dict):
         raise _InvalidLine("invalid_json_line", 'the line is not a JSON object: it reads {"custom_id": ...}')
-    for name in ("custom_id", "method", "url", "body"):
+    for name in REQUIRED_FIELDS:
         if name not in request:
             raise _InvalidLine("missing_required_parameter", f"{name} is missing", name)
-    _check_fields(**{name: request[name] for name in ("custom_id", "method", "url", "body")})
+    _check_fields(**{name: request[name] for name in REQUIRED_FIELDS})
     return BatchLine(request["custom_id"], request["url"], body)
 
 
@@ -244,13 +241,9 @@ def _output_line(custom_id: str, response: Any, error: Any) -> str:
     return compact_json(line)
 
 
-class OpenAIBatchExporter:
+class OpenAIBatchExporter(Exporter):
     r"""OpenAI's form of output: the texts of the records, which are JSON objects, with "\n" at the end of each."""
 
-    appendable = True
-    header = b""
-
-    def write(self, file: BinaryIO, records: Iterable[OutputRecord]) -> None:
-        """Writes a line for each record."""
-        for record in records:
-            file.write(f"{record.text}\n".encode())
+    def line(self, record: OutputRecord) -> str:
+        """The text of a record."""
+        return f"{record.text}\n"

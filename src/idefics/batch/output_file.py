@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -25,18 +26,19 @@ if TYPE_CHECKING:
 MIN_FREE_BYTES, FEW_FREE_BYTES = 10**6, 100 * 10**6
 
 
+@dataclass(frozen=True, slots=True)
 class OutputFile:
     """An output file and the form in which records are written to it.
 
     All methods return once the content is on the disk, and raise OutputError if it cannot be written.
 
-    Args:
+    Attributes:
         path: where the file is, or will be.
         exporter: writes the records.
     """
 
-    def __init__(self, path: Path, exporter: Exporter) -> None:
-        self.path, self.exporter = path, exporter
+    path: Path
+    exporter: Exporter
 
     def truncate_to(self, size: int) -> None:
         """Cuts the file back to its first `size` bytes; creates it if it does not exist.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any
 
 from idefics.batch.rows import BatchRow, Media
 from idefics.errors import BadPrompt, BadSetting
@@ -27,24 +27,24 @@ NUM_CHECKED_ROWS = 100
 MAX_NAMED_COLUMNS = 20  # that an error message lists
 
 
-class PromptRenderer(Protocol):
-    """Makes the prompts of rows: a `PromptTemplate`, or what an evaluation has in its place."""
+class PromptRenderer:
+    """Base of what makes the prompts of rows: a `PromptTemplate`, or what an evaluation has in its place."""
 
     @property
     def needs_caption(self) -> bool:
-        """Whether `render` reads the text of the picture's sidecar."""
-        ...
+        """Whether `render` reads the text of the picture's sidecar: False."""
+        return False
 
     def render(self, row: BatchRow, caption: str | None) -> str:
         """The prompt of one row; see `PromptTemplate.render`."""
-        ...
+        raise NotImplementedError
 
     def further_media(self, row: BatchRow, prompt: str | None) -> Sequence[Media]:
         """The pictures that the prompt of a row refers to after the row's own; the prompt identifies their content."""
-        ...
+        return ()
 
 
-class PromptTemplate:
+class PromptTemplate(PromptRenderer):
     """A prompt with fields in braces.
 
     A field is a column of the row. Where the row has no such column, `{name}` is the name of the picture's file without
@@ -100,10 +100,6 @@ class PromptTemplate:
             return values[match["field"]] if _is_field(match) else match[0][0]
 
         return BRACES.sub(fill, self.text)
-
-    def further_media(self, row: BatchRow, prompt: str | None) -> Sequence[Media]:
-        """None: a row has one picture."""
-        return ()
 
 
 def _is_field(match: re.Match[str]) -> bool:

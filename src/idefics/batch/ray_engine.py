@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idefics.batch.answerers import Answerer, LocalAnswerer, WorkItem
-from idefics.batch.run_settings import fingerprint_checkpoint
-from idefics.errors import BadPicture, BadSetting, ModelError
+from idefics.batch.run_settings import fingerprint_checkpoint, read_shot_picture
+from idefics.errors import BadSetting, ModelError
 from idefics.messages import Shot
 
 if TYPE_CHECKING:
@@ -97,7 +97,13 @@ class EngineSpec:
         Raises:
             BadPicture: a file cannot be read.
         """
-        return replace(self, shots=[_with_picture_bytes(shot) for shot in self.shots])
+        shots = [
+            replace(shot, picture=replace(shot.picture, source=read_shot_picture(shot.picture.source)))
+            if isinstance(shot.picture.source, Path)
+            else shot
+            for shot in self.shots
+        ]
+        return replace(self, shots=shots)
 
     def create_answerer(self, vlm: Idefics) -> Answerer:
         """What answers the rows on a node.
@@ -146,14 +152,3 @@ class RayEngine:
     def answer(self, items: Sequence[WorkItem]) -> list[tuple[bytes, dict[str, Any]]]:
         """The key and the fields of the answer of each item; see `Answerer.answer`."""
         return list(self._answerer.answer(iter(items)))
-
-
-def _with_picture_bytes(shot: Shot) -> Shot:
-    """A few-shot example whose picture is the content of its file. Raises BadPicture if it cannot be read."""
-    source = shot.picture.source
-    if not isinstance(source, Path):
-        return shot
-    try:
-        return replace(shot, picture=replace(shot.picture, source=source.read_bytes()))
-    except OSError as error:
-        raise BadPicture(f"{source}: {error.strerror}") from None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from idefics.batch.answerers import WorkItem
+from idefics.batch.answerers import Answerer, WorkItem
 from idefics.batch.ray_cluster import connect, import_ray, last_line
 from idefics.batch.ray_engine import EngineSpec, RayEngine, RayOptions
 from idefics.errors import IdeficsError
@@ -61,7 +61,7 @@ class _EngineState:
     num_load_deaths: int = 0
 
 
-class RayAnswerer:
+class RayAnswerer(Answerer):
     """Answers rows with engines on a Ray cluster; see `Answerer`. It connects when the first row is to be answered.
 
     Each engine has at most two blocks of rows in hand; the rows of an engine that dies are given to another one. A
@@ -224,14 +224,10 @@ class RayAnswerer:
             if len(block.items) > 1 and block.num_deaths == MAX_BLOCK_DEATHS:
                 self._suspects.extend(_Block([item], is_suspect=True) for item in block.items)
             elif len(block.items) == 1 and block.num_deaths >= MAX_ROW_DEATHS:
-                yield block.items[0].key, _engine_died_fields(block.num_deaths)
+                error_text = (
+                    f"{block.num_deaths} engines died while they answered this row: it may need more memory than a "
+                    "node has"
+                )
+                yield block.items[0].key, {"error_type": "EngineDied", "error": error_text}
             else:
                 self._suspects.append(block)
-
-
-def _engine_died_fields(num_deaths: int) -> dict[str, Any]:
-    """The fields of the error of a row that engines die of."""
-    return {
-        "error_type": "EngineDied",
-        "error": f"{num_deaths} engines died while they answered this row: it may need more memory than a node has",
-    }

@@ -50,10 +50,11 @@ class _RowInHand:
     thumbnail: bytes | None = None
 
 
+@dataclass(eq=False)
 class BatchRun:
     """One run over a source. Errors about rows are kept like answers; other errors end the run, and nothing is lost.
 
-    Args:
+    Attributes:
         source: the rows.
         settings: what they have in common.
         template: makes the prompt of each row; None: the task's default, or none.
@@ -65,31 +66,25 @@ class BatchRun:
         max_errors: the run ends after so many rows that failed in it; None: it does not.
         makes_thumbnails: whether thumbnails for a report are kept, of the first pictures.
         on_progress: called with the counts after each row.
-
-    Attributes:
         counts: what the run has done so far.
         is_stopping: set it to True, in any thread, to end the run after the rows in hand.
     """
 
-    def __init__(
-        self,
-        source: RowSource,
-        settings: RunSettings,
-        template: PromptRenderer | None,
-        answerer: Answerer,
-        ledger: Ledger,
-        texts: TextWriter,
-        export: LedgerExport | None,
-        selection: RowSelection,
-        max_errors: int | None = None,
-        makes_thumbnails: bool = False,
-        on_progress: Callable[[RunCounts], None] = lambda _: None,
-    ) -> None:
-        self._source, self._settings, self._template, self._answerer = source, settings, template, answerer
-        self._ledger, self._texts, self._export, self._selection = ledger, texts, export, selection
-        self._max_errors, self._on_progress = max_errors, on_progress
-        self._num_thumbnails_left = MAX_THUMBNAILS if makes_thumbnails else 0
-        self._run = ledger.run_number(settings.to_json())
+    source: RowSource
+    settings: RunSettings
+    template: PromptRenderer | None
+    answerer: Answerer
+    ledger: Ledger
+    texts: TextWriter
+    export: LedgerExport | None
+    selection: RowSelection
+    max_errors: int | None = None
+    makes_thumbnails: bool = False
+    on_progress: Callable[[RunCounts], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self._num_thumbnails_left = MAX_THUMBNAILS if self.makes_thumbnails else 0
+        self._run = self.ledger.run_number(self.settings.to_json())
         self._waiting_by_key: dict[bytes, list[_RowInHand]] = {}
         self.counts, self.is_stopping = RunCounts(), False
 
@@ -100,17 +95,17 @@ class BatchRun:
             OutputError: the ledger or an output cannot be written.
             IdeficsError: nothing can be answered, as when the model cannot be loaded.
         """
-        self.counts.num_expected = self._selection.count(self._source)
+        self.counts.num_expected = self.selection.count(self.source)
         try:
-            for key, answer in self._answerer.answer(self._items()):
+            for key, answer in self.answerer.answer(self._items()):
                 self.counts.num_tokens += answer.get("tokens") or 0
                 first, *equal_rows = self._waiting_by_key.pop(key)
                 self._store(first.row, first.prompt, key, answer)
                 for in_hand in equal_rows:
                     self._store_known(in_hand.row, in_hand.prompt, key, answer)
         finally:
-            if self._export is not None:
-                self._export.export()
+            if self.export is not None:
+                self.export.export()
 
     def _items(self) -> Iterator[WorkItem]:
         """Yields an item for each key without an answer; rows that need none are stored on the way."""
@@ -125,10 +120,10 @@ class BatchRun:
                     continue
                 if in_hand.status is not None:
                     assert row.media is not None
-                    self._ledger.remember_content(row.media.path, in_hand.status, in_hand.content)
+                    self.ledger.remember_content(row.media.path, in_hand.status, in_hand.content)
                 if in_hand.thumbnail is not None:
                     assert row.media is not None
-                    self._ledger.add_thumbnail(row.media.path, in_hand.thumbnail)
+                    self.ledger.add_thumbnail(row.media.path, in_hand.thumbnail)
                     self._num_thumbnails_left -= 1
                 if self._is_known(row, prompt, in_hand.content):
                     continue
@@ -151,8 +146,8 @@ class BatchRun:
         assert media is not None
         try:
             in_hand.data = media.read()
-            if self._template is not None:
-                more = self._template.further_media(in_hand.row, in_hand.prompt)
+            if self.template is not None:
+                more = self.template.further_media(in_hand.row, in_hand.prompt)
                 in_hand.more_data = tuple(one.read() for one in more)
         except IdeficsError as error:
             in_hand.error = error
@@ -165,14 +160,14 @@ class BatchRun:
 
     def _rows_without_answer(self) -> Iterator[_RowInHand]:
         """Yields the rows that are not known to have an answer, before their pictures are read."""
-        for row in self._selection.select(self._source):
+        for row in self.selection.select(self.source):
             if self._should_stop():
                 return
             if row.media is None:
                 self._store_error(row, None, _hash("row", row.name, row.error), BadPicture(row.error))
                 continue
             try:
-                if self._ledger.find_row(self._run, row.name) is None and self._texts.leaves_alone(row):
+                if self.ledger.find_row(self._run, row.name) is None and self.texts.leaves_alone(row):
                     self.counts.num_left_alone += 1
                     continue
                 prompt = self._fill_in_prompt(row)
@@ -184,41 +179,41 @@ class BatchRun:
             if self._is_known(row, prompt, in_hand.content):
                 continue  # a URL; or a file that could not be read, and has not changed
             if in_hand.status is not None:
-                content = self._ledger.find_content(row.media.path, in_hand.status)
+                content = self.ledger.find_content(row.media.path, in_hand.status)
                 if content is not None and self._is_known(row, prompt, content):
                     continue
             yield in_hand
 
     def _fill_in_prompt(self, row: BatchRow) -> str | None:
         """The prompt of a row. Raises BadPrompt if it cannot be filled in."""
-        if self._template is None:
+        if self.template is None:
             return None
-        caption = self._texts.existing_caption(row) if self._template.needs_caption else None
-        return self._template.render(row, caption)
+        caption = self.texts.existing_caption(row) if self.template.needs_caption else None
+        return self.template.render(row, caption)
 
     def _compute_key(self, content: bytes, prompt: str | None) -> bytes:
         """The key of a picture and a prompt in this run."""
-        return self._settings.compute_key(self._ledger.original_content(content), prompt)
+        return self.settings.compute_key(self.ledger.original_content(content), prompt)
 
     def _is_known(self, row: BatchRow, prompt: str | None, content: bytes) -> bool:
         """Whether there is an answer for a row already; stores the row if only its key is known."""
         key = self._compute_key(content, prompt)
-        found = self._ledger.find_row(self._run, row.name)
+        found = self.ledger.find_row(self._run, row.name)
         if found is None or found.key != key:
-            answer = self._ledger.find_answer(key)
+            answer = self.ledger.find_answer(key)
             if answer is not None:
                 self._store_known(row, prompt, key, answer)
             return answer is not None
-        answer = self._ledger.find_answer(key)
+        answer = self.ledger.find_answer(key)
         assert answer is not None
         if found.id != escape_surrogates(row.id):  # another id column than before
-            self._ledger.add_row(replace(found, id=row.id))
+            self.ledger.add_row(replace(found, id=row.id))
         if "error_type" in answer:
             self.counts.num_failed_before += 1
         else:
             self.counts.num_done_before += 1
-            self._texts.write(row, found.number, answer)
-        self._on_progress(self.counts)
+            self.texts.write(row, found.number, answer)
+        self.on_progress(self.counts)
         return True
 
     def _store_known(self, row: BatchRow, prompt: str | None, key: bytes, answer: dict[str, Any]) -> None:
@@ -237,10 +232,10 @@ class BatchRun:
         ledger_row = LedgerRow(
             run=self._run, name=row.name, key=key, id=row.id, path=path, prompt=prompt or ""
         )
-        number = self._ledger.add_row(ledger_row, answer)
+        number = self.ledger.add_row(ledger_row, answer)
         if "error_type" in answer:
             self.counts.num_failed += 1
-            self.counts.has_too_many_errors = self.counts.num_failed == self._max_errors or (
+            self.counts.has_too_many_errors = self.counts.num_failed == self.max_errors or (
                 self.counts.has_too_many_errors
             )
             message = answer["error"]
@@ -249,10 +244,10 @@ class BatchRun:
             )
         else:
             self.counts.num_written += 1
-            self._texts.write(row, number, answer)
-        if self._export is not None:
-            self._export.export_regularly()
-        self._on_progress(self.counts)
+            self.texts.write(row, number, answer)
+        if self.export is not None:
+            self.export.export_regularly()
+        self.on_progress(self.counts)
 
 
 def _status(row: BatchRow) -> os.stat_result | None:

@@ -132,11 +132,16 @@ def hash_shots(shots: Sequence[Shot]) -> str:
 def _hash_source(source: object) -> str:
     """SHA-256 (hex) of the file of a picture or video, or of its URL."""
     if isinstance(source, Path):
-        try:
-            return hashlib.sha256(source.read_bytes()).hexdigest()
-        except OSError as error:
-            raise BadPicture(f"{source}: {error.strerror}") from None
+        return hashlib.sha256(read_shot_picture(source)).hexdigest()
     return hashlib.sha256(str(source).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_shot_picture(path: Path) -> bytes:
+    """The content of the file of a few-shot example's picture. Raises BadPicture if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadPicture(f"{path}: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,25 +230,24 @@ class PageSelection:
         return any(first <= page and (last is None or page <= last) for first, last in self.ranges)
 
 
+@dataclass(frozen=True, slots=True)
 class SelectedPages:
     """The rows of a source without the pages of documents that are not selected. Implements `RowSource`.
 
-    Args:
+    Attributes:
         source: its rows are pictures, which all are taken, and pages, named as in "book.pdf#page=3".
         selection: the pages.
     """
 
-    def __init__(self, source: RowSource, selection: PageSelection) -> None:
-        self._source, self._selection = source, selection
+    source: RowSource
+    selection: PageSelection
 
     def __iter__(self) -> Iterator[BatchRow]:
         """Yields the rows."""
-        return (row for row in self._source if self._takes(row))
-
-    def _takes(self, row: BatchRow) -> bool:
-        """Whether a row is no page of a document, or a selected one."""
-        page = PAGE_OF_NAME.search(row.name)
-        return page is None or int(page[1]) in self._selection
+        for row in self.source:
+            page = PAGE_OF_NAME.search(row.name)
+            if page is None or int(page[1]) in self.selection:
+                yield row
 
     def count_rows(self) -> int:
         """The number of rows; no picture is read."""
@@ -251,4 +255,4 @@ class SelectedPages:
 
     def describe_skipped(self) -> str:
         """What the latest iteration has left out so far, pages that are not selected aside."""
-        return self._source.describe_skipped()
+        return self.source.describe_skipped()

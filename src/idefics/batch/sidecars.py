@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from idefics.batch.file_replacement import find_target, prepare_file
 from idefics.batch.records import compact_json, escape_surrogates
 from idefics.batch.text_settings import ExistingText, SidecarKind
-from idefics.batch.xmp_packet import NEW_PACKET, read_packet_description, set_packet_description
+from idefics.batch.xmp_packet import read_packet_description, set_packet_description
 from idefics.errors import BadPicture, OutputError
 
 MAX_SIDECAR_BYTES = 1_000_000
@@ -48,7 +49,8 @@ def read_sidecar(path: Path, kind: SidecarKind) -> str | None:
         case "json":
             text = _read_json_text(path, _decode(path, content))
         case "xmp":
-            text = _read_xmp_text(path, content)
+            with _xmp_errors(path):
+                text = read_packet_description(content)
     return text if text and text.strip() else None
 
 
@@ -72,12 +74,8 @@ def write_sidecar(path: Path, kind: SidecarKind, text: str, fields: Mapping[str,
                 path, {"text": text, **fields} | {"text": text}
             )  # first, whatever the fields say
         case "xmp":
-            existing = _read_file(path)
-            packet = existing if existing is not None and existing.strip() else NEW_PACKET
-            try:
-                content = set_packet_description(packet, text)
-            except BadPicture as error:
-                raise OutputError(f"cannot use {path}: {error}") from None
+            with _xmp_errors(path):
+                content = set_packet_description(_read_file(path), text)
     prepare_file(path, content).commit()
 
 
@@ -131,10 +129,11 @@ def _decode(path: Path, content: bytes) -> str:
         ) from None
 
 
-def _read_xmp_text(path: Path, content: bytes) -> str | None:
-    """The description in an XMP sidecar, or None if it has none."""
+@contextmanager
+def _xmp_errors(path: Path) -> Iterator[None]:
+    """Raises OutputError for an XMP sidecar that cannot be read."""
     try:
-        return read_packet_description(content) if content.strip() else None
+        yield
     except BadPicture as error:
         raise OutputError(f"cannot use {path}: {error}") from None
 

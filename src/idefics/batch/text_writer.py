@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,36 @@ from idefics.errors import BadRequest, IdeficsError
 CAPTION_KIND: SidecarKind = "txt"  # the sidecar that `{caption}` of a prompt reads
 
 
+@dataclass(eq=False)
 class TextWriter:
     """Writes texts next to pictures and into them.
 
     What was there before is kept in the ledger first, so that a text that was being written when the run was killed is
     written again from the same beginning: nothing is appended twice.
 
-    Args:
+    Attributes:
         ledger: keeps what was there, and what is written.
         run: the settings of the run.
         settings: which texts are written.
-
-    Attributes:
         num_written: texts that were written.
         num_failed: texts that could not be written.
         num_without_file: texts of pictures that have no file of their own, such as members of an archive.
         first_error: why the first of those that failed could not be written.
     """
 
-    def __init__(self, ledger: Ledger, run: RunSettings, settings: TextSettings) -> None:
-        self._ledger, self._run, self._settings = ledger, run, settings
-        self.num_written = self.num_failed = self.num_without_file = 0
-        self.first_error = ""
+    ledger: Ledger
+    run: RunSettings
+    settings: TextSettings
+    num_written = num_failed = num_without_file = 0
+    first_error = ""
 
     def leaves_alone(self, row: BatchRow) -> bool:
         """Whether a row that has no answer needs none, as its picture has a text already that is kept."""
         file = _own_file(row)
         return (
             file is not None
-            and self._settings.existing == "skip"
-            and any(_has_text(file, kind) for kind in self._settings.kinds)
+            and self.settings.existing == "skip"
+            and any(_has_text(file, kind) for kind in self.settings.kinds)
         )
 
     def existing_caption(self, row: BatchRow) -> str | None:
@@ -56,7 +57,7 @@ class TextWriter:
         file = _own_file(row)
         if file is None:
             return None
-        written = self._ledger.find_text(str(_target(file, CAPTION_KIND)), CAPTION_KIND)
+        written = self.ledger.find_text(str(_target(file, CAPTION_KIND)), CAPTION_KIND)
         return written.existing if written is not None else _read_text(file, CAPTION_KIND)
 
     def write(self, row: BatchRow, number: int, answer: dict[str, Any]) -> None:
@@ -71,7 +72,7 @@ class TextWriter:
             OutputError: the disk is full.
         """
         file = _own_file(row)
-        for kind in self._settings.kinds:
+        for kind in self.settings.kinds:
             if file is None:
                 self.num_without_file += 1
                 continue
@@ -85,8 +86,8 @@ class TextWriter:
 
     def _write_text(self, file: Path, kind: TextKind, number: int, answer: dict[str, Any]) -> None:
         """Writes one text, unless it is written already."""
-        target, text = _target(file, kind), self._run.decorate(answer["text"])
-        planned = self._ledger.find_text(str(target), kind)
+        target, text = _target(file, kind), self.run.decorate(answer["text"])
+        planned = self.ledger.find_text(str(target), kind)
         if planned is not None and planned.path != escape_surrogates(str(file)):
             raise BadRequest(
                 f"{file}: its text would be written to {target}, which is that of {planned.path}"
@@ -98,43 +99,36 @@ class TextWriter:
             existing = planned.existing  # the file may have the new text already, or not
         else:
             existing = _read_text(file, kind)
-            self._ledger.plan_text(str(target), kind, number, str(file), existing)
-        joined = join_texts(existing, text, self._settings.existing)
+            self.ledger.plan_text(str(target), kind, number, str(file), existing)
+        joined = join_texts(existing, text, self.settings.existing)
         if joined is not None:
             if kind == "metadata":
                 self._embed(file, joined)
             else:
-                write_sidecar(target, kind, joined, self._sidecar_fields(answer))
+                fields = {"task": self.run.task, "model": self.run.model, "revision": self.run.revision}
+                fields |= {name: answer[name] for name in ("probabilities", "finish") if name in answer}
+                write_sidecar(target, kind, joined, fields)
             self.num_written += 1
-        self._ledger.mark_text_written(str(target), kind)
+        self.ledger.mark_text_written(str(target), kind)
 
     def _is_lost(self, file: Path, kind: TextKind, text: str) -> bool:
         """Whether a text that was written is to be written again: it is gone, or edited and to be overwritten."""
         current = _read_text(file, kind)
-        return current is None or (self._settings.existing == "overwrite" and current != text.strip())
+        return current is None or (self.settings.existing == "overwrite" and current != text.strip())
 
     def _embed(self, file: Path, text: str) -> None:
         """Writes a text into a picture, which keeps its identity: the new content becomes an alias of the old one."""
         status = file.stat()
         content = hashlib.sha256(file.read_bytes()).digest()
         prepared = prepare_description(file, text, size=status.st_size, mtime_ns=status.st_mtime_ns)
-        original, new_content = self._ledger.original_content(content), prepared.sha256
+        original, new_content = self.ledger.original_content(content), prepared.sha256
         try:
-            self._ledger.add_alias(new_content, original)
+            self.ledger.add_alias(new_content, original)
         except BaseException:
             prepared.discard()
             raise
         prepared.commit()
-        self._ledger.remember_content(str(file), file.stat(), new_content)
-
-    def _sidecar_fields(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """What a JSON sidecar says in addition to the text."""
-        return {
-            "task": self._run.task,
-            "model": self._run.model,
-            "revision": self._run.revision,
-            **{name: answer[name] for name in ("probabilities", "finish") if name in answer},
-        }
+        self.ledger.remember_content(str(file), file.stat(), new_content)
 
 
 def _own_file(row: BatchRow) -> Path | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from idefics.batch import xmp_jpeg, xmp_png, xmp_webp
 from idefics.batch.file_replacement import PreparedFile, prepare_file
-from idefics.batch.xmp_packet import NEW_PACKET, read_packet_description, set_packet_description
+from idefics.batch.xmp_packet import read_packet_description, set_packet_description
 from idefics.errors import BadPicture
 from idefics.formats import SIGNATURE_BYTES, detect_image_format
 
@@ -47,8 +47,7 @@ def read_description(path: Path) -> str | None:
 
 def extract_description(data: bytes) -> str | None:
     """The description in the XMP of a picture file with these bytes; `read_description` has the same errors."""
-    packet = _find_container(data).read_packet(data)
-    text = read_packet_description(packet) if packet is not None and packet.strip() else None
+    text = read_packet_description(_find_container(data).read_packet(data))
     return text if text and text.strip() else None
 
 
@@ -65,10 +64,7 @@ def embed_description(data: bytes, text: str) -> bytes:
         BadPicture: the file is broken, of another format, or its XMP cannot be read or has no room for the text.
     """
     container = _find_container(data)
-    packet = container.read_packet(data)
-    if packet is None or not packet.strip():
-        packet = NEW_PACKET
-    return container.write_packet(data, set_packet_description(packet, text))
+    return container.write_packet(data, set_packet_description(container.read_packet(data), text))
 
 
 def prepare_description(

@@ -75,15 +75,17 @@ class _Element:
 _Edit = tuple[int, int, bytes]  # start and end of the bytes that are replaced, and what replaces them
 
 
-def read_packet_description(packet: bytes) -> str | None:
+def read_packet_description(packet: bytes | None) -> str | None:
     """The text of a packet's `dc:description`: that of "x-default", or else of the first language.
 
     Returns:
-        None if the packet has no description.
+        None if the packet has no description, is blank, or there is none.
 
     Raises:
         BadPicture: the packet is not well-formed, too large, has a document type, or no `rdf:RDF`.
     """
+    if packet is None or not packet.strip():
+        return None
     rdf = _find_rdf(packet)
     for description in _children(rdf, RDF_DESCRIPTION):
         if (
@@ -100,24 +102,26 @@ def read_packet_description(packet: bytes) -> str | None:
     return None
 
 
-def set_packet_description(packet: bytes, text: str) -> bytes:
+def set_packet_description(packet: bytes | None, text: str) -> bytes:
     """The packet with another text for the language "x-default" of `dc:description`, which then is the first.
 
     Characters that XML lacks, such as most control characters, are left out of the text.
 
     Args:
-        packet: the packet; `NEW_PACKET` where there is none.
+        packet: the packet; one that is blank, or None, is a new one.
         text: the text.
 
     Raises:
         BadPicture: as `read_packet_description`.
     """
+    if packet is None or not packet.strip():
+        packet = NEW_PACKET
     value = escape(_NO_XML_CHARACTER.sub("", text), {"\r": "&#xD;"}).encode()
     rdf = _find_rdf(packet)
     edits: list[_Edit] = []
     is_placed = False
     for description in _children(rdf, RDF_DESCRIPTION):
-        edits += _cut_attribute(packet, description, DC_DESCRIPTION)
+        edits += _cut_attribute(packet, description)
         for element in _children(description, DC_DESCRIPTION):
             edits += [_cut(packet, element)] if is_placed else _replace_default(packet, element, value)
             is_placed = True
@@ -257,10 +261,10 @@ def _match_name(packet: bytes, element: _Element) -> re.Match[bytes]:
     return match
 
 
-def _cut_attribute(packet: bytes, element: _Element, name: str) -> Iterator[_Edit]:
-    """The edit that removes an attribute of an element, if it has it."""
-    if name in element.attributes:
-        written = f"{element.prefixes[name]}:{name.split()[1]}".encode()
+def _cut_attribute(packet: bytes, element: _Element) -> Iterator[_Edit]:
+    """The edit that removes the attribute `dc:description` of an element, if it has it."""
+    if DC_DESCRIPTION in element.attributes:
+        written = f"{element.prefixes[DC_DESCRIPTION]}:description".encode()
         position = _match_name(packet, element).end()
         while attribute := _ATTRIBUTE.match(packet, position, element.content):
             position = attribute.end()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from idefics.errors import BadPicture
@@ -59,15 +58,8 @@ def write_packet(data: bytes, packet: bytes) -> bytes:
 
 
 def _read_chunks(data: bytes) -> list[_RiffChunk]:
-    """The chunks of a WebP file, of which there is one at least."""
-    chunks = list(_iterate_chunks(data))
-    if not chunks:
-        raise BadPicture("broken WebP: it has no chunks")
-    return chunks
-
-
-def _iterate_chunks(data: bytes) -> Iterator[_RiffChunk]:
-    """The chunks of a WebP file (RFC 9649, 2.3)."""
+    """The chunks of a WebP file (RFC 9649, 2.3), of which there is one at least."""
+    chunks: list[_RiffChunk] = []
     file_end = 8 + int.from_bytes(data[4:8], "little")
     if file_end > len(data):
         raise BadPicture(f"broken WebP: it has {len(data):,} of {file_end:,} bytes")
@@ -78,8 +70,11 @@ def _iterate_chunks(data: bytes) -> Iterator[_RiffChunk]:
         if content_end > file_end:
             raise BadPicture(f"broken WebP: the chunk at byte {start:,} does not end in the file")
         end = min(content_end + content_end % 2, file_end)
-        yield _RiffChunk(data[start : start + 4], start, content, content_end, end)
+        chunks.append(_RiffChunk(data[start : start + 4], start, content, content_end, end))
         start = end
+    if not chunks:
+        raise BadPicture("broken WebP: it has no chunks")
+    return chunks
 
 
 def _write_chunk(type: bytes, content: bytes) -> bytes:

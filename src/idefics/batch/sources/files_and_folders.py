@@ -10,7 +10,14 @@ from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.sources.folders import PictureSearch, is_folder
 from idefics.batch.sources.parquet_table import ParquetReader
-from idefics.batch.sources.settings import MediaFile, SingleInput, SourcePass, SourceSettings, error_row
+from idefics.batch.sources.settings import (
+    InputGroup,
+    MediaFile,
+    SingleInput,
+    SourcePass,
+    SourceSettings,
+    error_row,
+)
 from idefics.batch.sources.tables import TableInput
 from idefics.batch.sources.tar import TarArchive
 from idefics.batch.sources.text_tables import CsvReader, JsonLinesReader
@@ -60,7 +67,7 @@ def input_of_file(text: str, settings: SourceSettings) -> SingleInput:
 
 
 @dataclass(frozen=True, slots=True)
-class FolderOrPattern(SingleInput):
+class FolderOrPattern(InputGroup):
     """The pictures of a folder, or the files that match a pattern, as `PictureSearch` finds them.
 
     Archives, tables and documents that match a pattern are inputs of their own.
@@ -76,32 +83,14 @@ class FolderOrPattern(SingleInput):
 
     def check(self) -> None:
         """Raises BadPicture if there is no picture in the folder, or no file matches."""
-        search, is_pattern = self._search(SourcePass(), []), not is_folder(self.name)
+        search, is_pattern = self._search(SourcePass(), []), self.has_columns
         if next(search.find(self.name, is_pattern=is_pattern), None) is None:
             raise search.nothing_found_error(self.name, is_pattern=is_pattern)
 
-    def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
-        """Yields the rows of the files; a folder that cannot be read is a row with an error."""
-        for item in self._files(source_pass):
-            if isinstance(item, BatchRow):
-                yield item
-            else:
-                yield from item.rows(source_pass)
-
-    def count(self, source_pass: SourcePass) -> int | None:
-        """The number of rows, by a walk; None if it is unknown for an archive that matches."""
-        total = 0
-        for item in self._files(source_pass):
-            count = 1 if isinstance(item, BatchRow) else item.count(source_pass)
-            if count is None:
-                return None
-            total += count
-        return total
-
-    def _files(self, source_pass: SourcePass) -> Iterator[SingleInput | BatchRow]:
+    def items(self, source_pass: SourcePass) -> Iterator[SingleInput | BatchRow]:
         """Yields an input for each file, and a row with an error for each file or folder that cannot be read."""
         errors: list[BatchRow] = []
-        is_pattern = not is_folder(self.name)
+        is_pattern = self.has_columns
         try:
             for path in self._search(source_pass, errors).find(self.name, is_pattern=is_pattern):
                 yield from errors

@@ -85,19 +85,24 @@ class PictureSearch:
             self.skipped[SUBFOLDER] += len(search.subfolders)
 
 
+@dataclass(eq=False)
 class _TreeSearch:
     """The search of one folder, and of its subfolders if the pattern begins with `**`.
 
-    Args:
+    Attributes:
         search: what is skipped is counted there.
         root: the folder.
         pattern: what paths below `root` match, split at the slashes.
         suffix: files with this suffix count as pictures; "": only pictures do.
     """
 
-    def __init__(self, search: PictureSearch, root: Path, pattern: Sequence[str], suffix: str) -> None:
-        self.search, self.root, self.pattern, self.suffix = search, root, pattern, suffix
-        self.real_root = os.path.realpath(root)
+    search: PictureSearch
+    root: Path
+    pattern: Sequence[str]
+    suffix: str
+
+    def __post_init__(self) -> None:
+        self.real_root = os.path.realpath(self.root)
         self.subfolders: list[Path] = []  # those that match a pattern without `**`, and are not searched
 
     def files(self) -> Iterator[Path]:
@@ -129,7 +134,7 @@ class _TreeSearch:
         """Yields the pictures that a folder itself holds: files, then links. Appends its subfolders to a list."""
         name_pattern = self._name_pattern(folder.relative_to(self.root).parts)
         links = []
-        for name in list_folder(folder):
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208  # names take less memory than paths
             path = folder / name
             if name.startswith(".") and not self.pattern[-1].startswith("."):
                 continue
@@ -174,11 +179,6 @@ class _TreeSearch:
         name_pattern = self._name_pattern(folders)
         is_match = name_pattern is not None and fnmatch(name, name_pattern)
         return is_match and skip_reason(Path(real_path), self.suffix) is None
-
-
-def list_folder(folder: Path) -> list[str]:
-    """The names in a folder, sorted. Raises OSError if it cannot be read."""
-    return sorted(os.listdir(folder))  # noqa: PTH208  # names take less memory than paths
 
 
 def is_folder(path: str | Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from idefics.batch.records import escape_surrogates
 from idefics.batch.rows import BatchRow
 from idefics.batch.sources.folders import PictureSearch
-from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings
+from idefics.batch.sources.settings import SourcePass, SourceSettings
 from idefics.batch.sources.skipped import UNLISTED, IncludedFiles
 from idefics.batch.sources.tables import TableInput
 from idefics.batch.sources.text_tables import CsvReader, JsonLinesReader
@@ -31,49 +31,29 @@ def find_metadata(folder: Path) -> Path | None:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFolder(SingleInput):
+class ImageFolder(TableInput):
     """A folder with metadata: its rows are the lines of the metadata, "photos/metadata.jsonl#17".
 
     Attributes:
         folder: as given.
-        metadata: from `find_metadata`.
     """
 
     folder: str
-    metadata: Path
-    settings: SourceSettings
 
-    @property
-    def key(self) -> str:
-        """The real path of the metadata."""
-        return os.path.realpath(self.metadata)
-
-    @property
-    def has_columns(self) -> bool:
-        """True."""
-        return True
-
-    def check(self) -> None:
-        """Raises BadSetting if a column is missing."""
-        self.table().check()
+    @classmethod
+    def open(cls, folder: str, metadata: Path, settings: SourceSettings) -> ImageFolder:
+        """The folder with the file from `find_metadata`, whose column `file_name` names the pictures."""
+        settings = replace(settings, image_column=settings.image_column or "file_name")
+        reader = READER_BY_FILE_NAME[metadata.name](metadata)
+        return cls(escape_surrogates(str(metadata)), reader, settings, folder)
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields a row for each line; at the end counts the pictures without a line as skipped."""
         listed = IncludedFiles()
-        for row in self.table().rows(source_pass):
+        for row in TableInput.rows(self, source_pass):
             if row.media is not None and row.media.file is not None:
                 listed.add(os.path.realpath(row.media.file))
             yield row
         search = PictureSearch(recursive=True, report_error=lambda folder, message: None, included=listed)
         if num_unlisted := sum(1 for _ in search.find(self.folder, is_pattern=False)):
             source_pass.skipped[UNLISTED] += num_unlisted
-
-    def count(self, source_pass: SourcePass) -> int | None:
-        """The number of lines."""
-        return self.table().count(source_pass)
-
-    def table(self) -> TableInput:
-        """The metadata as a table, whose pictures are in the column `file_name`."""
-        reader = READER_BY_FILE_NAME[self.metadata.name](self.metadata)
-        settings = replace(self.settings, image_column=self.settings.image_column or "file_name")
-        return TableInput(escape_surrogates(str(self.metadata)), reader, settings)

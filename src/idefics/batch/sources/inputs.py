@@ -14,7 +14,14 @@ from idefics.batch.sources.files_and_folders import FolderOrPattern, input_of_fi
 from idefics.batch.sources.folders import is_folder, is_unexpanded_pattern, path_exists
 from idefics.batch.sources.hub_dataset import HUB_PREFIX, HubDataset, HubReader
 from idefics.batch.sources.imagefolder import ImageFolder, find_metadata
-from idefics.batch.sources.settings import RemoteFile, SingleInput, SourcePass, SourceSettings, error_row
+from idefics.batch.sources.settings import (
+    InputGroup,
+    RemoteFile,
+    SingleInput,
+    SourcePass,
+    SourceSettings,
+    error_row,
+)
 from idefics.batch.sources.skipped import describe_skipped
 from idefics.errors import BadPicture, BadSetting, IdeficsError
 from idefics.processing.fetch import is_url
@@ -107,11 +114,13 @@ def resolve_input(text: str, settings: SourceSettings) -> SingleInput:
         raise BadPicture(missing_file_message(text[:100]))
     if is_folder(text):
         metadata = find_metadata(Path(text))
-        return FolderOrPattern(text, settings) if metadata is None else ImageFolder(text, metadata, settings)
+        if metadata is not None:
+            return ImageFolder.open(text, metadata, settings)
+        return FolderOrPattern(text, settings)
     return input_of_file(text, settings)
 
 
-class InputSource:
+class InputSource(InputGroup):
     """The rows of several inputs. Implements `RowSource`."""
 
     def __init__(self, singles: Sequence[SingleInput]) -> None:
@@ -120,14 +129,16 @@ class InputSource:
 
     def __iter__(self) -> Iterator[BatchRow]:
         """Yields the rows of the inputs in their order."""
-        source_pass = self._current_pass = SourcePass()
-        for single in self._singles:
-            if source_pass.is_new(single):
-                yield from single.rows(source_pass)
+        self._current_pass = SourcePass()
+        yield from self.rows(self._current_pass)
+
+    def items(self, source_pass: SourcePass) -> Iterator[SingleInput]:
+        """Yields the inputs that were not named before."""
+        return filter(source_pass.is_new, self._singles)
 
     def count_rows(self) -> int | None:
         """The number of rows; None if it is not known of an input without reading all of it."""
-        return _count(self._singles, SourcePass())
+        return self.count(SourcePass())
 
     def describe_skipped(self) -> str:
         """What the latest iteration has left out so far, on one line."""
@@ -135,21 +146,17 @@ class InputSource:
 
 
 @dataclass(frozen=True, slots=True)
-class PathList(SingleInput):
+class PathList(InputGroup):
     """A list of paths or URLs, one a line; relative paths begin at the working directory."""
 
     file: ListFile
     settings: SourceSettings
+    has_columns = True  # it may name tables
 
     @property
     def key(self) -> str | None:
         """The real path; None for standard input."""
         return None if self.file.path is None else os.path.realpath(self.file.path)
-
-    @property
-    def has_columns(self) -> bool:
-        """True: it may name tables."""
-        return True
 
     def check(self) -> None:
         """Raises BadPicture if there is no such file, or it cannot be read."""
@@ -158,20 +165,8 @@ class PathList(SingleInput):
         if self.file.path is not None:
             open_regular_file(self.file.path, str(self.file.path)).close()
 
-    def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
-        """Yields the rows of what the lines name; a line that names nothing is a row with an error."""
-        for item in self._items(source_pass):
-            if isinstance(item, BatchRow):
-                yield item
-            elif source_pass.is_new(item):
-                yield from item.rows(source_pass)
-
-    def count(self, source_pass: SourcePass) -> int | None:
-        """The number of rows of all that the lines name."""
-        return _count(self._items(source_pass), source_pass)
-
-    def _items(self, source_pass: SourcePass) -> Iterator[SingleInput | BatchRow]:
-        """Yields an input for each line, or a row with an error."""
+    def items(self, source_pass: SourcePass) -> Iterator[SingleInput | BatchRow]:
+        """Yields an input for each line that names a new one; a line that names nothing is a row with an error."""
         try:
             for line in self._lines():
                 try:
@@ -181,7 +176,8 @@ class PathList(SingleInput):
                     if source_pass.included.add(line):
                         yield error_row(line, error)
                 else:
-                    yield single
+                    if source_pass.is_new(single):
+                        yield single
         except OSError as error:
             yield error_row(
                 str(self.file.path), f"{self.file.path} cannot be read: {error.strerror or error}"
@@ -195,19 +191,3 @@ class PathList(SingleInput):
                 text = line.removeprefix(b"\xef\xbb\xbf" if number == 0 else b"").rstrip(b"\r\n")
                 if text.strip():
                     yield os.fsdecode(text)
-
-
-def _count(
-    items: Iterator[SingleInput | BatchRow] | Sequence[SingleInput], source_pass: SourcePass
-) -> int | None:
-    """The number of rows of inputs, those that were named before left out; None if one is unknown."""
-    total = 0
-    for item in items:
-        if isinstance(item, BatchRow):
-            total += 1
-        elif source_pass.is_new(item):
-            count = item.count(source_pass)
-            if count is None:
-                return None
-            total += count
-    return total

@@ -87,6 +87,32 @@ class SingleInput:
         return None
 
 
+class InputGroup(SingleInput):
+    """Base of the inputs that are several others."""
+
+    def items(self, source_pass: SourcePass) -> Iterator[SingleInput | BatchRow]:
+        """Yields the inputs that were not named before, and a row with an error for each that cannot be read."""
+        raise NotImplementedError
+
+    def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
+        """Yields the rows of all inputs."""
+        for item in self.items(source_pass):
+            if isinstance(item, BatchRow):
+                yield item
+            else:
+                yield from item.rows(source_pass)
+
+    def count(self, source_pass: SourcePass) -> int | None:
+        """The number of rows of all inputs; None if one is unknown."""
+        total = 0
+        for item in self.items(source_pass):
+            count = 1 if isinstance(item, BatchRow) else item.count(source_pass)
+            if count is None:
+                return None
+            total += count
+        return total
+
+
 @dataclass(frozen=True, slots=True)
 class FileInput(SingleInput):
     """An input that is a file.
@@ -104,6 +130,10 @@ class FileInput(SingleInput):
         """The real path."""
         return os.path.realpath(self.path)
 
+    def count(self, source_pass: SourcePass) -> int | None:
+        """The number of rows, whose pictures are not read."""
+        return sum(1 for _ in self.rows(source_pass))
+
 
 def error_row(name: str, error: object) -> BatchRow:
     """A row that cannot be answered."""
@@ -120,8 +150,8 @@ def column_row(name: str, media: Media, columns: Mapping[str, Any], settings: So
         return BatchRow(name=name, media=media, columns=columns)
     value = columns.get(settings.id_column)
     if value is None or value == "":
-        error = BadPicture(f"{name} has no value in the id column {settings.id_column!r}")
-        return BatchRow(name=name, media=None, columns=columns, error=str(error))
+        error = f"{name} has no value in the id column {settings.id_column!r}"
+        return BatchRow(name=name, media=None, columns=columns, error=error)
     return BatchRow(name=name, id=escape_surrogates(str(value)), media=media, columns=columns)
 
 
@@ -242,10 +272,6 @@ class MediaFile(FileInput):
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields one row."""
         yield BatchRow(name=self.name, media=file_media(self.path, self.name))
-
-    def count(self, source_pass: SourcePass) -> int:
-        """1."""
-        return 1
 
 
 @dataclass(frozen=True, slots=True)

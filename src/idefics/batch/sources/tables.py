@@ -62,15 +62,15 @@ class TableReader(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class FileTable:
     """What tables in files share.
 
-    Args:
+    Attributes:
         path: the file; relative paths in its cells begin at its folder.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @property
     def key(self) -> str:
@@ -98,16 +98,12 @@ class TableInput(SingleInput):
     name: str
     reader: TableReader
     settings: SourceSettings
+    has_columns = True
 
     @property
     def key(self) -> str:
         """The real path."""
         return self.reader.key
-
-    @property
-    def has_columns(self) -> bool:
-        """True."""
-        return True
 
     def check(self) -> None:
         """Raises BadSetting if a column is missing; a broken table is a row with an error."""

@@ -66,10 +66,10 @@ class TarArchive(FileInput):
     Members of an uncompressed archive are read when their row is; the rows of a compressed one hold their bytes.
     """
 
-    @property
-    def has_columns(self) -> bool:
-        """True."""
-        return True
+    has_columns = True
+
+    def count(self, source_pass: SourcePass) -> None:
+        """None: it is not known without reading all of the archive."""
 
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields the rows of the samples; a last one with an error if the archive is broken or cut off."""

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from idefics.batch.sources.settings import MAX_MEDIA_BYTES
 from idefics.batch.sources.tables import FileTable
 from idefics.errors import BadPicture
 
-SEPARATORS = ",;\t"
+SEPARATORS = ",;\t"  # the one that occurs most often in the first line
 MAX_FIELD_CHARACTERS = 2 * MAX_MEDIA_BYTES  # base64 takes 4/3 of a character a byte
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how `surrogateescape` reads other bytes (PEP 383)
 
@@ -55,7 +55,9 @@ class CsvReader(FileTable):
         csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                reader = csv.reader(file, delimiter=_find_separator(file), strict=True)
+                header = file.readline()
+                file.seek(0)
+                reader = csv.reader(file, delimiter=max(SEPARATORS, key=header.count), strict=True)
                 while True:
                     try:
                         row = next(reader)
@@ -71,13 +73,6 @@ class CsvReader(FileTable):
                         yield row
         except OSError as error:
             raise BadPicture(f"{self.path} cannot be read: {error.strerror or error}") from None
-
-
-def _find_separator(file: TextIO) -> str:
-    """The separator that occurs most often in the first line; the file is at its beginning again."""
-    header = file.readline()
-    file.seek(0)
-    return max(SEPARATORS, key=header.count)
 
 
 NUM_LINES_FOR_COLUMNS = 20  # whose keys are the columns

@@ -38,32 +38,20 @@ class ZipArchive(FileInput):
             yield error_row(self.name, f"{self.name} cannot be read as a zip: {error}")
             return
         lock = threading.Lock()
-        for member in self._members(archive, lock, source_pass):
-            name = f"{self.name}/{member.filename}"
-            if member.flag_bits & ENCRYPTED_FLAG:
-                yield error_row(name, f"{name} is encrypted: pack it without a password")
-                continue
-            read = partial(_read_member, archive, member, lock, name)
-            yield BatchRow(name=name, media=Media(path=name, read=read, container=self.path))
-
-    def count(self, source_pass: SourcePass) -> int:
-        """The number of pictures and videos by the names in the archive."""
-        return sum(1 for _ in self.rows(source_pass))
-
-    def _members(
-        self, archive: zipfile.ZipFile, lock: threading.Lock, source_pass: SourcePass
-    ) -> Iterator[zipfile.ZipInfo]:
-        """Yields the members that are pictures or videos; counts others as skipped."""
         for member in archive.infolist():
             if member.is_dir():
                 continue
+            name = f"{self.name}/{member.filename}"
             reason = archive_skip_reason(member.filename, partial(_read_head, archive, member, lock))
             if not reason and archive.NameToInfo[member.filename] is not member:
                 reason = DUPLICATE  # as in other programs, the last member of a name counts
-            if reason is None:
-                yield member
-            elif reason:
+            if reason:
                 source_pass.skipped[reason] += 1
+            elif reason is None and member.flag_bits & ENCRYPTED_FLAG:
+                yield error_row(name, f"{name} is encrypted: pack it without a password")
+            elif reason is None:
+                read = partial(_read_member, archive, member, lock, name)
+                yield BatchRow(name=name, media=Media(path=name, read=read, container=self.path))
 
 
 def _read_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: threading.Lock) -> bytes:
@@ -104,7 +92,8 @@ class PdfDocument(FileInput):
     def rows(self, source_pass: SourcePass) -> Iterator[BatchRow]:
         """Yields a row for each page; one with an error if the document cannot be read."""
         try:
-            num_pages = self._count_pages()
+            with _open_document(self.path, self.name) as document:
+                num_pages = len(document)
         except (BadPicture, MissingExtra) as error:
             yield error_row(self.name, error)
             return
@@ -112,17 +101,6 @@ class PdfDocument(FileInput):
             name = f"{self.name}#page={page}"
             read = partial(_render_page, self.path, page, self.settings.pdf_dpi, name)
             yield BatchRow(name=name, media=Media(path=name, read=read, container=self.path))
-
-    def count(self, source_pass: SourcePass) -> int:
-        """The number of pages; 1, the row with an error, if the document cannot be read."""
-        try:
-            return self._count_pages()
-        except (BadPicture, MissingExtra):
-            return 1
-
-    def _count_pages(self) -> int:
-        with _open_document(self.path, self.name) as document:
-            return len(document)
 
 
 def _render_page(path: Path, page: int, dpi: int, name: str) -> bytes:

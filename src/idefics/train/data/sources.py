@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from idefics.batch.rows import Media
 from idefics.batch.sidecars import read_sidecar, sidecar_path
-from idefics.batch.sources.imagefolder import ImageFolder
 from idefics.batch.sources.inputs import resolve_input
 from idefics.batch.sources.settings import SingleInput, SourcePass, SourceSettings
 from idefics.batch.sources.tables import TableInput
@@ -56,9 +55,8 @@ def read_examples(path: str, processor: Processor) -> Iterator[TrainingExample |
             f"{path} is JSON: give JSON lines (.jsonl), with an object for each row on a line of its own"
         )
     found = resolve_input(path, SourceSettings())
-    table = found.table() if isinstance(found, ImageFolder) else found
-    if isinstance(table, TableInput):
-        yield from _read_table(table, processor)
+    if isinstance(found, TableInput):
+        yield from _read_table(found, processor)
     else:
         found.check()
         yield from _read_pictures(found, processor)
