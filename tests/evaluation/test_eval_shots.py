@@ -20,7 +20,7 @@ def names(rows):
 
 
 def random_shots(support, num_shots, seed=0):
-    return RandomShots(support, num_shots, seed, PictureContents())
+    return RandomShots(support, num_shots, PictureContents(), seed)
 
 
 def test_a_draw_depends_on_the_seed_and_the_row_alone():
@@ -49,7 +49,7 @@ def test_the_nearest_picture_is_the_last():
         return np.array([np.cos(angle), np.sin(angle)], dtype=np.float32) * 7  # length does not count
 
     query = evaluation_row("q", NAMES[0])
-    assert names(NearestShots(SUPPORT, 3, embed, PictureContents()).select(query)) == [
+    assert names(NearestShots(SUPPORT, 3, PictureContents(), embed).select(query)) == [
         NAMES[3],
         NAMES[2],
         NAMES[1],
@@ -78,7 +78,7 @@ def test_a_picture_is_known_by_its_content_and_has_to_be_readable(copies):
     def embed(row):
         return np.ones(2, dtype=np.float32)
 
-    assert names(NearestShots(copies, 1, embed, PictureContents()).select(query)) == ["door"]
+    assert names(NearestShots(copies, 1, PictureContents(), embed).select(query)) == ["door"]
     with pytest.raises(BadSetting, match="the examples with another picture than q are only 1"):
         random_shots(copies, 2).select(query)
     with pytest.raises(BadPicture, match=r"missing.png: no such file"):
@@ -94,7 +94,7 @@ def test_rows_without_an_embedding_are_no_examples():
     with pytest.raises(
         BadSetting, match="shots is 2, but only 1 of 7 rows to take examples from have an emb"
     ):
-        NearestShots(SUPPORT, 2, embed, PictureContents())
+        NearestShots(SUPPORT, 2, PictureContents(), embed)
 
 
 def test_too_few_rows_for_the_shots():

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from idefics.batch.answerers import WorkItem, answer_fields
+from idefics.batch.answerers import Answerer, WorkItem, answer_fields
 from idefics.batch.ray_engine import EngineSpec
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Request
@@ -65,37 +65,32 @@ class PendingLabelScores:
         return Ranking(labels, handle.usage, Timings(0.0, seconds, seconds), handle.request.prompt.notes)
 
 
-class EvaluationAnswerer:
+@dataclass(frozen=True, slots=True)
+class EvaluationAnswerer(Answerer):
     """Answers the requests of an evaluation with a model in this process; see `batch.answerers.Answerer`.
 
     An answer has the fields of `idefics run`; that of ranked labels has "label_scores" in the order of the labels in
     place of "probabilities".
 
-    Args:
+    Attributes:
         load_model: loads the model, for the first request.
         options: the options of generation, such as "max_new_tokens"; "timeout" is for ranked labels too.
         labels: those of the suite.
         is_length_normalized: scores of labels are divided by their number of tokens.
     """
 
-    def __init__(
-        self,
-        load_model: Callable[[], Idefics],
-        options: dict[str, Any],
-        *,
-        labels: tuple[str, ...],
-        is_length_normalized: bool,
-    ) -> None:
-        self._load_model, self._options, self._labels = load_model, options, labels
-        self._is_length_normalized = is_length_normalized
+    load_model: Callable[[], Idefics]
+    options: dict[str, Any]
+    labels: tuple[str, ...]
+    is_length_normalized: bool
 
     def answer(self, items: Iterator[WorkItem]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """See `batch.answerers.Answerer.answer`."""
         first = next(items, None)
         if first is None:
             return
-        vlm = self._load_model()
-        call = GenerationCall(vlm.loaded_model, cast("GenerationOptions", self._options))
+        vlm = self.load_model()
+        call = GenerationCall(vlm.loaded_model, cast("GenerationOptions", self.options))
 
         def submit(item: WorkItem) -> Generation | PendingLabelScores:
             return self._submit(vlm, call, item)
@@ -114,14 +109,11 @@ class EvaluationAnswerer:
                     }
                 yield item.key, fields
 
-    def close(self) -> None:
-        """Does nothing: the model belongs to who loads it."""
-
     def _submit(self, vlm: Idefics, call: GenerationCall, item: WorkItem) -> Generation | PendingLabelScores:
         """Makes the prompt of an item and submits it; waits while the engine's queue is full."""
         start_time = time.perf_counter()
         assert item.prompt is not None
-        request = EvaluationRequest.from_text(item.prompt, self._labels)
+        request = EvaluationRequest.from_text(item.prompt, self.labels)
         processor = vlm.loaded_model.processor
         prompt_items = make_prompt_items(request, pictures_by_id(request, item), processor)
         call = call.restart(text_prefix="")
@@ -130,7 +122,7 @@ class EvaluationAnswerer:
         prompt, continuations = make_scoring_prompt(processor, prompt_items, request.continuations)
         scoring = Request(prompt, continuations=continuations, deadline=call.deadline)
         handle = vlm.loaded_model.engine.submit(scoring, wait=True)
-        return PendingLabelScores(request.labels, self._is_length_normalized, handle, start_time)
+        return PendingLabelScores(request.labels, self.is_length_normalized, handle, start_time)
 
 
 def pictures_by_id(request: EvaluationRequest, item: WorkItem) -> dict[str, PictureOrVideo]:
@@ -146,7 +138,10 @@ def make_prompt_items(
 ) -> list[Message] | list[ContentPart]:
     """The prompt of a request as `Idefics.prompt` takes it, with pictures by their ids in their places."""
     if request.turns[0][0] != "raw":
-        return [_message(role, [_content(part, pictures) for part in parts]) for role, parts in request.turns]
+        return [
+            (user if role == "user" else assistant)(*(_content(part, pictures) for part in parts))
+            for role, parts in request.turns
+        ]
     parts = [_content(part, pictures) for part in request.turns[0][1]]
     bos_token = processor.tokenizer.token_by_role.get("bos_token")
     if request.begins_with_bos and bos_token and not processor.num_raw_prompt_prefix_tokens:
@@ -155,10 +150,6 @@ def make_prompt_items(
         else:
             parts.insert(0, LiteralText(bos_token))
     return parts
-
-
-def _message(role: Literal["raw", "user", "assistant"], parts: list[ContentPart]) -> Message:
-    return user(*parts) if role == "user" else assistant(*parts)
 
 
 def _content(part: Part, pictures: Mapping[str, PictureOrVideo]) -> ContentPart:

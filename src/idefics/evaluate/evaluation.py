@@ -249,9 +249,9 @@ class Evaluation:
         max_rows = MAX_EMBEDDED_ROWS if is_embedded_here else MAX_SUPPORT_ROWS
         support_rows = choose_support(self._support(), settings.seed, settings.num_shots, max_rows)
         if settings.selection == "random":
-            return RandomShots(support_rows, settings.num_shots, settings.seed, contents)
+            return RandomShots(support_rows, settings.num_shots, contents, settings.seed)
         embed = self._embed if settings.embeddings is None else EmbeddingFile(settings.embeddings).embed
-        return NearestShots(support_rows, settings.num_shots, embed, contents)
+        return NearestShots(support_rows, settings.num_shots, contents, embed)
 
     def _embed(self, row: EvaluationRow) -> NDArray[np.float32]:
         """The embedding of a row's picture by the model's own vision features."""

@@ -6,9 +6,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from idefics.batch.prompt_template import PromptRenderer
 from idefics.batch.rows import BatchRow, Media
 from idefics.errors import BadPrompt
 from idefics.evaluate.prompt_style import PromptStyle
@@ -27,10 +28,11 @@ def picture_place(number: int) -> str:
     return f"\0{number}\0"
 
 
-class SuitePrompts:
+@dataclass(frozen=True)
+class SuitePrompts(PromptRenderer):
     """Makes the requests of a suite's rows; takes the place of a `PromptTemplate` in a `BatchRun`.
 
-    Args:
+    Attributes:
         suite: the suite.
         style: the wording, where labels are ranked or the suite has only one.
         open_style: the wording for rows without labels.
@@ -40,20 +42,13 @@ class SuitePrompts:
         contents: of the rows' pictures, so that a request changes with the pictures of its examples.
     """
 
-    needs_caption = False
-
-    def __init__(
-        self,
-        suite: Suite,
-        style: PromptStyle,
-        open_style: PromptStyle,
-        kind: Literal["base", "chat"],
-        shots: ShotSelector | None,
-        seed: int,
-        contents: PictureContents,
-    ) -> None:
-        self.suite, self.style, self.open_style = suite, style, open_style
-        self._kind, self._shots, self._seed, self._contents = kind, shots, seed, contents
+    suite: Suite
+    style: PromptStyle
+    open_style: PromptStyle
+    kind: Literal["base", "chat"]
+    shots: ShotSelector | None
+    seed: int
+    contents: PictureContents
 
     def render(self, row: BatchRow, caption: str | None) -> str:
         """The request of a row as text.
@@ -80,16 +75,16 @@ class SuitePrompts:
 
     def _find_shot_picture(self, id: str) -> Media:
         """A picture of a few-shot example."""
-        assert self._shots is not None
+        assert self.shots is not None
         name, _, number = id.rpartition("#picture")
-        row = self._shots.support_by_name[id if id in self._shots.support_by_name else name]
+        row = self.shots.support_by_name[id if id in self.shots.support_by_name else name]
         media = row.media if row.name == id else row.more_media[int(number) - 1]
         assert media is not None
         return media
 
     def make_request(self, row: EvaluationRow) -> EvaluationRequest:
         """The request of a row; see `render`."""
-        shots = self._shots.select(row) if self._shots is not None else ()
+        shots = self.shots.select(row) if self.shots is not None else ()
         request = self._fill_in(row, shots)
         ids = request.further_picture_ids
         if not ids:
@@ -97,7 +92,7 @@ class SuitePrompts:
         content_by_id = {
             _picture_id(one.name, number) if number else one.name: content
             for one in (*shots, row)
-            for number, content in enumerate(self._contents.find(one))
+            for number, content in enumerate(self.contents.find(one))
         }
         return replace(request, contents=tuple(content_by_id[id] for id in ids))
 
@@ -106,7 +101,7 @@ class SuitePrompts:
         labels = row.labels or self.suite.labels
         is_ranked = self.suite.answer == "rank" and bool(labels)
         style = self.style if is_ranked else self.open_style
-        extra = {"label_list": task_and_label_text(labels, self._kind)[1]} if labels else {}
+        extra = {"label_list": task_and_label_text(labels, self.kind)[1]} if labels else {}
         answers = [(shot, self._shot_answer(row, shot)) for shot in shots]
         if style.is_chat:
             return _chat_request(style, row, answers, labels if is_ranked else (), extra)
@@ -136,7 +131,7 @@ class SuitePrompts:
         if not shot.references:
             raise BadPrompt(f"{shot.name} has no right answer, and is an example for {row.name}")
         if self.suite.answer == "caption":
-            return random.Random(f"{self._seed} {row.name} {shot.name}").choice(shot.references)
+            return random.Random(f"{self.seed} {row.name} {shot.name}").choice(shot.references)
         return Counter(shot.references).most_common(1)[0][0]
 
 

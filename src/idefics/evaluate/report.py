@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -146,11 +146,12 @@ def write_json_report(path: Path, report: dict[str, Any]) -> None:
         OutputError: it cannot be written.
     """
 
-    def write(file: BinaryIO, text: str) -> None:
+    text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+
+    def write(file: BinaryIO) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
-    text = json.dumps(report, ensure_ascii=False, indent=1)
-    replace_file(path, partial(write, text=text + "\n"))
+    replace_file(path, write)
 
 
 def write_html_report(

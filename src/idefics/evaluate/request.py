@@ -65,7 +65,10 @@ class EvaluationRequest:
         Args:
             suite_labels: labels that are not written, as all rows may share a thousand of them.
         """
-        turns = [[role, [_part_to_json(part) for part in parts]] for role, parts in self.turns]
+        turns = [
+            [role, [{"picture": part.id} if isinstance(part, PictureRef) else part for part in parts]]
+            for role, parts in self.turns
+        ]
         value: dict[str, Any] = {"turns": turns, "bos": self.begins_with_bos}
         if self.labels:
             labels = SUITE_LABELS if self.labels == suite_labels else self.labels
@@ -78,7 +81,10 @@ class EvaluationRequest:
     def from_text(cls, text: str, suite_labels: tuple[str, ...]) -> EvaluationRequest:
         """The request that `to_text` wrote with the same labels of the suite."""
         value = json.loads(text)
-        turns = tuple((role, tuple(map(_part_from_json, parts))) for role, parts in value["turns"])
+        turns = tuple(
+            (role, tuple(part if isinstance(part, str) else PictureRef(part["picture"]) for part in parts))
+            for role, parts in value["turns"]
+        )
         labels, (start, end) = value.get("labels", ()), value.get("around", ("", ""))
         return cls(
             turns=turns,
@@ -112,11 +118,3 @@ def raw_turn(parts: Sequence[Part]) -> tuple[Literal["raw"], tuple[Part, ...]]:
         elif part != "":
             joined.append(part)
     return "raw", tuple(joined)
-
-
-def _part_to_json(part: Part) -> object:
-    return {"picture": part.id} if isinstance(part, PictureRef) else part
-
-
-def _part_from_json(value: Any) -> Part:
-    return value if isinstance(value, str) else PictureRef(value["picture"])

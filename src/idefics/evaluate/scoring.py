@@ -141,7 +141,7 @@ def _hateful(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
         numbers.append((difference, label))
         scores.append(float(decision == label))
     hard = bootstrap_statistic(decisions, _roc_auc_of_decisions, seed=seed)
-    soft = bootstrap_statistic(numbers, _roc_auc, seed=seed)
+    soft = bootstrap_statistic(numbers, lambda drawn: ranking.roc_auc(drawn[:, 0], drawn[:, 1]), seed=seed)
     figures = (
         Figure(
             "ROC-AUC of decisions",
@@ -152,10 +152,6 @@ def _hateful(rows: Sequence[EvaluatedRow], seed: int) -> Scores:
         _mean("accuracy", scores, seed),
     )
     return Scores(tuple(scores), figures, tuple(decisions))
-
-
-def _roc_auc(rows: FloatArray) -> float:
-    return ranking.roc_auc(rows[:, 0], rows[:, 1])
 
 
 def _roc_auc_of_decisions(rows: FloatArray) -> float:

@@ -6,10 +6,11 @@ import hashlib
 import heapq
 import io
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from idefics.batch.report import MAX_PICTURE_PIXELS, THUMBNAIL_PIXELS
 from idefics.batch.rows import Media
@@ -73,23 +74,46 @@ def _can_be_decoded(media: Media) -> bool:
 MAX_SUPPORT_ROWS, MAX_EMBEDDED_ROWS = 5_000, 1_000
 
 
-class ShotSelector(Protocol):
-    """Chooses the few-shot examples of a row.
+@dataclass(eq=False)
+class ShotSelector:
+    """Base of what chooses the few-shot examples of a row.
 
     Attributes:
         support_by_name: the rows that examples are taken from, by name.
+        num_shots: how many are taken.
+        contents: of the rows' pictures.
     """
 
     support_by_name: Mapping[str, EvaluationRow]
+    num_shots: int
+    contents: PictureContents
 
-    def select(self, row: EvaluationRow) -> Sequence[EvaluationRow]:
+    def ordered_names(self, row: EvaluationRow) -> Iterable[str]:
+        """The names of the rows in the order in which they are taken for a row; BadPicture: there is none."""
+        raise NotImplementedError
+
+    def select(self, row: EvaluationRow) -> list[EvaluationRow]:
         """The examples in the order of the prompt; never the row itself, nor one with its picture, by its content.
 
         Raises:
             BadPicture: the row's own picture cannot be read.
-            BadSetting: there are fewer such rows than shots.
+            BadSetting: there are fewer such rows whose pictures can be read than shots.
         """
-        ...
+        names, own_contents = self.ordered_names(row), set(self.contents.find(row))
+        chosen: list[EvaluationRow] = []
+        for shot in map(self.support_by_name.__getitem__, names):
+            if len(chosen) == self.num_shots:
+                break
+            if shot.name == row.name or not self.contents.can_be_example(shot):
+                continue
+            if own_contents.isdisjoint(self.contents.find(shot)):
+                chosen.append(shot)
+        if len(chosen) < self.num_shots:
+            raise BadSetting(
+                f"shots is {self.num_shots}, but the examples with another picture than {row.name} are only "
+                f"{len(chosen)}"
+            )
+        return chosen
 
 
 def choose_support(
@@ -113,110 +137,65 @@ def choose_support(
     return chosen
 
 
-class RandomShots:
+@dataclass(eq=False)
+class RandomShots(ShotSelector):
     """Draws the examples of each row with a generator of its own: the same whatever other rows there are.
 
-    Args:
-        support_by_name: the rows that examples are taken from.
-        num_shots: how many are drawn.
+    Attributes:
         seed: of the draws.
-        contents: of the rows' pictures.
     """
 
-    def __init__(
-        self,
-        support_by_name: Mapping[str, EvaluationRow],
-        num_shots: int,
-        seed: int,
-        contents: PictureContents,
-    ) -> None:
-        self.support_by_name, self._num_shots, self._seed = support_by_name, num_shots, seed
-        self._contents, self._names = contents, sorted(support_by_name)
+    seed: int
 
-    def select(self, row: EvaluationRow) -> list[EvaluationRow]:
-        """See `ShotSelector.select`."""
-        drawn = _draw(self._names, random.Random(f"{self._seed} {row.name}"))
-        return _first((self.support_by_name[name] for name in drawn), row, self._num_shots, self._contents)
+    def __post_init__(self) -> None:
+        self._names = sorted(self.support_by_name)
+
+    def ordered_names(self, row: EvaluationRow) -> Iterator[str]:
+        """Yields the names in random order, each once (Fisher-Yates, as far as it is needed)."""
+        left, generator = list(self._names), random.Random(f"{self.seed} {row.name}")
+        while left:
+            index = generator.randrange(len(left))
+            left[index], left[-1] = left[-1], left[index]
+            yield left.pop()
 
 
-def _draw(names: Sequence[str], generator: random.Random) -> Iterator[str]:
-    """Yields the names in random order, each once (Fisher-Yates, as far as it is needed)."""
-    left = list(names)
-    while left:
-        index = generator.randrange(len(left))
-        left[index], left[-1] = left[-1], left[index]
-        yield left.pop()
-
-
-class NearestShots:
+@dataclass(eq=False)
+class NearestShots(ShotSelector):
     """Takes the rows whose pictures have the nearest embeddings (cosine); the nearest is the last in the prompt.
 
-    Args:
-        support_by_name: the rows that examples are taken from.
-        num_shots: how many are taken.
+    Attributes:
         embed: the embedding of a row's picture, a vector; raises BadPicture if it has none.
-        contents: of the rows' pictures.
 
     Raises:
         BadSetting: too few of the rows have an embedding.
     """
 
-    def __init__(
-        self,
-        support_by_name: Mapping[str, EvaluationRow],
-        num_shots: int,
-        embed: Callable[[EvaluationRow], NDArray[np.float32]],
-        contents: PictureContents,
-    ) -> None:
-        self.support_by_name, self._num_shots, self._embed = support_by_name, num_shots, embed
-        self._contents = contents
-        self._names, self._matrix = self._embed_support()
+    embed: Callable[[EvaluationRow], NDArray[np.float32]]
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        vector_by_name = {}  # rows without an embedding are left out
+        for name, row in self.support_by_name.items():
+            with suppress(BadPicture):
+                vector_by_name[name] = _normalized(self.embed(row))
+        if len(vector_by_name) <= self.num_shots:
+            raise BadSetting(
+                f"shots is {self.num_shots}, but only {len(vector_by_name)} of {len(self.support_by_name)} rows to "
+                "take examples from have an embedding of their picture"
+            )
+        self._names, self._matrix = list(vector_by_name), np.stack(list(vector_by_name.values()))
+
+    def ordered_names(self, row: EvaluationRow) -> Iterator[str]:
+        """The names, that of the row with the nearest picture first."""
+        import numpy as np
+
+        similarity = self._matrix @ _normalized(self.embed(row))
+        return (self._names[index] for index in np.argsort(-similarity, kind="stable"))
 
     def select(self, row: EvaluationRow) -> list[EvaluationRow]:
         """See `ShotSelector.select`."""
-        import numpy as np
-
-        similarity = self._matrix @ _normalized(self._embed(row))
-        nearest = (
-            self.support_by_name[self._names[index]] for index in np.argsort(-similarity, kind="stable")
-        )
-        return _first(nearest, row, self._num_shots, self._contents)[::-1]
-
-    def _embed_support(self) -> tuple[list[str], NDArray[np.float32]]:
-        """The names of the support rows and their embeddings, one a line; rows without an embedding are left out."""
-        import numpy as np
-
-        names, vectors = [], []
-        for name, row in self.support_by_name.items():
-            with suppress(BadPicture):
-                vectors.append(_normalized(self._embed(row)))
-                names.append(name)
-        if len(vectors) <= self._num_shots:
-            raise BadSetting(
-                f"shots is {self._num_shots}, but only {len(vectors)} of {len(self.support_by_name)} rows to take "
-                "examples from have an embedding of their picture"
-            )
-        return names, np.stack(vectors)
-
-
-def _first(
-    rows: Iterable[EvaluationRow], query: EvaluationRow, count: int, contents: PictureContents
-) -> list[EvaluationRow]:
-    """The first rows that are neither the query nor about one of its pictures, and whose own can be read."""
-    own_contents = set(contents.find(query))
-    chosen: list[EvaluationRow] = []
-    for row in rows:
-        if len(chosen) == count:
-            break
-        if row.name == query.name or not contents.can_be_example(row):
-            continue
-        if own_contents.isdisjoint(contents.find(row)):
-            chosen.append(row)
-    if len(chosen) < count:
-        raise BadSetting(
-            f"shots is {count}, but the examples with another picture than {query.name} are only {len(chosen)}"
-        )
-    return chosen
+        return super().select(row)[::-1]
 
 
 def _normalized(vector: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -252,20 +231,15 @@ class EmbeddingFile:
             )
         if not np.isfinite(matrix).all():
             raise BadSetting(f"{path} has numbers that are infinite or NaN")
-        self._vector_by_id = _by_id(ids, matrix.astype(np.float32), ids_path)
+        self._vector_by_id = dict(zip(ids, matrix.astype(np.float32), strict=True))
+        if len(self._vector_by_id) < len(ids):
+            twice = next(id for index, id in enumerate(ids) if id in ids[:index])
+            raise BadSetting(f"{ids_path} has the id {twice!r} twice: give each row its own")
 
     def embed(self, row: EvaluationRow) -> NDArray[np.float32]:
         """The embedding of a row. Raises BadPicture if the file has none."""
         for id in (row.id, row.name):
             if id in self._vector_by_id:
-                return self._vector_by_id[id]
+                vector: NDArray[np.float32] = self._vector_by_id[id]
+                return vector
         raise BadPicture(f"{row.id or row.name} is not among the ids of the embeddings")
-
-
-def _by_id(ids: Sequence[str], vectors: NDArray[np.float32], path: Path) -> dict[str, NDArray[np.float32]]:
-    """The vectors by their ids. Raises BadSetting if an id is there twice."""
-    vector_by_id = dict(zip(ids, vectors, strict=True))
-    if len(vector_by_id) < len(ids):
-        twice = next(id for index, id in enumerate(ids) if id in ids[:index])
-        raise BadSetting(f"{path} has the id {twice!r} twice: give each row its own")
-    return vector_by_id

@@ -22,15 +22,15 @@ ROWS_TO_JUDGE_BY = 100
 LAYOUTS_WITHOUT_FOLDER = ("easy_vqa", "scenes")  # of data that are installed
 
 
+@dataclass(frozen=True, slots=True)
 class RowReader:
     """The rows of a suite; implements `RowSource`."""
 
-    def __init__(self, read: Callable[[], Iterator[EvaluationRow]]) -> None:
-        self._read = read
+    read: Callable[[], Iterator[EvaluationRow]]
 
     def __iter__(self) -> Iterator[EvaluationRow]:
         """Yields the rows, from the beginning each time."""
-        return self._read()
+        return self.read()
 
     def count_rows(self) -> int | None:
         """None: the number of rows is not known before they are read."""

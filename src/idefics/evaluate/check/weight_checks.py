@@ -142,10 +142,11 @@ def check_siblings(subject: CheckSubject) -> CheckOutcome:
     largest, wrong = 1.0, []
     for layers in layers_by_kind.values():
         for number, one in layers.items():
-            neighbours = [layers[n] for n in (number - 1, number + 1) if n in layers and layers[n].rms]
+            neighbours = [layers[n].rms for n in (number - 1, number + 1) if n in layers and layers[n].rms]
             if not neighbours or not one.rms:
                 continue
-            ratio = _ratio_to_neighbours(one.rms, [neighbour.rms for neighbour in neighbours])
+            # By which factor it lies outside of their range; 1 inside.
+            ratio = max(1.0, one.rms / max(neighbours), min(neighbours) / one.rms)
             largest = max(largest, ratio)
             if ratio > (MAX_INNER_RATIO if len(neighbours) > 1 else MAX_OUTER_RATIO):
                 wrong.append(
@@ -156,11 +157,6 @@ def check_siblings(subject: CheckSubject) -> CheckOutcome:
         f"{MAX_INNER_RATIO:g} times, first and last layer {MAX_OUTER_RATIO:g}",
         wrong,
     )
-
-
-def _ratio_to_neighbours(rms: float, neighbours: list[float]) -> float:
-    """By which factor a value lies outside of the range of its neighbours; 1 inside."""
-    return max(1.0, rms / max(neighbours), min(neighbours) / rms)
 
 
 WEIGHT_CHECKS = (

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from idefics.batch.rows import Media
 from idefics.batch.sources.parquet_table import ParquetReader
-from idefics.batch.sources.settings import bytes_media, cell_media
+from idefics.batch.sources.settings import cell_media
 from idefics.errors import BadSetting
 from idefics.evaluate.layouts.files import find_file, picture, read_json, read_json_lines
 from idefics.evaluate.prompts import picture_place
@@ -161,8 +161,6 @@ def _records(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def _cell(value: object, name: str, file: Path) -> Media:
     """The picture of a cell: Hugging Face's dict, bytes, or the path of a file next to the Parquet file."""
-    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        return bytes_media(value["bytes"], f"{file}#{name}", file)
     return cell_media(value, f"{file}#{name}", file.parent, file, Fetcher())
 
 
