@@ -6,8 +6,9 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
@@ -23,7 +24,13 @@ from idefics.messages import Usage
 from idefics.server.chat_messages import MAX_MESSAGES
 from idefics.server.errors import APIError
 from idefics.server.request_model import RequestModel
-from idefics.server.response_fields import NotesField, ProgressFields, ResponseFields, TaskUsage
+from idefics.server.response_fields import (
+    NotesField,
+    ProgressFields,
+    ResponseFields,
+    TaskUsage,
+    completion_usage,
+)
 from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses, read_json_or_form
 from idefics.server.sampling_fields import StreamFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event, stream_with_progress
@@ -35,9 +42,6 @@ from idefics.server.tasks import (
 )
 from idefics.tasks import classify
 from idefics.tasks.explanation_call import MAX_GRID, MIN_GRID, ExplanationCall, PreparedExplanation
-
-if TYPE_CHECKING:
-    from idefics.tasks.task import Task
 
 MAX_PASSES_AT_ONCE = 4  # of one explanation, so that answers of other clients are computed in between
 BUSY_SECONDS = 0.05  # until a pass is submitted again that found the engine's queue full
@@ -130,7 +134,20 @@ async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -
     earlier = [text for turn in body.earlier for text in (turn.question, turn.answer)]
     texts = [body.words or "", body.answer or "", *(body.labels or ()), *earlier]
     inputs.check_and_count_texts(" ".join(texts))
-    explainer = _Explainer(inputs, body, _make_call(inputs, body, body.answer))
+    call = ExplanationCall(
+        model=inputs.vlm.loaded_model,
+        shots=inputs.shots,
+        question=body.words,
+        answer=body.answer,
+        labels=body.labels,
+        method=body.method,
+        grid=body.grid,
+        task_name=body.task,
+        image_detail=inputs.detail,
+        max_new_tokens=body.max_new_tokens,
+        earlier=[(turn.question, turn.answer) for turn in body.earlier],
+    )
+    explainer = _Explainer(inputs, call)
     if body.streams_progress:
         events = explainer.stream_events()
         return EventStreamResponse(stream_with_progress(context, explainer.prepare, PROGRESS_FIELDS, events))
@@ -142,56 +159,36 @@ async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -
     return JSONResponse(last)
 
 
-def _make_call(inputs: TaskInputs, body: ExplanationRequest, answer: str | None) -> ExplanationCall:
-    """The checked arguments of the explanation."""
-    return ExplanationCall.create(
-        inputs.vlm.loaded_model,
-        inputs.shots,
-        body.words,
-        answer,
-        method=body.method,
-        grid=body.grid,
-        task=body.task,
-        labels=body.labels,
-        image_detail=inputs.detail,
-        max_new_tokens=body.max_new_tokens,
-        timeout=None,
-        earlier=[(turn.question, turn.answer) for turn in body.earlier],
-    )
-
-
 class _Explainer:
     """Carries out one request.
 
     Args:
         inputs: its picture and examples.
-        body: its fields.
         call: the checked arguments.
     """
 
-    def __init__(self, inputs: TaskInputs, body: ExplanationRequest, call: ExplanationCall) -> None:
-        self.inputs, self.body, self.call = inputs, body, call
-        self.context = inputs.context
+    def __init__(self, inputs: TaskInputs, call: ExplanationCall) -> None:
+        self.inputs, self.call, self.context = inputs, call, inputs.context
         self.prepared: PreparedExplanation
         self.num_passes = 0
         self.usage = Counter[str]()
 
     async def prepare(self) -> None:
         """Generates the model's own answer if the request has none, and makes the prompt."""
-        call, pictures = self.call, [self.inputs.picture, *self.inputs.shot_pictures]
+        call = self.call
         if call.answer is None and call.labels is None:
-            call = _make_call(self.inputs, self.body, await self._generate_answer(call.task, call.words))
+            call = replace(call, answer=await self._generate_answer())
         self.prepared = await self.context.prepare_passes(
-            partial(call.prepare, [self.inputs.picture]), pictures=pictures
+            partial(call.prepare, [self.inputs.picture]), pictures=self.inputs.pictures
         )
 
-    async def _generate_answer(self, task: Task, words: str) -> str:
+    async def _generate_answer(self) -> str:
         """The model's own answer, greedy; it is generated like that of the task's route."""
-        inputs = self.inputs
+        inputs, call = self.inputs, self.call
         await self.context.submit_prompt(
-            partial(inputs.vlm.task_prompt, task, inputs.picture, words, inputs.detail),
-            {"max_new_tokens": self.body.max_new_tokens or task.max_new_tokens},
-            pictures=[inputs.picture, *inputs.shot_pictures],
+            partial(inputs.vlm.task_prompt, call.task, inputs.picture, call.words, inputs.detail),
+            {"max_new_tokens": call.max_new_tokens or call.task.max_new_tokens},
+            pictures=inputs.pictures,
         )
         (answer,) = await self.context.wait_for_answers()
         self._count(answer.usage)
@@ -270,17 +267,10 @@ class _Explainer:
     def _task_usage(self, explanation: Explanation) -> TaskUsage:
         """The tokens of all passes so far; those that the fast method makes itself are not in `usage`."""
         prompt, continuations = self.prepared.method.prompt
-        num_prompt_tokens, num_completion_tokens = (
-            self.usage["prompt_tokens"],
-            self.usage["completion_tokens"],
-        )
+        num_prompt_tokens = self.usage["prompt_tokens"]
+        num_completion_tokens = self.usage["completion_tokens"]
         if num_own_passes := explanation.num_passes - self.num_passes:
             num_prompt_tokens += num_own_passes * len(prompt)
             num_completion_tokens += sum(map(len, continuations))
-        return {
-            "prompt_tokens": num_prompt_tokens,
-            "completion_tokens": num_completion_tokens,
-            "total_tokens": num_prompt_tokens + num_completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.usage["cached_tokens"]},
-            "pictures": len(prompt.pictures),
-        }
+        usage = completion_usage(num_prompt_tokens, num_completion_tokens, self.usage["cached_tokens"])
+        return {**usage, "pictures": len(prompt.pictures)}

@@ -92,13 +92,20 @@ def sum_usage(choices: Sequence[Answer | RequestHandle], num_choices: int = 1) -
         num_choices: number of choices of each prompt.
     """
     prompts = [choice.usage for choice in choices[::num_choices]]
-    num_prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
-    num_completion_tokens = sum(choice.usage.completion_tokens for choice in choices)
+    return completion_usage(
+        sum(usage.prompt_tokens for usage in prompts),
+        sum(choice.usage.completion_tokens for choice in choices),
+        sum(usage.cached_tokens for usage in prompts),
+    )
+
+
+def completion_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> CompletionUsage:
+    """The usage with these numbers of tokens."""
     return {
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_completion_tokens,
-        "total_tokens": num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 

@@ -97,6 +97,9 @@ class TaskInputs:
     Args:
         file: the picture, if it is a file of a form.
 
+    Attributes:
+        pictures: the picture, then those of the examples.
+
     Raises:
         APIError: 400, both a file and a URL are given, or neither; 404, there is no such model.
     """
@@ -116,7 +119,7 @@ class TaskInputs:
         self.shots = [
             Shot(picture_from_url(shot.image_url), shot.answer, shot.question) for shot in request.shots
         ]
-        self.shot_pictures = [shot.picture for shot in self.shots]
+        self.pictures = [self.picture, *(shot.picture for shot in self.shots)]
         self.vlm: Idefics = context.vlm.with_shots(self.shots)
 
     def check_and_count_texts(self, words: str) -> None:
@@ -144,7 +147,7 @@ async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -
         context.submit_prompt,
         partial(inputs.vlm.task_prompt, task, inputs.picture, words, inputs.detail),
         generation_kwargs,
-        pictures=[inputs.picture, *inputs.shot_pictures],
+        pictures=inputs.pictures,
     )
     if request.streams_progress:
         work = partial(context.submit_and_wait_for_prompt, submit)
@@ -175,7 +178,7 @@ async def _rank_labels(inputs: TaskInputs, request: ClassificationRequest) -> Re
     for picture in [inputs.picture, neutral_picture()] if request.calibrated else [inputs.picture]:
         handle = await inputs.context.score_continuations(
             partial(inputs.vlm.label_scoring_prompt, labels, picture, inputs.detail),
-            pictures=[picture, *inputs.shot_pictures],
+            pictures=[picture, *inputs.pictures[1:]],
         )
         inputs.context.record_prompt_metrics(handle.request.prompt)
         handles.append(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -90,14 +90,16 @@ class PreparedExplanation:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class ExplanationCall:
     """The arguments of one `explain` call; see `ExplanationMixin.explain`.
 
     Attributes:
         model: answers and scores.
         shots: few-shot examples.
+        task_name: a key of `TASKS`; `task` is that of the prompt.
         earlier: turns of the chat before the question: questions and answers.
+        words: the text that the task takes.
 
     Raises:
         BadSetting: an argument is not one of its values.
@@ -105,67 +107,53 @@ class ExplanationCall:
 
     model: LoadedModel
     shots: Sequence[Shot]
-    task: Task
-    words: str
+    question: str | None
     answer: str | None
     labels: Sequence[str] | None
     method: Method
     grid: int
+    task_name: str
     image_detail: ImageDetail
     max_new_tokens: int | None
-    deadline: Deadline | None
+    timeout: float | None = None
     earlier: Sequence[tuple[str, str]]
 
-    @classmethod
-    def create(
-        cls,
-        model: LoadedModel,
-        shots: Sequence[Shot],
-        question: str | None,
-        answer: str | None,
-        *,
-        method: Method,
-        grid: int,
-        task: str,
-        labels: Sequence[str] | None,
-        image_detail: ImageDetail,
-        max_new_tokens: int | None,
-        timeout: float | None,
-        earlier: Sequence[tuple[str, str]] = (),
-    ) -> ExplanationCall:
-        """Checks the arguments; see `ExplanationMixin.explain` for each."""
-        validate_choice("method", method, get_args(Method))
-        validate_range("grid", grid, MIN_GRID, MAX_GRID)
-        validate_choice("task", task, tuple(TASKS))
-        record = TASKS["classify"] if labels is not None else TASKS[task]
-        if answer is not None:
-            validate_text("answer", answer, "A puppy.")
-            if labels is not None:
+    task: Task = field(init=False)
+    words: str = field(init=False, default="")
+    deadline: Deadline | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        validate_choice("method", self.method, get_args(Method))
+        validate_range("grid", self.grid, MIN_GRID, MAX_GRID)
+        validate_choice("task", self.task_name, tuple(TASKS))
+        task = self.task = classify.TASK if self.labels is not None else TASKS[self.task_name]
+        if self.answer is not None:
+            validate_text("answer", self.answer, "A puppy.")
+            if self.labels is not None:
                 raise BadSetting("answer and labels are both given: leave one of the two out")
-        words = ""
-        if record is classify.TASK:
-            if labels is None:
+        if task is classify.TASK:
+            if self.labels is None:
                 raise BadSetting("no labels given: task 'classify' needs labels, such as ['cat', 'dog']")
-            if question is not None:
+            if self.question is not None:
                 raise BadSetting(
                     "question and labels are both given: labels are explained without a question"
                 )
-            labels = check_and_strip_labels(labels)
-        elif question is not None:
-            words = validate_text(record.words_name or "question", question, "What is on the table?").strip()
-            if not record.words_name:
-                raise BadSetting(f"{record.name} takes no question: leave it out, or use task='ask'")
-        elif record.words_name and record.default_words is None:
-            raise BadPrompt(f"no {record.words_name} given: explain(picture, 'What is on the table?')")
+            self.labels = check_and_strip_labels(self.labels)
+        elif self.question is not None:
+            words = validate_text(task.words_name or "question", self.question, "What is on the table?")
+            if not task.words_name:
+                raise BadSetting(f"{task.name} takes no question: leave it out, or use task='ask'")
+            self.words = words.strip()
+        elif task.words_name and task.default_words is None:
+            raise BadPrompt(f"no {task.words_name} given: explain(picture, 'What is on the table?')")
         else:
-            words = record.default_words or ""
-        if earlier and (record.name != "ask" or shots or model.processor.prompt_format.kind != "chat"):
+            self.words = task.default_words or ""
+        is_chat = self.model.processor.prompt_format.kind == "chat"
+        if self.earlier and (task.name != "ask" or self.shots or not is_chat):
             raise BadSetting(
                 "earlier turns are those of a chat: they need a chat model and task='ask', without examples"
             )
-        question_fields = (record, words, answer, labels)
-        limits = (max_new_tokens, Deadline.from_timeout(timeout))
-        return cls(model, shots, *question_fields, method, grid, image_detail, *limits, earlier)
+        self.deadline = Deadline.from_timeout(self.timeout)
 
     def prepare(self, pictures: Sequence[PictureOrVideo]) -> PreparedExplanation:
         """Opens the pictures, answers if there is no answer yet, and makes the prompt.

@@ -116,15 +116,15 @@ class ExplanationMixin:
             >>> explanation.words[0].heat.shape
         """
         validate_bool("stream", stream)
-        call = ExplanationCall.create(
-            self.loaded_model,
-            self.shots,
-            question,
-            answer,
+        call = ExplanationCall(
+            model=self.loaded_model,
+            shots=self.shots,
+            question=question,
+            answer=answer,
+            labels=labels,
             method=method,
             grid=grid,
-            task=task,
-            labels=labels,
+            task_name=task,
             image_detail=ImageDetail(detail, max_tiles),
             max_new_tokens=max_new_tokens,
             timeout=timeout,
