@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from idefics.engine.handle import RequestHandle
@@ -40,6 +39,8 @@ class LabelRanker:
         image_detail: how pictures that do not set their own detail are split into tiles.
         is_length_normalized: divide each label's score by its number of tokens.
         deadline: when the call fails with RequestTimeout; None: never.
+        prior: for each label the log-probabilities of its tokens for the neutral picture, which calibrate the scores;
+            None: no calibration.
     """
 
     model: LoadedModel
@@ -48,6 +49,27 @@ class LabelRanker:
     image_detail: ImageDetail
     is_length_normalized: bool = False
     deadline: Deadline | None = None
+    prior: list[list[float]] | None = None
+
+    @classmethod
+    def from_options(
+        cls,
+        model: LoadedModel,
+        labels: Sequence[str],
+        shots: Sequence[Shot],
+        image_detail: ImageDetail,
+        *,
+        length_normalized: bool = False,
+        calibrated: bool = False,
+        deadline: Deadline | None = None,
+    ) -> LabelRanker:
+        """The ranker for the options of `RankingMixin.classify`, which are checked here."""
+        is_normalized = validate_bool("length_normalized", length_normalized)
+        ranker = cls(model, check_and_strip_labels(labels), shots, image_detail, is_normalized, deadline)
+        if validate_bool("calibrated", calibrated):
+            prior = ranker.submit(neutral_picture()).handle.result().continuation_logprobs
+            return replace(ranker, prior=prior)
+        return ranker
 
     def make_prompt(self, picture: PictureOrVideo) -> ScoringPrompt:
         """Makes the prompt for a picture, and the token ids of each label after it."""
@@ -60,26 +82,16 @@ class LabelRanker:
             self.labels if kind == "chat" else [f" {label}" for label in self.labels],
         )
 
-    def submit(self, picture: PictureOrVideo, prior: list[list[float]] | None = None) -> PendingRanking:
-        """Submits the labels to be scored for a picture; waits while the engine's queue is full.
-
-        Args:
-            picture: the picture.
-            prior: for each label the log-probabilities of its tokens for the neutral picture, which calibrate the
-                scores; None: no calibration.
-        """
+    def submit(self, picture: PictureOrVideo) -> PendingRanking:
+        """Submits the labels to be scored for a picture; waits while the engine's queue is full."""
         start_time = time.perf_counter()
         prompt, continuations = self.make_prompt(picture)
         request = Request(prompt, continuations=continuations, deadline=self.deadline)
-        return PendingRanking(self, prior, self.model.engine.submit(request, wait=True), start_time)
+        return PendingRanking(self, self.model.engine.submit(request, wait=True), start_time)
 
-    def rank(self, picture: PictureOrVideo, prior: list[list[float]] | None) -> Ranking:
+    def rank(self, picture: PictureOrVideo) -> Ranking:
         """Ranks the labels for a picture; see `submit`."""
-        return self.submit(picture, prior).result()
-
-    def score_neutral_picture(self) -> list[list[float]]:
-        """For each label the log-probabilities of its tokens for the neutral picture."""
-        return self.submit(neutral_picture()).handle.result().continuation_logprobs
+        return self.submit(picture).result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +100,11 @@ class PendingRanking:
 
     Attributes:
         ranker: the arguments of the call.
-        prior: see `LabelRanker.submit`.
         handle: the engine's handle of the request.
         start_time: when the prompt was begun, by `time.perf_counter`.
     """
 
     ranker: LabelRanker
-    prior: list[list[float]] | None
     handle: RequestHandle
     start_time: float
 
@@ -106,7 +116,7 @@ class PendingRanking:
             rank_labels(
                 self.ranker.labels,
                 handle.continuation_logprobs,
-                self.prior,
+                self.ranker.prior,
                 length_normalized=self.ranker.is_length_normalized,
             ),
             handle.usage,
@@ -211,19 +221,17 @@ class RankingMixin:
         Examples:
             >>> vlm.classify("photo.jpg", ["cat", "dog"]).best
         """
-        ranker = LabelRanker(
+        ranker = LabelRanker.from_options(
             self.loaded_model,
-            check_and_strip_labels(labels),
+            labels,
             self.shots,
             ImageDetail(detail, max_tiles),
-            validate_bool("length_normalized", length_normalized),
-            Deadline.from_timeout(timeout),
+            length_normalized=length_normalized,
+            calibrated=calibrated,
+            deadline=Deadline.from_timeout(timeout),
         )
-        prior: list[list[float]] | None = None
-        if validate_bool("calibrated", calibrated):
-            prior = ranker.score_neutral_picture()
         pictures, error_policy = parse_image_argument(image, on_error)
-        with closing(prefetch_map(partial(ranker.rank, prior=prior), pictures, ranker.deadline)) as results:
+        with closing(prefetch_map(ranker.rank, pictures, ranker.deadline)) as results:
             rankings = [error_policy.return_or_raise(index, result) for index, result in enumerate(results)]
         return rankings if error_policy.num_inputs else rankings[0]
 

@@ -13,9 +13,8 @@ from idefics.generation.streaming import Generation
 from idefics.options import MapOptions, Options, pop_image_detail
 from idefics.processing.video import to_picture_or_video
 from idefics.tasks import TASKS, classify
-from idefics.tasks.classify import check_and_strip_labels
 from idefics.tasks.ranking import LabelRanker, PendingRanking
-from idefics.validation import describe_type, validate_bool, validate_choice, validate_text
+from idefics.validation import describe_type, validate_choice, validate_text
 
 if TYPE_CHECKING:
     from idefics.tasks.text_task_mixin import TextTaskMixin
@@ -42,7 +41,6 @@ class TaskCall:
         self.vlm, self.task, self.prompt = vlm, TASKS[task], prompt
         vlm.check_task(self.task)
         self._ranker: LabelRanker | None = None
-        self._prior: list[list[float]] | None = None
         given = cast("dict[str, Any]", {**options})
         label_options = {name: given.pop(name) for name in LABEL_OPTIONS if name in given}
         if prompt is not None:
@@ -65,15 +63,9 @@ class TaskCall:
             raise BadSetting(f"{next(iter(options))} is an option of tasks that write, not of 'classify'")
         if "labels" not in label_options:
             raise BadSetting("no labels given: 'classify' needs labels, such as ['cat', 'dog']")
-        self._ranker = LabelRanker(
-            self.vlm.loaded_model,
-            check_and_strip_labels(label_options["labels"]),
-            self.vlm.shots,
-            image_detail,
-            validate_bool("length_normalized", label_options.get("length_normalized", False)),
+        self._ranker = LabelRanker.from_options(
+            self.vlm.loaded_model, shots=self.vlm.shots, image_detail=image_detail, **label_options
         )
-        if validate_bool("calibrated", label_options.get("calibrated", False)):
-            self._prior = self._ranker.score_neutral_picture()
 
     def submit(self, row: Any) -> Generation | PendingRanking:
         """Makes the prompt of a row and submits it; waits while the engine's queue is full.
@@ -92,8 +84,7 @@ class TaskCall:
         if self._ranker is not None:
             if prompt is not None:
                 self._check_prompt(prompt)
-            ranker = replace(self._ranker, deadline=Deadline.from_timeout(self._timeout))
-            return ranker.submit(picture, self._prior)
+            return replace(self._ranker, deadline=Deadline.from_timeout(self._timeout)).submit(picture)
         words = self._words(prompt)
         call = self._call.restart(text_prefix=self.task.answer_start.format(words=words))
         return call.submit(self.vlm.task_prompt(self.task, picture, words, self.image_detail))
