@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,14 +105,13 @@ class EngineSpec:
         ]
         return replace(self, shots=shots)
 
-    def create_answerer(self, vlm: Idefics) -> Answerer:
-        """What answers the rows on a node.
+    def create_answerer(self, load_model: Callable[[], Idefics]) -> Answerer:
+        """What answers the rows in one process.
 
         Args:
-            vlm: the loaded model, without shots.
+            load_model: loads the model, without shots.
         """
-        with_shots = vlm.with_shots(self.shots)
-        return LocalAnswerer(lambda: with_shots, self.task, self.options)
+        return LocalAnswerer(lambda: load_model().with_shots(self.shots), self.task, self.options)
 
 
 class RayEngine:
@@ -146,7 +145,7 @@ class RayEngine:
                 "another adapter: name a "
                 "commit with --revision, or a folder that all nodes share"
             )
-        self._answerer = self._spec.create_answerer(vlm)
+        self._answerer = self._spec.create_answerer(lambda: vlm)
         return vlm.engine.config.batch_rows
 
     def answer(self, items: Sequence[WorkItem]) -> list[tuple[bytes, dict[str, Any]]]:

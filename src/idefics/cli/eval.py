@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import cache
@@ -20,8 +19,6 @@ from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     from idefics import Idefics
-    from idefics.batch.answerers import Answerer
-    from idefics.evaluate.evaluation import Evaluation
 
 
 @command(
@@ -97,6 +94,7 @@ def _run(
     from idefics.batch.sources.settings import SourceSettings
     from idefics.batch.text_settings import TextSettings
     from idefics.batch.text_writer import TextWriter
+    from idefics.evaluate.answerer import EvaluationEngineSpec
     from idefics.evaluate.evaluation import Evaluation
     from idefics.evaluate.evaluation_settings import EvaluationSettings, read_checkpoint_facts
     from idefics.processing.fetch import Fetcher
@@ -121,8 +119,16 @@ def _run(
         ledger_path = control.ledger or out.with_name(f"{out.name}.ledger")
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, run_settings)
-        answerer = _create_answerer(load, evaluation, model, control, ray)
-        stack.enter_context(closing(answerer))
+        spec = EvaluationEngineSpec(
+            load_keywords=load_keywords(model),
+            fingerprint=run_settings.fingerprint,
+            shots=(),
+            task=run_settings.task,
+            options=evaluation.generation_options | control.timeout_option(),
+            labels=evaluation.suite.labels,
+            is_length_normalized=evaluation.suite.is_length_normalized,
+        )
+        answerer = stack.enter_context(closing(ray.create_answerer(spec, load)))
         texts = TextWriter(ledger, run_settings, TextSettings())
         progress = stack.enter_context(RunProgress(writer))
         batch_run = BatchRun(
@@ -137,28 +143,3 @@ def _run(
         progress.stop()
         report_end(writer, batch_run)
         write_reports(outputs, evaluation, batch_run, ledger, run_number, selection, started)
-
-
-def _create_answerer(
-    load: Callable[[], Idefics],
-    evaluation: Evaluation,
-    model: ModelFlags,
-    control: RunControlFlags,
-    ray: RayFlags,
-) -> Answerer:
-    """What answers the rows: a Ray cluster, if the flags name one, else the model in this process."""
-    from idefics.evaluate.answerer import EvaluationAnswerer, EvaluationEngineSpec
-
-    settings, is_normalized = evaluation.run_settings, evaluation.suite.is_length_normalized
-    options, labels = evaluation.generation_options | control.timeout_option(), evaluation.suite.labels
-    return ray.create_answerer_of(
-        lambda: EvaluationEngineSpec(
-            load_keywords=load_keywords(model),
-            fingerprint=settings.fingerprint,
-            shots=(),
-            task=settings.task,
-            options=options,
-            labels=labels,
-            is_length_normalized=is_normalized,
-        )
-    ) or EvaluationAnswerer(load, options, labels=labels, is_length_normalized=is_normalized)

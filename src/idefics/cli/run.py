@@ -15,7 +15,7 @@ from idefics.cli.batch_runs import (
     stop_on_signals,
     write_run_report,
 )
-from idefics.cli.command import LoadModel, command
+from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.flags import ModelFlags, PositionalArguments, ShotsFlags, flag_group, output_flag
 from idefics.cli.output import OutputWriter, one_line
 from idefics.cli.run_flags import RayFlags, RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
@@ -27,12 +27,9 @@ from idefics.tasks import TASKS, classify
 from idefics.validation import validate_choice
 
 if TYPE_CHECKING:
-    from idefics import Shot
-    from idefics.batch.answerers import Answerer
     from idefics.batch.output_file import OutputFile
     from idefics.batch.prompt_template import PromptTemplate
     from idefics.batch.rows import RowSource
-    from idefics.batch.run_settings import RunSettings
 
 
 @command(
@@ -69,6 +66,7 @@ def run(
     """
     from idefics.batch.ledger import Ledger
     from idefics.batch.output_file import LedgerExport
+    from idefics.batch.ray_engine import EngineSpec
     from idefics.batch.run import BatchRun
     from idefics.batch.text_writer import TextWriter
     from idefics.cli.openai_run import run_if_openai_batch
@@ -86,8 +84,14 @@ def run(
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
         export = LedgerExport(ledger, output_file, overwrite=control.overwrite) if output_file else None
-        answerer = _create_answerer(load_model, settings, model, shot_list, options, control, ray)
-        stack.enter_context(closing(answerer))
+        spec = EngineSpec(
+            load_keywords=load_keywords(model),
+            fingerprint=settings.fingerprint,
+            shots=shot_list,
+            task=task.task,
+            options=options | control.timeout_option(),
+        )
+        answerer = stack.enter_context(closing(ray.create_answerer(spec, lambda: load_model(model))))
         texts = TextWriter(ledger, settings, outputs.text_settings)
         progress = stack.enter_context(RunProgress(writer))
         batch_run = BatchRun(
@@ -103,24 +107,6 @@ def run(
         report_end(writer, batch_run, source.describe_skipped(), texts)
         if outputs.report is not None:
             write_run_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
-
-
-def _create_answerer(
-    load_model: LoadModel,
-    settings: RunSettings,
-    model: ModelFlags,
-    shots: list[Shot],
-    options: dict[str, Any],
-    control: RunControlFlags,
-    ray: RayFlags,
-) -> Answerer:
-    """What answers the rows: a Ray cluster, if the flags name one, else a model in this process."""
-    from idefics.batch.answerers import LocalAnswerer
-
-    options = options | control.timeout_option()
-    return ray.create_answerer(settings, model, shots, options) or LocalAnswerer(
-        lambda: load_model(model).with_shots(shots), settings.task, options
-    )
 
 
 def _checked_output(

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from idefics.batch.run_settings import RowSelection
 from idefics.batch.text_settings import TextSettings
-from idefics.cli.command import load_keywords
-from idefics.cli.flags import ModelFlags, PositionalArguments, flag, flag_group, input_flag, output_flag
+from idefics.cli.flags import PositionalArguments, flag, flag_group, input_flag, output_flag
 from idefics.errors import BadSetting
 from idefics.validation import validate_range
 
 if TYPE_CHECKING:
-    from idefics import Shot
+    from idefics import Idefics
+    from idefics.batch.answerers import Answerer
     from idefics.batch.ledger import Ledger
     from idefics.batch.ray_engine import EngineSpec
-    from idefics.batch.ray_pool import RayAnswerer
     from idefics.batch.run_settings import RunSettings
 
 
@@ -213,35 +212,17 @@ class RayFlags:
     num_gpus: float | None = ray_flag("GPUs of each engine, such as 1 or 0.5.", metavar="X")
     num_cpus: float | None = ray_flag("CPUs of each engine; as many as its node has for it.", metavar="X")
 
-    def create_answerer(
-        self, settings: RunSettings, model: ModelFlags, shots: Sequence[Shot], options: dict[str, Any]
-    ) -> RayAnswerer | None:
-        """What answers the rows on the cluster that `--ray` names; None without it.
+    def create_answerer(self, spec: EngineSpec, load_model: Callable[[], Idefics]) -> Answerer:
+        """What answers the rows: engines on the cluster that `--ray` names, else a model in this process.
 
         Args:
-            settings: the settings of the run.
-            model: which model the engines load, and how.
-            shots: the few-shot examples.
-            options: the options of the task.
+            spec: what each engine loads and computes.
+            load_model: loads the model in this process.
 
         Raises:
             BadSetting: a flag belongs to `--ray`, which is not given, or its value is not allowed.
             MissingExtra: Ray is not installed.
         """
-        from idefics.batch.ray_engine import EngineSpec
-
-        return self.create_answerer_of(
-            lambda: EngineSpec(
-                load_keywords=load_keywords(model),
-                fingerprint=settings.fingerprint,
-                shots=shots,
-                task=settings.task,
-                options=options,
-            )
-        )
-
-    def create_answerer_of(self, create_spec: Callable[[], EngineSpec]) -> RayAnswerer | None:
-        """As `create_answerer`, for engines that load and compute what a spec says."""
         from idefics.batch.ray_engine import RayOptions
         from idefics.batch.ray_pool import RayAnswerer
 
@@ -251,8 +232,8 @@ class RayFlags:
                     raise BadSetting(
                         f"--{name.replace('_', '-')} is for runs on a Ray cluster: give --ray too"
                     )
-            return None
+            return spec.create_answerer(load_model)
         cluster = RayOptions(
             address=self.ray, num_engines=self.ray_engines, num_gpus=self.num_gpus, num_cpus=self.num_cpus
         )
-        return RayAnswerer(cluster, create_spec())
+        return RayAnswerer(cluster, spec)

@@ -168,8 +168,8 @@ class EvaluationEngineSpec(EngineSpec):
     labels: tuple[str, ...]
     is_length_normalized: bool
 
-    def create_answerer(self, vlm: Idefics) -> EvaluationAnswerer:
+    def create_answerer(self, load_model: Callable[[], Idefics]) -> EvaluationAnswerer:
         """See `EngineSpec.create_answerer`."""
         return EvaluationAnswerer(
-            lambda: vlm, self.options, labels=self.labels, is_length_normalized=self.is_length_normalized
+            load_model, self.options, labels=self.labels, is_length_normalized=self.is_length_normalized
         )
