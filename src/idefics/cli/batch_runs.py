@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -117,9 +116,8 @@ def find_run_settings(
     )
 
 
-@contextmanager
-def stop_on_signals(batch_run: StoppableRun, writer: OutputWriter) -> Iterator[None]:
-    """Context in which Ctrl-C and SIGTERM end the run after the rows in hand, and a second one ends it at once."""
+def run_until_stopped(batch_run: StoppableRun, writer: OutputWriter) -> None:
+    """Runs; Ctrl-C and SIGTERM end the run after the rows in hand, and a second one ends it at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
         if batch_run.is_stopping:
@@ -131,7 +129,8 @@ def stop_on_signals(batch_run: StoppableRun, writer: OutputWriter) -> Iterator[N
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        batch_run.run()
+        writer.progress.stop()
     except KeyboardInterrupt:
         writer.print_status(f"stopped; to go on: {command_line()}")
         raise
@@ -158,6 +157,9 @@ class StoppableRun(Protocol):
 
     counts: RunCounts
     is_stopping: bool
+
+    def run(self) -> None:
+        """Does what is left of it."""
 
 
 def report_end(

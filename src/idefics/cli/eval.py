@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.cli.batch_runs import find_run_settings, report_end, stop_on_signals
+from idefics.cli.batch_runs import find_run_settings, report_end, run_until_stopped
 from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.eval_reports import check_reports, write_reports
 from idefics.cli.flags import ModelFlags, values_for
@@ -130,16 +130,13 @@ def _run(
         )
         answerer = stack.enter_context(closing(ray.create_answerer(spec, load)))
         texts = TextWriter(ledger, run_settings, TextSettings())
-        progress = stack.enter_context(RunProgress(writer))
         batch_run = BatchRun(
             *(evaluation.source, run_settings, evaluation.prompts, answerer, ledger, texts, None, selection),
             max_errors=control.max_errors,
             makes_thumbnails=outputs.report is not None,
-            on_progress=progress.show,
+            on_progress=RunProgress(writer).show,
         )
         started = datetime.now(UTC).astimezone()
-        with stop_on_signals(batch_run, writer):
-            batch_run.run()
-        progress.stop()
+        run_until_stopped(batch_run, writer)
         report_end(writer, batch_run)
         write_reports(outputs, evaluation, batch_run, ledger, run_number, selection, started)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idefics.cli.batch_runs import find_run_settings, report_end, stop_on_signals
+from idefics.cli.batch_runs import find_run_settings, report_end, run_until_stopped
 from idefics.cli.command import LoadModel
 from idefics.cli.flags import ModelFlags
 from idefics.cli.output import OutputWriter
@@ -130,13 +130,11 @@ def _run(
         run_number = control.prepare_ledger(ledger, run_settings)
         export = LedgerExport(ledger, file, overwrite=control.overwrite)
         vlm = stack.enter_context(closing(load_model(model)))
-        progress = stack.enter_context(RunProgress(writer))
+        on_progress = RunProgress(writer).show
         batch_run = OpenAIBatchRun(
-            vlm, settings, batch_file, ledger, run_number, export, control, progress.show
+            vlm, settings, batch_file, ledger, run_number, export, control, on_progress
         )
-        with stop_on_signals(batch_run, writer):
-            batch_run.run()
-        progress.stop()
+        run_until_stopped(batch_run, writer)
         report_end(writer, batch_run)
 
 

@@ -20,7 +20,7 @@ from idefics.batch.documents import (
 )
 from idefics.batch.run_settings import PageSelection, SelectedPages
 from idefics.catalog import DOCTAGS_MODELS
-from idefics.cli.batch_runs import INTERRUPTED, command_line, find_run_settings, stop_on_signals
+from idefics.cli.batch_runs import INTERRUPTED, command_line, find_run_settings, run_until_stopped
 from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import (
     ModelFlags,
@@ -178,7 +178,7 @@ def _read_pages(
     from idefics.batch.text_settings import TextSettings
     from idefics.batch.text_writer import TextWriter
 
-    with closing(answerer), RunProgress(writer) as progress:
+    with closing(answerer):
         batch_run = BatchRun(
             source,
             settings,
@@ -188,10 +188,9 @@ def _read_pages(
             TextWriter(ledger, settings, TextSettings()),
             None,
             RowSelection(),
-            on_progress=progress.show,
+            on_progress=RunProgress(writer).show,
         )
-        with stop_on_signals(batch_run, writer):
-            batch_run.run()
+        run_until_stopped(batch_run, writer)
     if left_out := source.describe_skipped():
         writer.print_status(f"skipped: {left_out}")
     return batch_run.is_stopping

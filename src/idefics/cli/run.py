@@ -12,7 +12,7 @@ from idefics.cli.batch_runs import (
     check_outputs,
     find_run_settings,
     report_end,
-    stop_on_signals,
+    run_until_stopped,
     write_run_report,
 )
 from idefics.cli.command import LoadModel, command, load_keywords
@@ -93,17 +93,14 @@ def run(
         )
         answerer = stack.enter_context(closing(ray.create_answerer(spec, lambda: load_model(model))))
         texts = TextWriter(ledger, settings, outputs.text_settings)
-        progress = stack.enter_context(RunProgress(writer))
         batch_run = BatchRun(
             *(source, settings, template, answerer, ledger, texts, export, selection),
             max_errors=control.max_errors,
             makes_thumbnails=outputs.report is not None,
-            on_progress=progress.show,
+            on_progress=RunProgress(writer).show,
         )
         started = datetime.now(UTC).astimezone()
-        with stop_on_signals(batch_run, writer):
-            batch_run.run()
-        progress.stop()
+        run_until_stopped(batch_run, writer)
         report_end(writer, batch_run, source.describe_skipped(), texts)
         if outputs.report is not None:
             write_run_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from idefics.cli.output import OutputWriter
 
@@ -19,22 +19,12 @@ class RegularProgress:
     """Shows a line with a bar on a terminal, else prints the line every ten seconds.
 
     Args:
-        writer: its own progress display, such as that of loading the model, has priority.
+        writer: its own progress display, such as that of loading the model, has priority; it removes the bar.
     """
 
     def __init__(self, writer: OutputWriter) -> None:
         self._writer, self._is_terminal = writer, sys.stderr.isatty()
         self._shown_time = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Removes the bar."""
-        self._writer.progress.stop()
 
     def is_due(self, now: float) -> bool:
         """Whether nothing was shown a moment ago."""

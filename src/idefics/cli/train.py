@@ -86,7 +86,7 @@ def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> 
     with ExitStack() as stack:
         listeners: list[TrainingListener] = []
         if is_first:
-            listeners.append(stack.enter_context(TrainProgress(writer)))
+            listeners.append(TrainProgress(writer))
         if is_first and watch.tensorboard and not watch.dry_run:
             log = TensorBoardLog(settings.training_folder / "tensorboard")
             listeners.append(stack.enter_context(log))
@@ -96,6 +96,7 @@ def _train(writer: OutputWriter, settings: TrainSettings, watch: WatchFlags) -> 
             if is_first and (path := find_checkpoint(settings.training_folder)) is not None:
                 writer.print_status(f"stopped; to go on from {path}: {command_line('--resume')}")
             raise
+    writer.progress.stop()
     if is_first and not watch.dry_run:
         _print_end(writer, settings, result)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from idefics.cli.output import OutputWriter
 from idefics.cli.run_progress import RegularProgress, format_duration
@@ -30,10 +30,7 @@ class TrainProgress(RegularProgress, TrainingListener):
         super().__init__(writer)
         self._recent: deque[StepRecord] = deque(maxlen=NUM_AVERAGED_STEPS)
         self._expected_rate = 0.0  # tokens a second of the dry run, until steps were found slow
-
-    def __enter__(self) -> Self:
-        self._writer.progress.start("Reading the rows")
-        return self
+        writer.progress.start("Reading the rows")
 
     def on_forecast(self, forecast: Forecast) -> None:
         """Prints the forecast."""
