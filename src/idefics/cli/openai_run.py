@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,11 +18,9 @@ from idefics.cli.run_progress import RunProgress
 from idefics.errors import BadPrompt, BadSetting, MissingExtra
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from idefics import Idefics
     from idefics.batch.ledger import Ledger
-    from idefics.batch.openai_batch import BatchFileCheck, BatchFileLimits, BatchLine
+    from idefics.batch.openai_batch import BatchFileCheck, BatchLine
     from idefics.batch.output_file import LedgerExport, OutputFile
     from idefics.batch.run_counts import RunCounts
     from idefics.server.batch_lines import LineOutcome
@@ -84,44 +82,31 @@ def run_if_openai_batch(
         raise BadSetting(f"{what}: give --out answers.jsonl for the answers to the batch file {path}")
     control.selection()  # checks the numbers
     settings = _server_settings(model)
-    limits = batch_file_limits(settings)
-    check = check_batch_file(path, limits)
+    check = check_batch_file(path, batch_file_limits(settings))
     _refuse_invalid_lines(path, check)
     if note := check_writable(out):
         writer.print_note(note)
-    batch_file = _BatchFile(path, limits, check.num_lines)
-    _run(writer, load_model, batch_file, model, settings, OutputFile(out, OpenAIBatchExporter()), control)
+    num_lines = check.num_lines if control.limit is None else min(check.num_lines, control.limit)
+    file = OutputFile(out, OpenAIBatchExporter())
+    _run(writer, load_model, path, num_lines, model, settings, file, control)
     return True
-
-
-@dataclass(frozen=True, slots=True)
-class _BatchFile:
-    """A batch file that was found valid.
-
-    Attributes:
-        path: where it is.
-        limits: with which it was checked.
-        num_lines: its requests.
-    """
-
-    path: Path
-    limits: BatchFileLimits
-    num_lines: int
 
 
 def _run(
     writer: OutputWriter,
     load_model: LoadModel,
-    batch_file: _BatchFile,
+    path: Path,
+    num_lines: int,
     model: ModelFlags,
     settings: Settings,
     file: OutputFile,
     control: RunControlFlags,
 ) -> None:
-    """Answers the lines of a batch file that the ledger has no answers to."""
+    """Answers the first lines of a batch file, as far as the ledger has no answers to them."""
     from idefics.batch.ledger import Ledger
     from idefics.batch.openai_batch import OPENAI_BATCH_TASK
     from idefics.batch.output_file import LedgerExport
+    from idefics.batch.run_counts import RunCounts
 
     run_settings = find_run_settings(OPENAI_BATCH_TASK, None, {}, [], model, writer)
     with ExitStack() as stack:
@@ -130,77 +115,68 @@ def _run(
         run_number = control.prepare_ledger(ledger, run_settings)
         export = LedgerExport(ledger, file, overwrite=control.overwrite)
         vlm = stack.enter_context(closing(load_model(model)))
+        counts = RunCounts(num_expected=num_lines)
+        for number, num_answered, num_failed in ledger.count_rows():
+            if number == run_number:
+                counts.num_done_before, counts.num_failed_before = num_answered, num_failed
         on_progress = RunProgress(writer).show
         batch_run = OpenAIBatchRun(
-            vlm, settings, batch_file, ledger, run_number, export, control, on_progress
+            vlm, settings, path, ledger, run_number, export, control, counts, on_progress
         )
         run_until_stopped(batch_run, writer)
         report_end(writer, batch_run)
 
 
+@dataclass
 class OpenAIBatchRun:
     """One run over a batch file.
 
-    Args:
+    Attributes:
         vlm, settings: the model and the settings of the server whose code answers.
-        batch_file: the file.
-        ledger, run: keeps the answers.
+        path: the file, which was found valid.
+        ledger, run_number: keeps the answers.
         export: the output file.
         control: how many lines are taken, and how many may fail.
-        on_progress: called with the counts after each line.
-
-    Attributes:
         counts: what the run has done so far.
+        on_progress: called with the counts after each line.
         is_stopping: set it to True to end the run after the lines in hand.
     """
 
-    def __init__(
-        self,
-        vlm: Idefics,
-        settings: Settings,
-        batch_file: _BatchFile,
-        ledger: Ledger,
-        run: int,
-        export: LedgerExport,
-        control: RunControlFlags,
-        on_progress: Callable[[RunCounts], None],
-    ) -> None:
-        from idefics.batch.run_counts import RunCounts
-
-        self._vlm, self._settings, self._batch_file = vlm, settings, batch_file
-        self._ledger, self._run, self._export = ledger, run, export
-        self._control, self._on_progress = control, on_progress
-        limit, num_lines = control.limit, batch_file.num_lines
-        self.counts = RunCounts(num_expected=num_lines if limit is None else min(num_lines, limit))
-        for number, num_answered, num_failed in ledger.count_rows():
-            if number == run:
-                self.counts.num_done_before, self.counts.num_failed_before = num_answered, num_failed
-        self.is_stopping = False
+    vlm: Idefics
+    settings: Settings
+    path: Path
+    ledger: Ledger
+    run_number: int
+    export: LedgerExport
+    control: RunControlFlags
+    counts: RunCounts
+    on_progress: Callable[[RunCounts], None]
+    is_stopping: bool = False
 
     def run(self) -> None:
         """Answers all lines that have no answer yet, and writes the output file."""
         try:
             asyncio.run(self._answer_lines())
         finally:
-            self._export.export()
+            self.export.export()
 
     async def _answer_lines(self) -> None:
         from idefics.server.app import create_app
-        from idefics.server.batch_lines import BatchLineRunner, LineSlots
+        from idefics.server.batch_lines import BatchLineRunner, LineSlots, batch_file_limits
 
-        app = create_app(self._vlm, self._settings)
-        max_lines = LINES_PER_ROW * self._vlm.engine.config.batch_rows
+        app = create_app(self.vlm, self.settings)
+        max_lines = LINES_PER_ROW * self.vlm.engine.config.batch_rows
         slots = LineSlots(app.state.service.admission, max_lines)
         await BatchLineRunner(
-            *(app, slots, self._ledger, self._run, self._batch_file.path, self._batch_file.limits),
+            *(app, slots, self.ledger, self.run_number, self.path, batch_file_limits(self.settings)),
             on_outcome=self._count,
             should_stop=lambda: self.is_stopping or self.counts.has_too_many_errors,
-            max_lines=self._control.limit,
+            max_lines=self.control.limit,
         ).run()
 
     def _count(self, line: BatchLine, outcome: LineOutcome) -> None:
         """Counts a line that was answered."""
-        counts, max_errors = self.counts, self._control.max_errors
+        counts, max_errors = self.counts, self.control.max_errors
         counts.num_tokens += outcome.tokens
         if outcome.is_error:
             counts.num_failed += 1
@@ -208,8 +184,8 @@ class OpenAIBatchRun:
             counts.has_too_many_errors = max_errors is not None and counts.num_failed >= max_errors
         else:
             counts.num_written += 1
-        self._export.export_regularly()
-        self._on_progress(counts)
+        self.export.export_regularly()
+        self.on_progress(counts)
 
 
 def _server_settings(model: ModelFlags) -> Settings:

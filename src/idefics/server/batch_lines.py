@@ -147,40 +147,36 @@ class LineOutcome:
     message: str
 
 
+@dataclass
 class BatchLineRunner:
     """Answers the lines of a batch file that have no answer in a ledger, several at the same time.
 
     A line is a row of the ledger, and its `custom_id` the row's name. What is in hand when the run ends early is not
     kept, and is computed by the next run.
 
-    Args:
+    Attributes:
         app: its routes answer.
         slots: the slots of all runners of the app.
         ledger: keeps the answers; of this batch alone.
-        run: the number of the run in the ledger.
+        run_number: the number of the run in the ledger.
         path: the file, which `check_batch_file` has found valid.
         limits: of the file.
-        max_lines: only the first lines are answered; None: all.
         on_outcome: called with the outcome of each line that was answered.
         should_stop: whether no more lines are to begin.
+        max_lines: only the first lines are answered; None: all.
+        is_closing: whether the server shuts down.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        slots: LineSlots,
-        ledger: Ledger,
-        run: int,
-        path: Path,
-        limits: BatchFileLimits,
-        on_outcome: Callable[[BatchLine, LineOutcome], None],
-        should_stop: Callable[[], bool],
-        max_lines: int | None = None,
-    ) -> None:
-        self._app, self._slots, self._ledger, self._run_number = app, slots, ledger, run
-        self._path, self._limits, self._max_lines = path, limits, max_lines
-        self._on_outcome, self._should_stop = on_outcome, should_stop
-        self._is_closing = False
+    app: ASGIApp
+    slots: LineSlots
+    ledger: Ledger
+    run_number: int
+    path: Path
+    limits: BatchFileLimits
+    on_outcome: Callable[[BatchLine, LineOutcome], None]
+    should_stop: Callable[[], bool]
+    max_lines: int | None = None
+    is_closing: bool = False
 
     async def run(self) -> None:
         """Answers the lines. Those in hand when `should_stop` becomes true are answered too.
@@ -191,10 +187,10 @@ class BatchLineRunner:
         lines, running = self._unanswered_lines(), set[asyncio.Task[None]]()
         with ThreadPoolExecutor(1, thread_name_prefix="idefics-batch-lines") as thread:
             try:
-                while await self._slots.acquire(lambda: self._should_stop() or self._is_closing):
+                while await self.slots.acquire(lambda: self.should_stop() or self.is_closing):
                     line = await asyncio.get_running_loop().run_in_executor(thread, next, lines, None)
                     if line is None:
-                        self._slots.release()
+                        self.slots.release()
                         break
                     running.add(asyncio.create_task(self._answer(line, thread)))
                     done = {task for task in running if task.done()}
@@ -209,10 +205,10 @@ class BatchLineRunner:
 
     def _unanswered_lines(self) -> Iterator[BatchLine]:
         """Yields the lines without an answer. Runs in the thread of `run`."""
-        for index, line in enumerate(read_batch_lines(self._path, self._limits)):
-            if self._max_lines is not None and index >= self._max_lines:
+        for index, line in enumerate(read_batch_lines(self.path, self.limits)):
+            if self.max_lines is not None and index >= self.max_lines:
                 return
-            row = self._ledger.find_row(self._run_number, line.custom_id)
+            row = self.ledger.find_row(self.run_number, line.custom_id)
             if row is None or row.key != line.key:
                 yield line
 
@@ -220,23 +216,23 @@ class BatchLineRunner:
         """Answers a line and stores the answer, unless the server shuts down. Releases its slot."""
         try:
             start_time = time.monotonic()
-            response = await post_in_process(self._app, line.url, line.body)
+            response = await post_in_process(self.app, line.url, line.body)
             while response.status == SERVER_BUSY:
                 await asyncio.sleep(response.retry_after)
-                if self._should_stop():
+                if self.should_stop():
                     return
-                response = await post_in_process(self._app, line.url, line.body)
+                response = await post_in_process(self.app, line.url, line.body)
             if response.status == SERVER_CLOSING:
-                self._is_closing = True
+                self.is_closing = True
                 return
             seconds = round(time.monotonic() - start_time, 3)
             outcome = _outcome(response)
             await asyncio.get_running_loop().run_in_executor(
                 thread, self._store, line, response, outcome, seconds
             )
-            self._on_outcome(line, outcome)
+            self.on_outcome(line, outcome)
         finally:
-            self._slots.release()
+            self.slots.release()
 
     def _store(
         self, line: BatchLine, response: InProcessResponse, outcome: LineOutcome, seconds: float
@@ -247,14 +243,14 @@ class BatchLineRunner:
         if outcome.is_error:
             answer |= {"error_type": f"HTTP {response.status}", "error": outcome.message}
         row = LedgerRow(
-            run=self._run_number,
+            run=self.run_number,
             name=line.custom_id,
             key=line.key,
             id=line.custom_id,
             path=line.custom_id,
             prompt="",
         )
-        self._ledger.add_row(row, answer)
+        self.ledger.add_row(row, answer)
 
 
 def _outcome(response: InProcessResponse) -> LineOutcome:
