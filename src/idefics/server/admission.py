@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from idefics.messages import PictureOrVideo, Video
 from idefics.server.errors import APIError, shutting_down_error, too_many_requests_error
@@ -16,6 +17,7 @@ MAX_RETRY_AFTER = 60  # seconds
 DURATION_SMOOTHING = 0.1  # weight of the latest request in the average duration
 
 
+@dataclass(eq=False)
 class AdmissionSlot:
     """The amounts that one admitted request has reserved, until it ends.
 
@@ -26,10 +28,10 @@ class AdmissionSlot:
         start_time: when the slot was acquired, by `time.monotonic`.
     """
 
-    def __init__(self, cancel: Callable[[], None], *, is_background: bool = False) -> None:
-        self.cancel, self.is_background = cancel, is_background
-        self.usage: Counter[str] = Counter()
-        self.start_time = time.monotonic()
+    cancel: Callable[[], None]
+    is_background: bool
+    usage: Counter[str] = field(default_factory=Counter)
+    start_time: float = field(default_factory=time.monotonic)
 
 
 class AdmissionControl:
@@ -88,7 +90,7 @@ class AdmissionControl:
         if self.is_closing:
             self._on_refused("closing")
             raise shutting_down_error()
-        slot = AdmissionSlot(cancel, is_background=is_background)
+        slot = AdmissionSlot(cancel, is_background)
         self.reserve(slot, requests=1, **amounts)
         self.slots.add(slot)
         return slot

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from idefics.batch.file_systems import network_file_system
 from idefics.batch.output_file import check_writable, replace_file
@@ -28,7 +28,8 @@ MAX_REPORTS, MAX_REPORTS_OF_KEY = 4, 2  # that are made at the same time
 FINAL_STATUSES = ("completed", "failed", "expired", "cancelled")
 
 
-class StoredObject(Protocol):
+@dataclass(slots=True, kw_only=True)
+class StoredObject:
     """What a folder keeps as one JSON file.
 
     Attributes:
@@ -43,20 +44,16 @@ class StoredObject(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class StoredFile:
+class StoredFile(StoredObject):
     """A file, and what is known about it.
 
     Attributes:
-        id, owner, created_ns: see `StoredObject`.
         filename: as the client calls it.
         purpose: "batch", or "batch_output" of files that the server made.
         num_bytes: its size.
         expires_at: when it is deleted, in seconds of Unix time.
     """
 
-    id: str
-    owner: str
-    created_ns: int
     filename: str
     purpose: str
     num_bytes: int
@@ -64,11 +61,10 @@ class StoredFile:
 
 
 @dataclass(slots=True, kw_only=True)
-class StoredBatch:
+class StoredBatch(StoredObject):
     """A batch.
 
     Attributes:
-        id, owner, created_ns: see `StoredObject`.
         endpoint, input_file_id, completion_window, metadata: as the client gave them.
         status: as in OpenAI's API.
         status_times: when it had each status first, in seconds of Unix time.
@@ -82,9 +78,6 @@ class StoredBatch:
         output_file_id, error_file_id: the files with the answers and with the errors, once they are written.
     """
 
-    id: str
-    owner: str
-    created_ns: int
     endpoint: str
     input_file_id: str
     completion_window: str

@@ -8,7 +8,7 @@ import threading
 from asyncio import to_thread
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -85,10 +85,11 @@ class BatchFiles:
         return [path for path in (self.answers, self.errors) if path is not None]
 
 
+@dataclass(eq=False)
 class BatchRecords:
     """The rows of batches, in the order of their input; iterated once. The files of one batch at a time are open.
 
-    Args:
+    Attributes:
         batches: in the order in which they were created; of several lines with one `custom_id`, the last counts.
         limits: of the files.
         model: the name of the model.
@@ -96,18 +97,13 @@ class BatchRecords:
         texts: `custom_id` -> what a row has in place of the model's answer.
     """
 
-    def __init__(
-        self,
-        batches: Sequence[BatchFiles],
-        limits: BatchFileLimits,
-        model: str,
-        fetcher: Fetcher,
-        texts: Mapping[str, str],
-    ) -> None:
-        self._batches, self._limits, self._texts = batches, limits, texts
-        self.model, self._fetcher = model, fetcher
-        self._body: Any = None  # of the row that was yielded last
-        self._is_stopped = threading.Event()
+    batches: Sequence[BatchFiles]
+    limits: BatchFileLimits
+    model: str
+    fetcher: Fetcher
+    texts: Mapping[str, str]
+    _body: Any = None  # of the row that was yielded last
+    _is_stopped: threading.Event = field(default_factory=threading.Event)
 
     def stop(self) -> None:
         """Ends the iteration, from another thread."""
@@ -116,20 +112,20 @@ class BatchRecords:
     @cached_property
     def _path_by_id(self) -> dict[str, Path]:
         """The file with the line that counts, of each `custom_id`."""
-        return {id: path for batch in self._batches for path in batch.outputs for id, _ in _line_starts(path)}
+        return {id: path for batch in self.batches for path in batch.outputs for id, _ in _line_starts(path)}
 
     def count_answers(self) -> tuple[int, int, int]:
         """The numbers of rows with an answer, of those with an error, and of corrected answers."""
-        files = {batch.answers for batch in self._batches}
+        files = {batch.answers for batch in self.batches}
         answered = {id for id, path in self._path_by_id.items() if path in files}
-        return len(answered), len(self._path_by_id) - len(answered), len(answered & self._texts.keys())
+        return len(answered), len(self._path_by_id) - len(answered), len(answered & self.texts.keys())
 
     def __iter__(self) -> Iterator[OutputRecord]:
-        for batch in self._batches:
+        for batch in self.batches:
             with ExitStack() as stack:
                 files = {path: stack.enter_context(path.open("rb")) for path in batch.outputs}
                 starts = {path: dict(_line_starts(path)) for path in batch.outputs}
-                for line in read_batch_lines(batch.requests, self._limits):
+                for line in read_batch_lines(batch.requests, self.limits):
                     if self._is_stopped.is_set():
                         return
                     path = self._path_by_id[line.custom_id]
@@ -142,7 +138,7 @@ class BatchRecords:
 
     def _correct(self, record: OutputRecord) -> OutputRecord:
         """The row with what somebody wrote in place of the model's answer, which becomes a note."""
-        text = self._texts.get(record.id)
+        text = self.texts.get(record.id)
         if text is None or record.error_type:
             return record
         return replace(
@@ -155,10 +151,10 @@ class BatchRecords:
         if url is None:
             return None
         try:
-            data = self._fetcher.get(url)
+            data = self.fetcher.get(url)
         except BadPicture:
             return None
-        with self._fetcher.decode_slots:
+        with self.fetcher.decode_slots:
             return make_thumbnail(data, "", untrusted=True)
 
 

@@ -14,7 +14,7 @@ import re
 from starlette.datastructures import Headers
 
 from idefics.server.errors import APIError
-from idefics.server.origin_setting import ORIGIN_PATTERN
+from idefics.server.list_settings import ORIGIN_PATTERN, parse_host_names, parse_origins
 from idefics.server.settings import Settings, is_loopback_host
 
 HOST_PATTERN = re.compile(
@@ -29,8 +29,8 @@ class OriginPolicy:
     """The hosts that requests may be addressed to, the origins whose pages may send them, and their CORS headers."""
 
     def __init__(self, settings: Settings) -> None:
-        self.allowed_origins = settings.allowed_origin_set()
-        allowed_names = settings.allowed_host_names()
+        self.allowed_origins = parse_origins(settings.allowed_origins)
+        allowed_names = parse_host_names(settings.allowed_hosts)
         self.allowed_hosts = {*allowed_names, settings.host.lower()}
         self.allows_any_host = not allowed_names and (settings.has_key or not is_loopback_host(settings.host))
 

@@ -6,7 +6,6 @@ The flags and the tables in docs/server.md are generated from `Settings`. The mo
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -20,8 +19,7 @@ from idefics.errors import BadSetting, MissingExtra
 from idefics.host_memory import parse_bytes_or_share
 from idefics.lazy import cached_property
 from idefics.processing import url_policy
-from idefics.server.adapter_setting import parse_adapters
-from idefics.server.origin_setting import parse_origins, parse_servers, split_list
+from idefics.server.list_settings import parse_adapters, parse_host_names, parse_origins, parse_servers
 from idefics.validation import validate_choice
 
 ENVIRONMENT_PREFIX = "IDEFICS_"  # of environment variables
@@ -168,9 +166,9 @@ class Settings:
                 "remote_images is 'any', which would let clients reach this machine's own network: give off, public, "
                 "or hosts separated by commas; pictures of this network can be sent as data URIs"
             )
-        self.allowed_host_names()
+        parse_host_names(self.allowed_hosts)
         self.compared_servers  # noqa: B018  # checks them
-        if "*" in self.allowed_origin_set() and not self.has_key:
+        if "*" in parse_origins(self.allowed_origins) and not self.has_key:
             raise BadSetting(
                 "allowed_origins is * without a key, which would let every web page use the server: list the origins, "
                 "or give --api-key-file"
@@ -205,25 +203,6 @@ class Settings:
         if not keys and (self.api_key is not None or self.api_key_file is not None):
             raise BadSetting("the API key is blank: give at least one character, or leave it out")
         return keys
-
-    def allowed_host_names(self) -> list[str]:
-        """The host names that `allowed_hosts` lists, in lower case.
-
-        Raises:
-            BadSetting: one of them is not a host name.
-        """
-        names = split_list(self.allowed_hosts)
-        for name in names:
-            if re.search(r"[\s:/*\[\]]", name):
-                raise BadSetting(
-                    f"allowed_hosts has {name!r}; give host names without scheme and port, such as "
-                    "box,idefics.example.com"
-                )
-        return names
-
-    def allowed_origin_set(self) -> frozenset[str]:
-        """The origins that `allowed_origins` lists; raises BadSetting if it is wrong."""
-        return parse_origins(self.allowed_origins)
 
     @cached_property
     def compared_servers(self) -> list[str]:
