@@ -65,7 +65,7 @@ class ChoicesResponseBuilder(ABC):
             work = partial(self.context.submit_and_wait_for_prompt, submit)
             fields = {**self.common_fields, "choices": []}
             return EventStreamResponse(
-                stream_with_progress(self.context, work, fields, self._stream_events())
+                stream_with_progress(self.context.progress, work, fields, self._stream_events())
             )
         await submit()
         if self.request.stream:

@@ -150,7 +150,9 @@ async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -
     explainer = _Explainer(inputs, call)
     if body.streams_progress:
         events = explainer.stream_events()
-        return EventStreamResponse(stream_with_progress(context, explainer.prepare, PROGRESS_FIELDS, events))
+        return EventStreamResponse(
+            stream_with_progress(context.progress, explainer.prepare, PROGRESS_FIELDS, events)
+        )
     await explainer.prepare()
     if body.stream:
         return EventStreamResponse(explainer.stream_events())
@@ -215,7 +217,8 @@ class _Explainer:
                 step = await context.run_in_worker(partial(next, steps, None))
             else:
                 handles: list[RequestHandle] = []
-                async with aclosing(context.progress_of(self._score(step, handles))) as reported:
+                scoring = self._score(step, handles)
+                async with aclosing(context.progress.run_and_report(scoring)) as reported:
                     async for progress in reported:
                         yield {**PROGRESS_FIELDS, "progress": progress._asdict()}
                 step = await context.run_in_worker(partial(steps.send, handles))
@@ -244,7 +247,7 @@ class _Explainer:
                     await asyncio.sleep(BUSY_SECONDS)
         self._count(handle.usage)
         self.num_passes += 1
-        self.context.report(RequestProgress("passes", self.num_passes, self.prepared.num_passes))
+        self.context.progress.report(RequestProgress("passes", self.num_passes, self.prepared.num_passes))
         return handle
 
     def _count(self, usage: Usage) -> None:

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -99,7 +100,7 @@ class AccessMiddleware:
         """Raises an `APIError` (401) if the server has keys and the request has none of them."""
         if not self.key_digests:
             return
-        digest = hashlib.sha256(_extract_key(headers.get("authorization", ""))).digest()
+        digest = _key_digest(headers)
         # Compares with all keys, so that the time taken reveals nothing about them.
         if sum(hmac.compare_digest(key_digest, digest) for key_digest in self.key_digests):
             return
@@ -258,17 +259,16 @@ def is_api_path(path: str) -> bool:
 
 def api_key_id(headers: Headers) -> str:
     """Identifies the API key of a request: SHA-256, shortened to 32 hexadecimal digits."""
-    return hashlib.sha256(_extract_key(headers.get("authorization", ""))).hexdigest()[:32]
+    return _key_digest(headers).hex()[:32]
 
 
-def _extract_key(authorization: str) -> bytes:
-    """The key in an Authorization header: a bearer token, or the password of a browser; empty if there is none."""
-    scheme, _, credentials = authorization.encode("latin-1").partition(b" ")
+def _key_digest(headers: Headers) -> bytes:
+    """SHA-256 of a request's key: a bearer token, or the password of a browser; empty if there is none."""
+    scheme, _, credentials = headers.get("authorization", "").encode("latin-1").partition(b" ")
+    key = b""
     if scheme.lower() == b"bearer":
-        return credentials.strip()
-    if scheme.lower() == b"basic":
-        try:
-            return base64.b64decode(credentials, validate=True).partition(b":")[2]
-        except binascii.Error:
-            return b""
-    return b""
+        key = credentials.strip()
+    elif scheme.lower() == b"basic":
+        with suppress(binascii.Error):
+            key = base64.b64decode(credentials, validate=True).partition(b":")[2]
+    return hashlib.sha256(key).digest()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from idefics.config import Sampling
 from idefics.engine.handle import RequestHandle
-from idefics.engine.request import Request, RequestProgress
+from idefics.engine.request import Request
 from idefics.messages import Answer, Delta, PictureOrVideo
 from idefics.server.admission import count_pictures
 from idefics.server.errors import shutting_down_error
@@ -36,6 +35,7 @@ class RequestContext:
         slot: what the request uses of the limits.
         streams: its answers, one per choice.
         scoring_handle: the scoring request that it waits for.
+        progress: how far it is; reported once `start_reporting` was called.
         preparation_time: seconds from its arrival until its answers were submitted.
         num_characters: characters of all its texts.
         is_cancelled: whether a shutdown cancelled it, or it is closed.
@@ -47,38 +47,21 @@ class RequestContext:
         self.streams: list[Stream] = []
         self.scoring_handle: RequestHandle | None = None
         self.preparation_time = 0.0
-        self._progress: ProgressQueue | None = None
+        self.progress = ProgressQueue()
         self.num_characters = 0
         self.is_cancelled = False
 
     def start_reporting(self) -> None:
-        """From now on progress is reported, for `progress_of`. To be called before prompts are made."""
-        self._progress = ProgressQueue()
-        fetcher = replace(self.vlm.processor.fetcher, on_opened=self._progress.report_opened)
+        """From now on progress is reported. To be called before prompts are made."""
+        self.progress.is_active = True
+        fetcher = replace(self.vlm.processor.fetcher, on_opened=self.progress.report_opened)
         self.vlm = self.vlm.fetching(fetcher)
-
-    async def progress_of(self, work: Coroutine[Any, Any, None]) -> AsyncGenerator[RequestProgress]:
-        """Runs `work`, a part of the request, and yields its progress until it ends; nothing if none is reported.
-
-        Raises what `work` raises. The reader must close the generator, which then cancels the work.
-        """
-        if self._progress is None:
-            await work
-            return
-        async with aclosing(self._progress.run_and_report(work)) as reported:
-            async for progress in reported:
-                yield progress
 
     async def submit_and_wait_for_prompt(self, submit: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Submits prompts by `submit`, and waits until the first of them is computed, or its answer has ended."""
         await submit()
-        if self.streams and self._progress is not None:
-            await self._progress.wait_for_prompt()
-
-    def report(self, progress: RequestProgress) -> None:
-        """Reports progress of the work that `progress_of` runs."""
-        if self._progress is not None:
-            self._progress.report(progress)
+        if self.streams:
+            await self.progress.wait_for_prompt()
 
     def check_and_count_texts(self, texts: Iterable[str]) -> None:
         """Checks the length of a prompt's texts before they are tokenized, and adds it to `num_characters`.
@@ -198,8 +181,7 @@ class RequestContext:
         """
         admission = self.service.admission
         admission.reserve(self.slot, pictures=sum(map(count_pictures, pictures)))
-        if self._progress is not None:
-            self._progress.expect_pictures(len(pictures))
+        self.progress.expect_pictures(len(pictures))
         prompt = await self.run_in_worker(make_prompt, pictures)
         admission.reserve(self.slot, tokens=count_tokens(prompt))
         self.check_not_cancelled()
@@ -223,15 +205,15 @@ class RequestContext:
         seed = generation_kwargs.get("seed")
         for choice_index in range(num_choices):
             seed_kwargs = {} if seed is None else {"seed": (seed + choice_index) % (1 << 63)}
-            progress = None if self.streams else self._progress  # that of the first answer
+            reports = self.progress.is_active and not self.streams  # the progress is that of the first answer
             stream = self.vlm.submit(
                 prompt,
-                on_progress=None if progress is None else progress.report,
+                on_progress=self.progress.report if reports else None,
                 **{**generation_kwargs, **seed_kwargs},
             )
             self.streams.append(stream)
-            if progress is not None:
-                stream.call_when_done(progress.end_prompt)
+            if reports:
+                stream.call_when_done(self.progress.end_prompt)
             if self.is_cancelled:  # since this thread was started
                 stream.close()
 

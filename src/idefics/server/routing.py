@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -24,10 +24,6 @@ from idefics.server.middleware import CONTEXT_SCOPE_KEY
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
 from idefics.server.server_state import ServerState
-
-if TYPE_CHECKING:
-    from idefics.server.server_state import ServerState
-
 
 FILE_FIELD = "image"  # field of a form that has the file of a picture
 

@@ -6,17 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from idefics.engine.request import RequestProgress
 from idefics.server.errors import APIError, to_api_error
-
-if TYPE_CHECKING:
-    from idefics.server.request_context import RequestContext
-
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
@@ -57,9 +53,14 @@ class EventStreamResponse(Response):
 
 
 class ProgressQueue:
-    """The progress of one request. Any thread may report it; the methods that the event loop calls are marked."""
+    """The progress of one request. Any thread may report it; the methods that the event loop calls are marked.
+
+    Attributes:
+        is_active: whether what is reported is read; else it is dropped.
+    """
 
     def __init__(self) -> None:
+        self.is_active = False
         self._loop = asyncio.get_running_loop()
         self._reported: asyncio.Queue[RequestProgress | None] = asyncio.Queue()
         self._prompt_computed = asyncio.Event()
@@ -67,7 +68,8 @@ class ProgressQueue:
 
     def report(self, progress: RequestProgress) -> None:
         """Adds progress, for `run_and_report`; wakes `wait_for_prompt` if the prompt is computed."""
-        self._call_in_loop(self._reported.put_nowait, progress)
+        if self.is_active:
+            self._call_in_loop(self._reported.put_nowait, progress)
         if progress.stage == "prompt" and progress.done == progress.total:
             self.end_prompt()
 
@@ -112,7 +114,7 @@ class ProgressQueue:
 
 
 async def stream_with_progress(
-    context: RequestContext,
+    progress: ProgressQueue,
     work: Callable[[], Coroutine[Any, Any, None]],
     fields: Mapping[str, object],
     events: AsyncGenerator[bytes],
@@ -120,14 +122,14 @@ async def stream_with_progress(
     """The formatted events of a stream with progress: that of `work`, then `events`.
 
     Args:
-        context: the request.
+        progress: that of the request.
         work: the part of the request that comes before the events.
         fields: the other fields of an event with progress.
         events: the formatted events of the same stream without progress.
     """
-    async with aclosing(context.progress_of(work())) as reported:
-        async for progress in reported:
-            yield format_event({**fields, "progress": progress._asdict()})
+    async with aclosing(progress.run_and_report(work())) as reported:
+        async for one in reported:
+            yield format_event({**fields, "progress": one._asdict()})
     async with aclosing(events) as sent:
         async for event in sent:
             yield event

@@ -151,7 +151,8 @@ async def _generate_text(task: Task, inputs: TaskInputs, request: TaskRequest) -
     )
     if request.streams_progress:
         work = partial(context.submit_and_wait_for_prompt, submit)
-        return EventStreamResponse(stream_with_progress(context, work, {"text": ""}, _stream_events(context)))
+        events = _stream_events(context)
+        return EventStreamResponse(stream_with_progress(context.progress, work, {"text": ""}, events))
     await submit()
     if request.stream:
         return EventStreamResponse(_stream_events(context))
