@@ -172,10 +172,9 @@ class ChatSession:
                 answer = self.vlm.chat(messages, **self.options)
                 self.writer.write_result(answer, model=self.vlm)
                 answer_text = answer.text
-        except PromptTooLong as error:
-            self.writer.report_error(f"{error}; /new begins a new conversation")
         except BadRequest as error:
-            self.writer.report_error(str(error))
+            hint = "; /new begins a new conversation" if isinstance(error, PromptTooLong) else ""
+            self.writer.report_error(f"{error}{hint}")
         else:
             if answer_text:
                 self.messages, self.pending_pictures = [*messages, assistant(answer_text)], []

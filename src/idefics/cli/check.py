@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -77,9 +78,9 @@ def check(writer: OutputWriter, flags: CheckFlags) -> None:
         for result in run_checks(subject, quick=flags.quick):
             results.append(result)
             _write_result(writer, result)
+        num_off = sum(result.outcome.status == "off" for result in results)
         if flags.record is not None:
             make_record(subject).write(flags.record)
-            num_off = sum(result.outcome.status == "off" for result in results)
             warning = f", of a model of which {num_off} checks are off" if num_off else ""
             writer.print_status(f"{flags.record} is written{warning}")
     except KeyboardInterrupt:
@@ -91,7 +92,7 @@ def check(writer: OutputWriter, flags: CheckFlags) -> None:
             _write_report(flags.report, subject, results)
             writer.print_status(f"{flags.report} is written")
         subject.close()
-    if any(result.outcome.status == "off" for result in results):
+    if num_off:
         writer.exit_code = EXIT_OFF
     if not writer.as_json:
         print(_summary(results))
@@ -123,11 +124,8 @@ def _write_result(writer: OutputWriter, result: CheckResult) -> None:
 
 def _summary(results: list[CheckResult]) -> str:
     """How many checks passed, were off and were skipped."""
-    counts = {
-        status: sum(result.outcome.status == status for result in results)
-        for status in ("ok", "off", "skipped")
-    }
-    return ", ".join(f"{count} {status}" for status, count in counts.items())
+    counts = Counter(result.outcome.status for result in results)
+    return ", ".join(f"{counts[status]} {status}" for status in MARKS)
 
 
 def _write_report(path: Path, subject: Any, results: list[CheckResult]) -> None:

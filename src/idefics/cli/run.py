@@ -18,7 +18,7 @@ from idefics.cli.batch_runs import (
 from idefics.cli.command import LoadModel, command, load_keywords
 from idefics.cli.flags import ModelFlags, PositionalArguments, ShotsFlags, flag_group, output_flag
 from idefics.cli.output import OutputWriter, one_line
-from idefics.cli.run_flags import RayFlags, RunControlFlags, RunInputFlags, RunOutputFlags, RunTaskFlags
+from idefics.cli.run_flags import RayFlags, RunControlFlags, RunInputFlags, RunOutputFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.tasks import LabelFlags, read_shots_file
@@ -45,7 +45,6 @@ def run(
     writer: OutputWriter,
     load_model: LoadModel,
     inputs: RunInputFlags,
-    task: RunTaskFlags,
     labels: LabelFlags,
     shots: ShotsFlags,
     model: ModelFlags,
@@ -71,15 +70,16 @@ def run(
     from idefics.batch.text_writer import TextWriter
     from idefics.cli.openai_run import run_if_openai_batch
 
-    others = (task, labels, shots, sampling, ray)
+    others = (labels, shots, sampling, ray)
     if run_if_openai_batch(writer, load_model, inputs, model, outputs, control, others):
         return
-    validate_choice("task", task.task, tuple(TASKS))
+    task = inputs.task
+    validate_choice("task", task, tuple(TASKS))
     output_file = _checked_output(inputs, outputs, writer)
-    template, options = _template(task.task, inputs), _task_options(task.task, labels, sampling)
+    template, options = _template(inputs), _task_options(task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
     source, ledger_path = _open_source(inputs, model, template), _ledger_path(inputs, outputs, control)
-    settings = find_run_settings(task.task, template, options, shot_list, model, writer, outputs.affixes)
+    settings = find_run_settings(task, template, options, shot_list, model, writer, outputs.affixes)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
@@ -88,7 +88,7 @@ def run(
             load_keywords=load_keywords(model),
             fingerprint=settings.fingerprint,
             shots=shot_list,
-            task=task.task,
+            task=task,
             options=options | control.timeout_option(),
         )
         answerer = stack.enter_context(closing(ray.create_answerer(spec, lambda: load_model(model))))
@@ -118,11 +118,11 @@ def _checked_output(
     return None if outputs.out is None else OutputFile(outputs.out, exporter_for(outputs.out))
 
 
-def _template(task_name: str, inputs: RunInputFlags) -> PromptTemplate | None:
+def _template(inputs: RunInputFlags) -> PromptTemplate | None:
     """The template of the prompts; None if the task takes none, or has one of its own."""
     from idefics.batch.prompt_template import PromptTemplate
 
-    task, text = TASKS[task_name], inputs.prompt
+    task, text = TASKS[inputs.task], inputs.prompt
     if inputs.prompt_column is not None:
         if text is not None:
             raise BadSetting(
@@ -134,7 +134,7 @@ def _template(task_name: str, inputs: RunInputFlags) -> PromptTemplate | None:
             raise BadPrompt(f'no {task.words_name} given: --prompt "..." or --prompt-column COLUMN')
         return None
     if not task.words_name or task is classify.TASK:
-        raise BadPrompt(f"{task_name} takes no prompt: `--task ask` and `--task complete` do")
+        raise BadPrompt(f"{task.name} takes no prompt: `--task ask` and `--task complete` do")
     if not text.strip():
         raise BadPrompt(f"the {task.words_name} is empty: give a text with --prompt")
     return PromptTemplate(text)

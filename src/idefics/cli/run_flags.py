@@ -28,7 +28,7 @@ SHARD = re.compile(r"(\d+)/(\d+)")
 
 @flag_group
 class RunInputFlags:
-    """The flags for the input of a run."""
+    """The flags for the input of a run, and its task."""
 
     inputs: PositionalArguments
     list_file: Path | None = input_flag(
@@ -45,12 +45,6 @@ class RunInputFlags:
     prompt: str | None = input_flag(
         "The question or text; {name}, {folder}, {caption} and {any column} are filled in for each row."
     )
-
-
-@flag_group
-class RunTaskFlags:
-    """The flag that names the task of a run."""
-
     task: str = input_flag(
         "caption, complete, ask, classify, write or read.", default="caption", metavar="TASK"
     )

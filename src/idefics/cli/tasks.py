@@ -43,7 +43,7 @@ from idefics.tasks.shots import parse_shots
 from idefics.tasks.task import Task
 
 if TYPE_CHECKING:
-    from idefics import Idefics, Stream
+    from idefics import Idefics
 
 Result = TypeVar("Result", Answer, Ranking)
 
@@ -129,13 +129,9 @@ def _run_task(
     options = sampling.options(as_json=writer.as_json)
     batches = PictureBatches(writer, load_model, model, shots, names, recursive=pictures.recursive)
     where.check(batches.pictures)
-    if where.where is not None:
+    if where.where is not None or (writer.is_interactive and not writer.shows_picture_names):
         for named in batches.readable_pictures(batches.pictures):
             answer_and_draw(writer, batches.vlm, task, named, words, options, where.where)
-    elif writer.is_interactive and not writer.shows_picture_names:
-        for named in batches.readable_pictures(batches.pictures):
-            stream = batches.vlm.run(task, named.picture, words, stream=True, **options)
-            writer.write_stream(cast("Stream", stream))
     else:
         answers = batches.answer_in_batches(
             lambda vlm, several: cast(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from idefics.cli.batch_runs import INTERRUPTED, command_line
 from idefics.cli.command import command
+from idefics.cli.flags import values_for
 from idefics.cli.output import OutputWriter
 from idefics.cli.train_flags import (
     LearnFlags,
@@ -18,9 +19,9 @@ from idefics.cli.train_flags import (
     TrainModelFlags,
     TrainOutputFlags,
     WatchFlags,
-    train_settings,
 )
 from idefics.cli.train_progress import TrainProgress
+from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     from idefics.train.records import TrainingListener
@@ -54,7 +55,18 @@ def train(
     checkpoint, and the same command with --resume goes on as if it had not been stopped. DIR.training/report.html has
     the curves, and answers before and after.
     """
-    settings = train_settings(data, model, learn, steps, watch, outputs)
+    from idefics.train.settings import TrainSettings
+
+    if data.show is not None and data.show < 1:
+        raise BadSetting(f"--show is {data.show}; give a number of rows above 0")
+    out = outputs.out
+    if out is None:
+        if data.show is None and not watch.dry_run:
+            raise BadSetting("nothing says where the result goes: give --out DIR")
+        out = Path("adapter")  # nothing is written
+    values = values_for(TrainSettings, data, model, learn, steps, watch)
+    values["modules_to_save"] = tuple(filter(None, learn.modules_to_save.split(",")))
+    settings = TrainSettings(**values, method="full" if learn.full else "lora", out=out)
     if data.show is not None:
         _show_rows(writer, settings, data.show)
         return

@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import MISSING
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from idefics.catalog import DEFAULT_MODEL
-from idefics.cli.flags import flag, flag_group, input_flag, model_flag, output_flag, values_for
-from idefics.errors import BadSetting
-
-if TYPE_CHECKING:
-    from idefics.train.settings import TrainSettings
+from idefics.cli.flags import flag, flag_group, input_flag, model_flag, output_flag
 
 learn_flag = partial(flag, "What learns")
 steps_flag = partial(flag, "Steps")
@@ -144,30 +140,3 @@ class TrainOutputFlags:
         "The folder to write: an adapter, or with --full a model. Log, report and checkpoints are in DIR.training.",
         metavar="DIR",
     )
-
-
-def train_settings(
-    data: TrainDataFlags,
-    model: TrainModelFlags,
-    learn: LearnFlags,
-    steps: StepsFlags,
-    watch: WatchFlags,
-    outputs: TrainOutputFlags,
-) -> TrainSettings:
-    """The flags as settings.
-
-    Raises:
-        BadSetting: a value is out of range, two do not go together, or nothing says where the result goes.
-    """
-    from idefics.train.settings import TrainSettings
-
-    if data.show is not None and data.show < 1:
-        raise BadSetting(f"--show is {data.show}; give a number of rows above 0")
-    out = outputs.out
-    if out is None:
-        if data.show is None and not watch.dry_run:
-            raise BadSetting("nothing says where the result goes: give --out DIR")
-        out = Path("adapter")  # nothing is written
-    values = values_for(TrainSettings, data, model, learn, steps, watch)
-    values["modules_to_save"] = tuple(filter(None, learn.modules_to_save.split(",")))
-    return TrainSettings(**values, method="full" if learn.full else "lora", out=out)

@@ -55,14 +55,14 @@ def answer_and_draw(
     named: NamedPicture,
     words: str,
     options: Options,
-    path: Path,
+    path: Path | None,
 ) -> None:
-    """Runs a task on one picture, writes the answer, and draws its maps.
+    """Runs a task on one picture, writes the answer, streamed on a terminal, and draws its maps.
 
     Args:
         words: the text that the task takes; "" if it takes none.
         options: of the answer.
-        path: the file of the maps.
+        path: the file of the maps; None: they are not drawn.
     """
     stream = cast("Stream", vlm.run(task, named.picture, words, stream=True, **options))
     if writer.is_interactive and not writer.shows_picture_names:
@@ -70,6 +70,8 @@ def answer_and_draw(
     else:
         deque(stream, maxlen=0)  # reads it to its end
         writer.write_result(stream.answer, named.name, vlm)
+    if path is None:
+        return
     text = stream.answer.text.removeprefix(task.answer_start.format(words=words))
     detail, max_tiles = options.get("detail", "high"), options.get("max_tiles")
     draw_map(

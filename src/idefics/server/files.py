@@ -24,7 +24,7 @@ from idefics.server.errors import APIError, ErrorBody
 from idefics.server.middleware import UPLOAD_PATH, api_key_id
 from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import ResponseFields
-from idefics.server.routing import ResponseDocs, document_responses
+from idefics.server.routing import FILE_SCHEMA, ResponseDocs, document_responses
 
 MAX_FILES = 1000  # of one API key
 MAX_FORM_FIELDS = 8
@@ -113,7 +113,7 @@ FORM_DOCS = {
                     "type": "object",
                     "required": ["file", "purpose"],
                     "properties": {
-                        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                        "file": FILE_SCHEMA,
                         "purpose": {"enum": ["batch"]},
                         "expires_after[anchor]": {"enum": ["created_at"]},
                         "expires_after[seconds]": {

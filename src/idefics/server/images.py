@@ -19,7 +19,7 @@ from idefics.server.chat_messages import MaxTiles, picture_from_url
 from idefics.server.errors import APIError
 from idefics.server.request_model import RequestModel, make_field_table
 from idefics.server.response_fields import ResponseFields
-from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_responses
+from idefics.server.routing import FILE_SCHEMA, JSONBodyRoute, RequestContextDep, document_responses
 
 MAX_SIDE = 65_535  # pixels; that of JPEG
 
@@ -71,9 +71,6 @@ async def image_cost(request: ImageCostRequest, context: RequestContextDep) -> I
         "tiles": cost.num_frames,
         "tokens": cost.num_tokens,
     }
-
-
-FILE_SCHEMA = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 
 class ImageFetchRequest(RequestModel):

@@ -26,6 +26,7 @@ from idefics.server.request_model import RequestModel
 from idefics.server.server_state import ServerState
 
 FILE_FIELD = "image"  # field of a form that has the file of a picture
+FILE_SCHEMA = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 # Fields of a form are texts. Those that are not listed here are parsed as JSON, if they are valid JSON.
 LIST_FIELDS = ("labels", "choices", "banned", "stop")  # lists of texts: the field occurs once per text

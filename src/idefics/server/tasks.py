@@ -30,6 +30,7 @@ from idefics.server.response_fields import (
 )
 from idefics.server.routing import (
     FILE_FIELD,
+    FILE_SCHEMA,
     SCHEMA_REF_TEMPLATE,
     JSONBodyRoute,
     RequestContextDep,
@@ -218,8 +219,7 @@ def _task_usage(answer: Answer | RequestHandle) -> TaskUsage:
 def document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:
     """The OpenAPI description of the body of a task's requests: JSON, or a form with a file."""
     fields = request_class.model_json_schema(ref_template=SCHEMA_REF_TEMPLATE)
-    file_schema = {"type": "string", "contentMediaType": "application/octet-stream"}
-    form_schema = {**fields, "properties": {**fields["properties"], FILE_FIELD: file_schema}}
+    form_schema = {**fields, "properties": {**fields["properties"], FILE_FIELD: FILE_SCHEMA}}
     return {
         "required": True,
         "content": {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form_schema}},
