@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 
-from idefics.cli.flags import DebugFlags, JSONFlags, ModelFlags, choice_parser, number_parser
+from idefics.cli.flags import DebugFlags, JSONFlags, ModelFlags, value_parser
 from idefics.cli.help_format import HelpCommand
 from idefics.cli.output import OutputWriter
 from idefics.cli.process import paused_garbage_collection
@@ -124,8 +124,12 @@ def _typer_annotation(field: Field[Any], hint: Any) -> Any:
 def _default_parser(flag: str, value_type: Any) -> Callable[[str], Any] | None:
     """The parser for a flag that has none of its own, by the type of its values; None: typer's own."""
     if value_type in (int, float):
-        return number_parser(flag, value_type)
-    return choice_parser(flag, get_args(value_type)) if get_origin(value_type) is Literal else None
+        return value_parser(flag, value_type, "a whole number" if value_type is int else "a number")
+    if get_origin(value_type) is not Literal:
+        return None
+    *first, last = words = get_args(value_type)
+    expected = f"{', '.join(first)} or {last}" if first else last
+    return value_parser(flag, lambda text: words[words.index(text)], expected)
 
 
 def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:

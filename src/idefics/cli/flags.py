@@ -56,29 +56,14 @@ model_flag = partial(flag, "Model")
 output_flag = partial(flag, OUTPUT_SECTION)
 
 
-def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[str], float]:
-    """Makes a parser for an int or a float; its error names the flag and the value."""
+def value_parser(flag: str, convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """Makes a parser for the values that `convert` converts; its error names the flag, the value and what to give."""
 
-    def read(text: str) -> float:
+    def read(text: str) -> Any:
         try:
-            return number_type(text)
+            return convert(text)
         except ValueError:
-            raise IdeficsError(
-                f"{flag} is {text!r}: give a {'whole ' if number_type is int else ''}number"
-            ) from None
-
-    return read
-
-
-def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
-    """Makes a parser for a flag that takes one of `words`; it returns the word."""
-
-    def read(text: str) -> str:
-        if text not in words:
-            raise IdeficsError(
-                f"{flag} is {text!r}: give {' or '.join(filter(None, (', '.join(words[:-1]), words[-1])))}"
-            )
-        return text
+            raise IdeficsError(f"{flag} is {text!r}: give {expected}") from None
 
     return read
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from idefics.batch.openai_batch import BatchFileCheck, BatchLine
     from idefics.batch.output_file import LedgerExport, OutputFile
     from idefics.batch.run_counts import RunCounts
-    from idefics.server.batch_lines import LineOutcome
+    from idefics.server.batch_lines import InProcessResponse
     from idefics.server.settings import Settings
 
 USED_FLAGS = ("inputs", "out", "ledger", "overwrite", "retry_failed", "limit", "max_errors")
@@ -169,18 +169,18 @@ class OpenAIBatchRun:
         slots = LineSlots(app.state.service.admission, max_lines)
         await BatchLineRunner(
             *(app, slots, self.ledger, self.run_number, self.path, batch_file_limits(self.settings)),
-            on_outcome=self._count,
+            on_answered=self._count,
             should_stop=lambda: self.is_stopping or self.counts.has_too_many_errors,
             max_lines=self.control.limit,
         ).run()
 
-    def _count(self, line: BatchLine, outcome: LineOutcome) -> None:
+    def _count(self, line: BatchLine, response: InProcessResponse) -> None:
         """Counts a line that was answered."""
         counts, max_errors = self.counts, self.control.max_errors
-        counts.num_tokens += outcome.tokens
-        if outcome.is_error:
+        counts.num_tokens += response.num_tokens
+        if response.is_error:
             counts.num_failed += 1
-            counts.first_error = counts.first_error or f"{line.custom_id}: {outcome.message}"
+            counts.first_error = counts.first_error or f"{line.custom_id}: {response.error_message}"
             counts.has_too_many_errors = max_errors is not None and counts.num_failed >= max_errors
         else:
             counts.num_written += 1

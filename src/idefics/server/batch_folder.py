@@ -9,8 +9,7 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -147,33 +146,23 @@ class ObjectStore(Generic[S]):
             file.unlink(missing_ok=True)
 
 
-class ReportSlots:
-    """How many reports are made at the same time: of all API keys, and of one, so that none holds up the others."""
-
-    def __init__(self) -> None:
-        self._of_all = asyncio.Semaphore(MAX_REPORTS)
-        self._of_owner = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(MAX_REPORTS_OF_KEY))
-
-    @asynccontextmanager
-    async def hold(self, owner: str) -> AsyncGenerator[None]:
-        """Holds a slot, once there is one."""
-        async with self._of_owner[owner], self._of_all:
-            yield
-
-
 class BatchFolder:
     """The files and batches of all clients. One server at a time may use a folder.
 
     Attributes:
         files, batches: the objects, which the event loop alone changes.
-        report_slots: held while a report is made, which reads all requests and answers of a batch.
+        report_slots, report_slots_by_owner: held while a report is made, which reads all requests and answers of a
+            batch: of all API keys, and of one, so that none holds up the others.
 
     Raises:
         BadSetting: the folder cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.report_slots = path, ReportSlots()
+        self.path, self.report_slots = path, asyncio.Semaphore(MAX_REPORTS)
+        self.report_slots_by_owner = defaultdict[str, asyncio.Semaphore](
+            lambda: asyncio.Semaphore(MAX_REPORTS_OF_KEY)
+        )
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
             check_writable(path / LOCK_NAME)

@@ -42,6 +42,24 @@ class InProcessResponse:
     body: Any
     retry_after: int
 
+    @property
+    def is_error(self) -> bool:
+        """Whether it has an error status."""
+        return self.status != 200
+
+    @property
+    def error_message(self) -> str:
+        """The message of an error."""
+        message: str = self.body["error"]["message"]
+        return message
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of generated tokens; 0 for an error."""
+        usage = self.body.get("usage", {})
+        tokens: int = usage.get("completion_tokens", usage.get("output_tokens", 0))
+        return tokens
+
 
 async def post_in_process(app: ASGIApp, path: str, body: bytes) -> InProcessResponse:
     """Sends a POST request to the app: the response is that of a live request, and needs no key.
@@ -132,21 +150,6 @@ class LineSlots:
         self._released.set()
 
 
-@dataclass(frozen=True, slots=True)
-class LineOutcome:
-    """How a line was answered.
-
-    Attributes:
-        is_error: whether the answer has an error status.
-        tokens: number of generated tokens.
-        message: the error's message; "" for an answer.
-    """
-
-    is_error: bool
-    tokens: int
-    message: str
-
-
 @dataclass
 class BatchLineRunner:
     """Answers the lines of a batch file that have no answer in a ledger, several at the same time.
@@ -161,7 +164,7 @@ class BatchLineRunner:
         run_number: the number of the run in the ledger.
         path: the file, which `check_batch_file` has found valid.
         limits: of the file.
-        on_outcome: called with the outcome of each line that was answered.
+        on_answered: called with each line that was answered, and the response.
         should_stop: whether no more lines are to begin.
         max_lines: only the first lines are answered; None: all.
         is_closing: whether the server shuts down.
@@ -173,7 +176,7 @@ class BatchLineRunner:
     run_number: int
     path: Path
     limits: BatchFileLimits
-    on_outcome: Callable[[BatchLine, LineOutcome], None]
+    on_answered: Callable[[BatchLine, InProcessResponse], None]
     should_stop: Callable[[], bool]
     max_lines: int | None = None
     is_closing: bool = False
@@ -226,22 +229,17 @@ class BatchLineRunner:
                 self.is_closing = True
                 return
             seconds = round(time.monotonic() - start_time, 3)
-            outcome = _outcome(response)
-            await asyncio.get_running_loop().run_in_executor(
-                thread, self._store, line, response, outcome, seconds
-            )
-            self.on_outcome(line, outcome)
+            await asyncio.get_running_loop().run_in_executor(thread, self._store, line, response, seconds)
+            self.on_answered(line, response)
         finally:
             self.slots.release()
 
-    def _store(
-        self, line: BatchLine, response: InProcessResponse, outcome: LineOutcome, seconds: float
-    ) -> None:
+    def _store(self, line: BatchLine, response: InProcessResponse, seconds: float) -> None:
         """Stores the line of the output as the text of the answer of a row."""
         text = answered_line(line.custom_id, response.status, response.request_id, response.body)
-        answer: dict[str, Any] = {"text": text, "tokens": outcome.tokens, "seconds": seconds}
-        if outcome.is_error:
-            answer |= {"error_type": f"HTTP {response.status}", "error": outcome.message}
+        answer: dict[str, Any] = {"text": text, "tokens": response.num_tokens, "seconds": seconds}
+        if response.is_error:
+            answer |= {"error_type": f"HTTP {response.status}", "error": response.error_message}
         row = LedgerRow(
             run=self.run_number,
             name=line.custom_id,
@@ -251,11 +249,3 @@ class BatchLineRunner:
             prompt="",
         )
         self.ledger.add_row(row, answer)
-
-
-def _outcome(response: InProcessResponse) -> LineOutcome:
-    """The outcome of a response."""
-    if response.status != 200:
-        return LineOutcome(True, 0, response.body["error"]["message"])
-    usage = response.body["usage"]
-    return LineOutcome(False, usage.get("completion_tokens", usage.get("output_tokens", 0)), "")

@@ -32,7 +32,7 @@ from idefics.batch.output_file import replace_file
 from idefics.batch.run_settings import RunSettings
 from idefics.errors import IdeficsError, OutputError
 from idefics.server.batch_folder import BatchFolder, StoredBatch, StoredFile
-from idefics.server.batch_lines import BatchLineRunner, LineOutcome, LineSlots, batch_file_limits
+from idefics.server.batch_lines import BatchLineRunner, InProcessResponse, LineSlots, batch_file_limits
 from idefics.server.server_state import ServerState
 
 MAX_RUNNING_BATCHES = 8  # further ones wait for these to end
@@ -146,9 +146,9 @@ class BatchQueue:
     async def _answer_lines(self, batch: StoredBatch, path: Path) -> None:
         """Answers the lines that have no answer yet."""
 
-        def count(_: BatchLine, outcome: LineOutcome) -> None:
-            batch.completed += not outcome.is_error
-            batch.failed += outcome.is_error
+        def count(_: BatchLine, response: InProcessResponse) -> None:
+            batch.completed += not response.is_error
+            batch.failed += response.is_error
 
         ledger_path = self._folder.ledger_path(batch)
         _begin_work(batch, ledger_path)

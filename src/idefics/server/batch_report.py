@@ -199,7 +199,7 @@ async def make_report(
         service.vlm.processor.fetcher,
         request.texts if request else {},
     )
-    async with folder.report_slots.hold(owner):
+    async with folder.report_slots_by_owner[owner], folder.report_slots:
         try:
             file = await to_thread(_write_report, folder, batches, records, format)
         finally:

@@ -23,7 +23,6 @@ from idefics.messages import (
     ContentPart,
     ImageDetail,
     Message,
-    Picture,
     PictureOrVideo,
     Shot,
     Video,
@@ -184,8 +183,16 @@ class ExplanationCall:
         else:
             groups = group_words(processor.tokenizer, prompt.continuations[0], answer)
         images = self._explained_images(prompt, opened)
-        shown = self._shown_pictures(opened, images)
-        method = self._method(prompt, shown, groups)
+        sources = [one.source for one in opened]
+        shown = [source for source in sources if isinstance(source, PIL.Image.Image)]
+        if len(shown) != len(images):  # the frames of a video as the model sees them
+            shown = [self._frame_to_picture(image) for image in images]
+        method: Occlusion | RelativeAttention
+        if self.method == "fast":
+            method = RelativeAttention(self.model, prompt, len(shown), self.deadline)
+        else:
+            grids = [CellGrid.for_size(*picture.size, self.grid) for picture in shown]
+            method = Occlusion(self.model, prompt, len(shown), self.deadline, groups, grids, self.grid)
         return PreparedExplanation(self, method, groups, answer, shown, notes)
 
     def _open(self, pictures: Sequence[PictureOrVideo]) -> tuple[list[PictureOrVideo], tuple[str, ...]]:
@@ -245,27 +252,9 @@ class ExplanationCall:
             raise BadRequest("a video is explained alone: give one video, and no other video as an example")
         return images[len(self.shots) :]
 
-    def _shown_pictures(
-        self, opened: Sequence[PictureOrVideo], images: Sequence[PreprocessedImage]
-    ) -> list[PIL.Image.Image]:
-        """What the maps are laid over: the pictures, or the frames of the video as the model sees them."""
-        shown = [one.source for one in opened if isinstance(one, Picture)]
-        if len(shown) == len(images):
-            return [picture for picture in shown if isinstance(picture, PIL.Image.Image)]
-        return [self._frame_to_picture(image) for image in images]
-
     def _frame_to_picture(self, image: PreprocessedImage) -> PIL.Image.Image:
         """A frame without its normalisation."""
         config = self.model.processor.image_config
         mean, std = (np.array(values)[:, None, None] for values in (config.mean, config.std))
         pixels = (image.frames[-1] * std + mean) / config.rescale_factor
         return PIL.Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0))
-
-    def _method(
-        self, prompt: ScoringPrompt, shown: Sequence[PIL.Image.Image], groups: Sequence[TokenGroup]
-    ) -> Occlusion | RelativeAttention:
-        """What computes the evidence."""
-        if self.method == "fast":
-            return RelativeAttention(self.model, prompt, len(shown), self.deadline)
-        grids = [CellGrid.for_size(*picture.size, self.grid) for picture in shown]
-        return Occlusion(self.model, prompt, len(shown), self.deadline, groups, grids, self.grid)

@@ -98,7 +98,7 @@ class RowMappingMixin(TextTaskMixin):
             )
         call = TaskCall(self, task, prompt, options)
         window = RowWindow(call.submit, 2 * self.loaded_model.engine.config.batch_rows)
-        return MapResults(window, iter(rows), ordered, error_policy)
+        return MapResults(window, _iterate_results(window, iter(rows), ordered, error_policy))
 
     @document_and_check_options(MapOptions)
     async def map_async(
@@ -152,11 +152,8 @@ class MapResults:
     It is a context manager that closes itself; one that nobody refers to is closed too.
     """
 
-    def __init__(
-        self, window: RowWindow, rows: Iterator[Row], ordered: bool, error_policy: ErrorPolicy
-    ) -> None:
-        self._window = window
-        self._results = _iterate_results(window, rows, ordered, error_policy)
+    def __init__(self, window: RowWindow, results: Generator[MapResult]) -> None:
+        self._window, self._results = window, results
 
     def __iter__(self) -> Iterator[MapResult]:
         return self

@@ -74,30 +74,15 @@ def compose_task_prompt(
         words: the caller's text, such as the question.
         shots: few-shot examples, in their order; one without a question of its own has `words`.
     """
-    return (
-        _compose_chat_prompt(task, picture, words, shots)
-        if kind == "chat"
-        else _compose_base_prompt(task, picture, words, shots)
-    )
-
-
-def _compose_chat_prompt(
-    task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]
-) -> TaskPrompt:
-    """The prompt for a chat checkpoint: each shot is a turn of the user and one of the assistant."""
-    start = task.answer_start.format(words=words)
-    turns: list[Message] = []
-    for shot in shots:
-        turns.append(user(shot.picture, task.chat_prompt.format(words=shot.question or words)))
-        turns.append(assistant(f"{start} {shot.answer}" if start else shot.answer))
-    turns.append(user(picture, task.chat_prompt.format(words=words)))
-    return TaskPrompt(turns, start)
-
-
-def _compose_base_prompt(
-    task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]
-) -> TaskPrompt:
-    """The prompt for a base checkpoint: each shot is a passage of the document before the picture."""
+    if kind == "chat":  # each shot is a turn of the user and one of the assistant
+        start = task.answer_start.format(words=words)
+        turns: list[Message] = []
+        for shot in shots:
+            turns.append(user(shot.picture, task.chat_prompt.format(words=shot.question or words)))
+            turns.append(assistant(f"{start} {shot.answer}" if start else shot.answer))
+        turns.append(user(picture, task.chat_prompt.format(words=words)))
+        return TaskPrompt(turns, start)
+    # Each shot is a passage of the document before the picture.
     prompt_template = (
         task.base_prompt_with_shots if shots and task.base_prompt_with_shots else task.base_prompt
     )
