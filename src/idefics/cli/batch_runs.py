@@ -91,13 +91,13 @@ def find_run_settings(
     folder = weights.find_checkpoint(
         model.model,
         revision=model.revision,
-        offline=model.offline or None,
+        offline=model.offline,
         progress=download_progress_callback(model.model, writer),
     )
     adapter_fingerprint = ""
     if model.adapter is not None:
         progress = download_progress_callback(model.adapter, writer)
-        adapter = weights.find_adapter(model.adapter, offline=model.offline or None, progress=progress)
+        adapter = weights.find_adapter(model.adapter, offline=model.offline, progress=progress)
         adapter_fingerprint = weights.fingerprint_adapter(adapter)
     writer.progress.stop()
     fingerprint = fingerprint_checkpoint(folder, weights.safetensors_files(folder), adapter_fingerprint)

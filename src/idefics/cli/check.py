@@ -46,7 +46,7 @@ class CheckFlags:
     kernels: KernelMode = model_flag("auto, autotune or reference.", default="auto", metavar="HOW")
     threads: int | None = model_flag("Number of CPU threads.")
     revision: str | None = model_flag("Branch, tag or commit on the hub.", metavar="NAME")
-    offline: bool = model_flag("Never download a model.", default=False)
+    offline: bool | None = model_flag("Never download a model.", names="--offline")
     record: Path | None = output_flag("Write a record of what the model computes now, for --against.")
     report: Path | None = output_flag("Write a text for a bug report: results, machine, hashes.")
 
@@ -69,8 +69,8 @@ def check(writer: OutputWriter, flags: CheckFlags) -> None:
     from idefics.generation.load_settings import LoadSettings
 
     check_folders(flags.record, flags.report)
-    load_values = values_for(LoadSettings, flags) | {"offline": flags.offline or None}
-    settings = LoadSettings(**load_values, progress=download_progress_callback(flags.model, writer))
+    progress = download_progress_callback(flags.model, writer)
+    settings = LoadSettings(**values_for(LoadSettings, flags), progress=progress)
     subject = make_subject(flags.model, settings, CheckSettings(**values_for(CheckSettings, flags)))
     results: list[CheckResult] = []
     try:

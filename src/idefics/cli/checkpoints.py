@@ -31,7 +31,7 @@ class QuantizeFlags:
     adapter: str | None = output_flag("An adapter, merged first: a folder or hub id.", metavar="ADAPTER")
     check: bool = output_flag("Show the error of each layer, the largest first.", default=False)
     revision: str | None = output_flag("Branch, tag or commit on the hub.", metavar="NAME")
-    offline: bool = output_flag("Never download a model.", default=False)
+    offline: bool | None = output_flag("Never download a model.", names="--offline")
 
 
 @command(
@@ -51,8 +51,7 @@ def quantize(writer: OutputWriter, flags: QuantizeFlags) -> None:
     from idefics.generation.merge import merge_adapter
     from idefics.generation.quantize import measure_layer_errors, quantize_checkpoint
 
-    # None leaves it to the environment.
-    source: dict[str, Any] = {"revision": flags.revision, "offline": flags.offline or None}
+    source: dict[str, Any] = {"revision": flags.revision, "offline": flags.offline}
     progress = download_progress_callback(flags.model, writer)
     writer.progress.start(f"Quantizing {flags.model}")
     with TemporaryDirectory() as temporary:
@@ -68,7 +67,20 @@ def quantize(writer: OutputWriter, flags: QuantizeFlags) -> None:
         layer_errors = measure_layer_errors(model, flags.out, **source) if flags.check else []
     writer.progress.stop()
     if writer.as_json:
-        writer.write_json_line(_json_report(checkpoint, layer_errors))
+        writer.write_json_line(
+            {
+                "folder": str(checkpoint.folder),
+                "new": checkpoint.is_new,
+                "group": checkpoint.group_size,
+                "layers": dict(checkpoint.num_layers_by_bits),
+                "skipped": list(checkpoint.skipped_layers),
+                "bytes": {"before": checkpoint.bytes_before, "after": checkpoint.bytes_after},
+                "errors": [
+                    {"layer": row.name, "weights": row.weight_error, "outputs": row.output_error}
+                    for row in layer_errors
+                ],
+            }
+        )
     else:
         _print_report(checkpoint, layer_errors)
 
@@ -92,22 +104,6 @@ def _print_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError
         print(f"and {len(layer_errors) - MAX_LAYERS} layers with smaller errors (--json lists all)")
 
 
-def _json_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> dict[str, Any]:
-    """The layers, the sizes and all layer errors as a JSON object."""
-    return {
-        "folder": str(checkpoint.folder),
-        "new": checkpoint.is_new,
-        "group": checkpoint.group_size,
-        "layers": dict(checkpoint.num_layers_by_bits),
-        "skipped": list(checkpoint.skipped_layers),
-        "bytes": {"before": checkpoint.bytes_before, "after": checkpoint.bytes_after},
-        "errors": [
-            {"layer": row.name, "weights": row.weight_error, "outputs": row.output_error}
-            for row in layer_errors
-        ],
-    }
-
-
 @flag_group
 class MergeFlags:
     """The checkpoint, its adapter, and the folder to write."""
@@ -116,7 +112,7 @@ class MergeFlags:
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER")]
     out: Path = output_flag("A new folder, or an empty one.", default=MISSING, metavar="DIR")
     revision: str | None = output_flag("Branch, tag or commit of the model on the hub.", metavar="NAME")
-    offline: bool = output_flag("Never download a model.", default=False)
+    offline: bool | None = output_flag("Never download a model.", names="--offline")
 
 
 @command(
@@ -139,7 +135,7 @@ def merge(writer: OutputWriter, flags: MergeFlags) -> None:
         flags.adapter,
         flags.out,
         revision=flags.revision,
-        offline=flags.offline or None,  # None leaves it to the environment
+        offline=flags.offline,
         progress=download_progress_callback(flags.model, writer),
     )
     writer.progress.stop()

@@ -138,14 +138,9 @@ def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
 
     writer.progress.start(f"Loading {flags.model}")
     with paused_garbage_collection():  # most of the time is the import of torch
-        vlm = idefics.load(**load_keywords(flags), progress=download_progress_callback(flags.model, writer))
+        vlm = idefics.load(**asdict(flags), progress=download_progress_callback(flags.model, writer))
     writer.progress.stop()
     return vlm
-
-
-def load_keywords(flags: ModelFlags) -> dict[str, Any]:
-    """The arguments of `idefics.load` that the flags name."""
-    return asdict(flags) | {"offline": flags.offline or None}  # None leaves it to the environment
 
 
 def download_progress_callback(model: str, writer: OutputWriter) -> ProgressCallback:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.cli.batch_runs import find_run_settings, report_end, run_until_stopped
-from idefics.cli.command import LoadModel, command, load_keywords
+from idefics.cli.command import LoadModel, command
 from idefics.cli.eval_reports import check_reports, write_reports
 from idefics.cli.flags import ModelFlags, values_for
 from idefics.cli.output import OutputWriter
@@ -48,34 +49,24 @@ def eval(
     that failed counts as wrong, and is named; --retry-failed tries such rows again.
     """
     if evaluation.list:
-        _print_suites()
+        from idefics.evaluate.scoring import METRICS
+        from idefics.evaluate.suites import SUITES
+
+        for suite in SUITES.values():
+            title = METRICS[suite.metric].title
+            print(f"{suite.name:<14} {suite.help}: {title}. --data: {suite.files}")
         return
     if outputs.compare:
-        _print_comparison(evaluation.arguments)
+        from idefics.evaluate.report_comparison import comparison_lines
+
+        if len(evaluation.arguments) != 2:
+            raise BadSetting("give two reports to compare: `idefics eval --compare a.json b.json`")
+        for line in comparison_lines(*map(Path, evaluation.arguments)):
+            print(line)
         return
     if len(evaluation.arguments) != 1:
         raise BadSetting("give the name of one suite, such as easy-vqa; `idefics eval --list` names them")
     _run(writer, load_model, evaluation, model, control, ray, outputs)
-
-
-def _print_suites() -> None:
-    """Prints one line for each suite."""
-    from idefics.evaluate.scoring import METRICS
-    from idefics.evaluate.suites import SUITES
-
-    for suite in SUITES.values():
-        title = METRICS[suite.metric].title
-        print(f"{suite.name:<14} {suite.help}: {title}. --data: {suite.files}")
-
-
-def _print_comparison(paths: list[str]) -> None:
-    """Prints how the second of two reports differs from the first."""
-    from idefics.evaluate.report_comparison import comparison_lines
-
-    if len(paths) != 2:
-        raise BadSetting("give two reports to compare: `idefics eval --compare a.json b.json`")
-    for line in comparison_lines(*map(Path, paths)):
-        print(line)
 
 
 def _run(
@@ -120,7 +111,7 @@ def _run(
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, run_settings)
         spec = EvaluationEngineSpec(
-            load_keywords=load_keywords(model),
+            load_keywords=asdict(model),
             fingerprint=run_settings.fingerprint,
             shots=(),
             task=run_settings.task,

@@ -163,7 +163,7 @@ class ModelFlags:
         default="auto",
         metavar="HOW",
     )
-    offline: bool = model_flag("Never use the network for models.", default=False)
+    offline: bool | None = model_flag("Never use the network for models.", names="--offline")
     feature_cache: bool | None = model_flag(
         "Keep encoded pictures in files, so that a later command need not encode them again; else "
         "$IDEFICS_FEATURE_CACHE (1 or 0), else on.",

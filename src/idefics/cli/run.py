@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from idefics.cli.batch_runs import (
     run_until_stopped,
     write_run_report,
 )
-from idefics.cli.command import LoadModel, command, load_keywords
+from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, PositionalArguments, ShotsFlags, flag_group, output_flag
 from idefics.cli.output import OutputWriter, one_line
 from idefics.cli.run_flags import RayFlags, RunControlFlags, RunInputFlags, RunOutputFlags
@@ -85,7 +86,7 @@ def run(
         run_number = control.prepare_ledger(ledger, settings)
         export = LedgerExport(ledger, output_file, overwrite=control.overwrite) if output_file else None
         spec = EngineSpec(
-            load_keywords=load_keywords(model),
+            load_keywords=asdict(model),
             fingerprint=settings.fingerprint,
             shots=shot_list,
             task=task,

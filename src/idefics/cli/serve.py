@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import Field, fields, make_dataclass
+from dataclasses import Field, asdict, fields, make_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from idefics.cli.command import LoadModel, command, load_keywords
+from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, flag, flag_group, model_flag, remote_images_flag, values_for
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
@@ -95,7 +95,7 @@ def _serve_on_ray(writer: OutputWriter, settings: Settings) -> None:
     except ModuleNotFoundError:
         raise MissingExtra("the server", "serve") from None
     exit_on_sigterm()
-    with serve_on_ray(settings, load_keywords(_model_flags(settings))) as url:
+    with serve_on_ray(settings, asdict(_model_flags(settings))) as url:
         writer.print_status(f"{settings.served_model_name} is served at {url}; Ctrl-C stops it")
         threading.Event().wait()
 
@@ -109,7 +109,8 @@ class ServedModelFlags(ModelFlags):
 
 def _model_flags(settings: Settings) -> ServedModelFlags:
     """The settings that are also flags of other commands, and the adapters."""
-    return ServedModelFlags(**values_for(ModelFlags, settings), adapters=settings.adapter_by_name)
+    values = values_for(ModelFlags, settings) | {"offline": settings.offline or None}
+    return ServedModelFlags(**values, adapters=settings.adapter_by_name)
 
 
 @flag_group
