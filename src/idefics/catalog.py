@@ -80,28 +80,26 @@ _SMOLVLM_256M = CatalogEntry(
     max_positions=8_192,
     note="The smallest for real photographs.",
 )
-_SMOLVLM_500M = CatalogEntry(
+_SMOLVLM_500M = replace(
+    _SMOLVLM_256M,
     short_names=("smolvlm-500m",),
     hub_id="HuggingFaceTB/SmolVLM-500M-Instruct",
-    family="SmolVLM",
-    model_type="idefics3",
     num_parameters=507_482_304,
     decoder_parameters=314_572_800,
     int8_parameters=132_243_456,
     kv_numbers_per_token=20_480,
-    max_positions=8_192,
     note="The default: good answers on a laptop's CPU.",
 )
-_SMOLVLM_2_2B = CatalogEntry(
+_SMOLVLM_2_2B = replace(
+    _SMOLVLM_256M,
     short_names=("smolvlm-2.2b",),
     hub_id="HuggingFaceTB/SmolVLM-Instruct",
-    family="SmolVLM",
-    model_type="idefics3",
     num_parameters=2_246_272_880,
     decoder_parameters=1_610_612_736,
     int8_parameters=511_739_904,
     kv_numbers_per_token=98_304,
     max_positions=16_384,
+    note="",
 )
 _IDEFICS2_8B = CatalogEntry(
     short_names=("idefics2-8b",),
@@ -138,20 +136,23 @@ _IDEFICS_80B = replace(
     note="",
 )
 
+_DEMO = CatalogEntry(
+    short_names=("demo",),
+    package_folder="demo/idefics3",
+    family="Idefics3",
+    model_type="idefics3",
+    num_parameters=3_493_440,
+    decoder_parameters=1_587_200,
+    int8_parameters=1_344_640,
+    kv_numbers_per_token=1_600,
+    max_positions=1_024,
+    note="Inside the package, needs no network; knows nothing but its picture book.",
+)
+
 CATALOG: tuple[CatalogEntry, ...] = (
-    CatalogEntry(
-        short_names=("demo",),
-        package_folder="demo/idefics3",
-        family="Idefics3",
-        model_type="idefics3",
-        num_parameters=3_493_440,
-        decoder_parameters=1_587_200,
-        int8_parameters=1_344_640,
-        kv_numbers_per_token=1_600,
-        max_positions=1_024,
-        note="Inside the package, needs no network; knows nothing but its picture book.",
-    ),
-    CatalogEntry(
+    _DEMO,
+    replace(
+        _DEMO,
         short_names=("demo-idefics1",),
         package_folder="demo/idefics1",
         family="Idefics",
@@ -160,8 +161,6 @@ CATALOG: tuple[CatalogEntry, ...] = (
         decoder_parameters=2_539_520,
         int8_parameters=1_024_000,
         kv_numbers_per_token=1_280,
-        max_positions=1_024,
-        note="Inside the package, needs no network; knows nothing but its picture book.",
     ),
     _SMOLVLM_256M,
     _SMOLVLM_500M,

@@ -234,14 +234,14 @@ class WeightsMismatch(ModelError, RuntimeError):
         shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
     ) -> None:
         self.missing, self.unused, self.shapes = tuple(missing), tuple(unused), dict(shapes)
-        parts = [_format_names("missing", self.missing), _format_names("unused", self.unused)]
-        parts.append(
-            _format_names("misshapen", [f"{n} is {a}, not {b}" for n, (a, b) in self.shapes.items()])
-        )
+        problems = {
+            "missing": self.missing,
+            "unused": self.unused,
+            "misshapen": [f"{n} is {a}, not {b}" for n, (a, b) in self.shapes.items()],
+        }
         super().__init__(
-            "the checkpoint does not fit the model: "
-            + "; ".join(part for part in parts if part)
-            + ": is its config.json the one that it was saved with?"
+            f"the checkpoint does not fit the model: {_format_problems(problems)}: is its config.json the one that it "
+            "was saved with?"
         )
 
 
@@ -255,10 +255,9 @@ class AdapterMismatch(ModelError, RuntimeError):
 
     def __init__(self, adapter: str, problems: Mapping[str, Sequence[str]]) -> None:
         self.problems = {title: tuple(names) for title, names in problems.items() if names}
-        parts = (_format_names(title, names) for title, names in self.problems.items())
         super().__init__(
-            f"the adapter {adapter} does not fit the model: {'; '.join(parts)}: give the model that it was trained on, "
-            "or save the adapter again"
+            f"the adapter {adapter} does not fit the model: {_format_problems(self.problems)}: give the model that it "
+            "was trained on, or save the adapter again"
         )
 
 
@@ -309,9 +308,11 @@ class MissingExtra(IdeficsError, ImportError):
 MAX_NAMES = 10  # of tensors, that a message has
 
 
-def _format_names(title: str, names: Sequence[str]) -> str:
-    """A list for messages: "12 missing (a, b, ... and 2 more)"; "" without names."""
-    if not names:
-        return ""
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return f"{len(names)} {title} ({', '.join(names[:MAX_NAMES])}{more})"
+def _format_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """Lists of names for messages: "12 missing (a, b, ... and 2 more); 1 unused (c)"; empty lists are left out."""
+    parts = []
+    for title, names in problems.items():
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        if names:
+            parts.append(f"{len(names)} {title} ({', '.join(names[:MAX_NAMES])}{more})")
+    return "; ".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -17,9 +17,7 @@ from idefics.cli.output import OutputWriter
 from idefics.errors import BadPicture, BadSetting
 
 if TYPE_CHECKING:
-    from idefics import Shot
     from idefics.batch.ledger import Ledger
-    from idefics.batch.prompt_template import PromptTemplate
     from idefics.batch.records import RunSummary
     from idefics.batch.run_counts import RunCounts
     from idefics.batch.run_settings import RunSettings
@@ -63,30 +61,21 @@ def check_outputs(
 
 
 def find_run_settings(
-    task_name: str,
-    template: PromptTemplate | None,
-    options: dict[str, Any],
-    shots: list[Shot],
-    model: ModelFlags,
-    writer: OutputWriter,
-    affixes: tuple[str, str] = ("", ""),
+    task_name: str, model: ModelFlags, writer: OutputWriter, options: Mapping[str, Any] = {}
 ) -> RunSettings:
-    """The settings of a run. Finds the checkpoint, and downloads it if it is not on this machine.
+    """The settings of a run with a model. Finds the checkpoint, and downloads it if it is not on this machine.
 
     Args:
         task_name: a key of `TASKS`.
-        template: makes the prompts; None: the rows have none, or the task's default.
-        options: the options of the task.
-        shots: the few-shot examples.
         model: the flags of the model.
         writer: shows the progress of a download.
-        affixes: the texts before and after each answer.
+        options: the options of the task.
 
     Raises:
         ModelError: the checkpoint is not found.
     """
     from idefics import weights
-    from idefics.batch.run_settings import RunSettings, fingerprint_checkpoint, hash_shots, revision_of
+    from idefics.batch.run_settings import RunSettings, fingerprint_checkpoint, revision_of
 
     folder = weights.find_checkpoint(
         model.model,
@@ -104,15 +93,11 @@ def find_run_settings(
     changed = {name: getattr(model, name) for name in ANSWER_CHANGING_FLAGS}
     return RunSettings(
         task=task_name,
-        prompt="" if template is None else template.text,
         model=model.model,
         revision=revision_of(folder, fingerprint),
         fingerprint=fingerprint,
-        options=options | {name: value for name, value in changed.items() if value not in (None, "auto")},
-        shots=hash_shots(shots),
+        options={**options} | {name: value for name, value in changed.items() if value not in (None, "auto")},
         adapter=model.adapter or "",
-        prefix=affixes[0],
-        suffix=affixes[1],
     )
 
 

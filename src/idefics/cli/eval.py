@@ -102,7 +102,7 @@ def _run(
     def load() -> Idefics:
         return load_model(model)
 
-    run_settings = find_run_settings("eval", None, {}, [], model, writer)
+    run_settings = find_run_settings("eval", model, writer)
     folder = weights.find_checkpoint(model.model, revision=model.revision, offline=True)
     evaluation = Evaluation(settings, read_checkpoint_facts(folder, run_settings), load, sources)
     run_settings = evaluation.run_settings

@@ -74,7 +74,15 @@ def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "kernel", f"{name}: {instructions or 'missing'}"
     if report["kernels_missing"]:
         yield "kernel", report["kernels_missing"]
-    yield "matmul", _describe_matmuls(report["products"])
+    # Which kernels kernels="auto" chooses for the matrix products of a model that is not small.
+    products = report["products"]
+    float32_library = "oneDNN" if products["onednn"] else "torch"
+    int8_arithmetic = "integers" if products["integers"] else "float32"
+    bfloat16_arithmetic = "bfloat16" if products["bfloat16"] else "float32"
+    yield (
+        "matmul",
+        f"float32 by {float32_library}, bfloat16 weights in {bfloat16_arithmetic}, int8 weights in {int8_arithmetic}",
+    )
     for bound in report["memory"]:
         yield (
             "memory",
@@ -89,30 +97,19 @@ def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for extra, installed in report["extras"].items():
         missing = f"not installed (pip install 'idefics[{extra}]')"
         yield "extra", f"{extra}: {'installed' if installed else missing}"
-    if "model" in report:
-        yield from _model_lines(report["model"])
-
-
-def _describe_matmuls(kernel_choice: Mapping[str, Any]) -> str:
-    """The text on which kernels kernels="auto" chooses for the matrix products of a model that is not small."""
-    float32_library = "oneDNN" if kernel_choice["onednn"] else "torch"
-    int8_arithmetic = "integers" if kernel_choice["integers"] else "float32"
-    bfloat16_arithmetic = "bfloat16" if kernel_choice["bfloat16"] else "float32"
-    return f"float32 by {float32_library}, bfloat16 weights in {bfloat16_arithmetic}, int8 weights in {int8_arithmetic}"
-
-
-def _model_lines(model_report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields a label and a text for each line about the model's memory."""
-    yield "model", f"{model_report['model']}: {model_report['folder'] or 'not on this machine'}"
-    yield "weights", format_bytes(model_report["weights"])
-    if model_report["folder"]:
-        per_thousand = format_bytes(model_report["token_bytes"] * 1000)
-        tokens = f"{model_report['cached_tokens']:,} tokens, {per_thousand} per 1,000"
-        yield "kv cache", f"{format_bytes(model_report['kv_cache'])} ({tokens})"
-        yield "context", f"{model_report['max_positions']:,} tokens at most"
-        yield "pictures", f"{format_bytes(model_report['pictures'])} for the cache of encoded pictures"
-        yield "process", f"{format_bytes(model_report['process'])} for Python and torch"
-    yield "total", f"about {format_bytes(model_report['in_all'])} on a CPU"
+    model = report.get("model")
+    if model is None:
+        return
+    yield "model", f"{model['model']}: {model['folder'] or 'not on this machine'}"
+    yield "weights", format_bytes(model["weights"])
+    if model["folder"]:
+        per_thousand = format_bytes(model["token_bytes"] * 1000)
+        tokens = f"{model['cached_tokens']:,} tokens, {per_thousand} per 1,000"
+        yield "kv cache", f"{format_bytes(model['kv_cache'])} ({tokens})"
+        yield "context", f"{model['max_positions']:,} tokens at most"
+        yield "pictures", f"{format_bytes(model['pictures'])} for the cache of encoded pictures"
+        yield "process", f"{format_bytes(model['process'])} for Python and torch"
+    yield "total", f"about {format_bytes(model['in_all'])} on a CPU"
 
 
 # A line with the longest hub id has 100 characters.

@@ -108,7 +108,7 @@ def _run(
     from idefics.batch.output_file import LedgerExport
     from idefics.batch.run_counts import RunCounts
 
-    run_settings = find_run_settings(OPENAI_BATCH_TASK, None, {}, [], model, writer)
+    run_settings = find_run_settings(OPENAI_BATCH_TASK, model, writer)
     with ExitStack() as stack:
         ledger_path = control.ledger or file.path.with_name(f"{file.path.name}.ledger")
         ledger = stack.enter_context(Ledger(ledger_path))

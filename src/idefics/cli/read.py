@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,6 @@ def read(
     from idefics.batch.answerers import LocalAnswerer
     from idefics.batch.ledger import Ledger
     from idefics.batch.output_file import check_origin, check_writable
-    from idefics.batch.prompt_template import PromptTemplate
 
     format = outputs.format
     check_converter(format)
@@ -130,8 +130,10 @@ def read(
     names, words = split_pictures_and_words(TASK, inputs.inputs, prompt.prompt)
     source = _open_source(names, inputs, model)
     options: dict[str, Any] = {**sampling.options(as_json=False)}
-    template = PromptTemplate(words.replace("{", "{{").replace("}", "}}"))
-    settings = find_run_settings(TASK.name, template, options, [], model, writer)
+    settings = replace(
+        find_run_settings(TASK.name, model, writer, options),
+        prompt=words.replace("{", "{{").replace("}", "}}"),
+    )
     answerer = LocalAnswerer(lambda: load_model(model), TASK.name, options)
     with ExitStack() as stack:
         ledger_path = control.ledger

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from idefics.cli.batch_runs import (
     write_run_report,
 )
 from idefics.cli.command import LoadModel, command
-from idefics.cli.flags import ModelFlags, PositionalArguments, ShotsFlags, flag_group, output_flag
+from idefics.cli.flags import ModelFlags, PositionalArguments, ShotsFlags, flag_group, output_flag, values_for
 from idefics.cli.output import OutputWriter, one_line
 from idefics.cli.run_flags import RayFlags, RunControlFlags, RunInputFlags, RunOutputFlags
 from idefics.cli.run_progress import RunProgress
@@ -68,6 +68,8 @@ def run(
     from idefics.batch.output_file import LedgerExport
     from idefics.batch.ray_engine import EngineSpec
     from idefics.batch.run import BatchRun
+    from idefics.batch.run_settings import hash_shots
+    from idefics.batch.text_settings import TextSettings
     from idefics.batch.text_writer import TextWriter
     from idefics.cli.openai_run import run_if_openai_batch
 
@@ -80,7 +82,13 @@ def run(
     template, options = _template(inputs), _task_options(task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
     source, ledger_path = _open_source(inputs, model, template), _ledger_path(inputs, outputs, control)
-    settings = find_run_settings(task, template, options, shot_list, model, writer, outputs.affixes)
+    settings = replace(
+        find_run_settings(task, model, writer, options),
+        prompt="" if template is None else template.text,
+        shots=hash_shots(shot_list),
+        prefix=outputs.prefix,
+        suffix=outputs.suffix,
+    )
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
@@ -93,7 +101,7 @@ def run(
             options=options | control.timeout_option(),
         )
         answerer = stack.enter_context(closing(ray.create_answerer(spec, lambda: load_model(model))))
-        texts = TextWriter(ledger, settings, outputs.text_settings)
+        texts = TextWriter(ledger, settings, TextSettings(**values_for(TextSettings, outputs)))
         batch_run = BatchRun(
             *(source, settings, template, answerer, ledger, texts, export, selection),
             max_errors=control.max_errors,

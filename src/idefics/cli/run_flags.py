@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from idefics.batch.run_settings import RowSelection
-from idefics.batch.text_settings import TextSettings
 from idefics.cli.flags import PositionalArguments, flag, flag_group, input_flag, output_flag
 from idefics.errors import BadSetting
 from idefics.validation import validate_range
@@ -70,16 +69,6 @@ class RunOutputFlags:
     prefix: str = output_flag("Text before each answer.", default="")
     suffix: str = output_flag("Text after each answer.", default="")
     report: Path | None = output_flag("One HTML page with all rows: thumbnails, answers, errors, charts.")
-
-    @property
-    def affixes(self) -> tuple[str, str]:
-        """The texts before and after each answer."""
-        return self.prefix, self.suffix
-
-    @property
-    def text_settings(self) -> TextSettings:
-        """The settings of the texts next to pictures and in them."""
-        return TextSettings(self.sidecar, self.write_metadata, self.existing)
 
 
 @flag_group

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fastapi import FastAPI
 
@@ -232,15 +232,12 @@ def _write_answers(ledger_path: Path, usage: Counter[str], file: BinaryIO) -> No
         for _, answer in ledger.rows_after(0):
             if "error_type" not in answer:
                 file.write(f"{answer['text']}\n".encode())
-                _add_usage(usage, json.loads(answer["text"])["response"]["body"]["usage"])
-
-
-def _add_usage(total: Counter[str], usage: dict[str, Any]) -> None:
-    """Adds the usage of an answer, whose fields have other names in `/v1/responses` than in the other routes."""
-    read, written = ("input", "output") if "input_tokens" in usage else ("prompt", "completion")
-    total["input_tokens"] += usage[f"{read}_tokens"]
-    total["cached_tokens"] += usage[f"{read}_tokens_details"]["cached_tokens"]
-    total["output_tokens"] += usage[f"{written}_tokens"]
+                added = json.loads(answer["text"])["response"]["body"]["usage"]
+                # The fields have other names in `/v1/responses` than in the other routes.
+                read, written = ("input", "output") if "input_tokens" in added else ("prompt", "completion")
+                usage["input_tokens"] += added[f"{read}_tokens"]
+                usage["cached_tokens"] += added[f"{read}_tokens_details"]["cached_tokens"]
+                usage["output_tokens"] += added[f"{written}_tokens"]
 
 
 def _write_errors(

@@ -246,7 +246,7 @@ def find_batch(folder: BatchFolder, id: str, owner: str) -> StoredBatch:
 
 def _batch_object(batch: StoredBatch) -> BatchObject:
     """The description of a batch."""
-    times, errors = batch.status_times, cast("list[BatchLineError]", batch.errors)
+    times, usage, errors = batch.status_times, batch.usage, cast("list[BatchLineError]", batch.errors)
     return {
         "id": batch.id,
         "object": "batch",
@@ -267,7 +267,15 @@ def _batch_object(batch: StoredBatch) -> BatchObject:
         "cancelling_at": times.get("cancelling"),
         "cancelled_at": times.get("cancelled"),
         "request_counts": _request_counts(batch),
-        "usage": _batch_usage(batch.usage) if batch.usage else None,
+        "usage": {
+            "input_tokens": usage["input_tokens"],
+            "input_tokens_details": {"cached_tokens": usage["cached_tokens"]},
+            "output_tokens": usage["output_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage["input_tokens"] + usage["output_tokens"],
+        }
+        if usage
+        else None,
         "metadata": batch.metadata,
     }
 
@@ -275,14 +283,3 @@ def _batch_object(batch: StoredBatch) -> BatchObject:
 def _request_counts(batch: StoredBatch) -> BatchRequestCounts:
     """How many lines of a batch are answered."""
     return {"total": batch.total, "completed": batch.completed, "failed": batch.failed}
-
-
-def _batch_usage(usage: dict[str, int]) -> BatchUsage:
-    """The usage of a batch, with OpenAI's fields."""
-    return {
-        "input_tokens": usage["input_tokens"],
-        "input_tokens_details": {"cached_tokens": usage["cached_tokens"]},
-        "output_tokens": usage["output_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage["input_tokens"] + usage["output_tokens"],
-    }

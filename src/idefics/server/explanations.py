@@ -252,9 +252,11 @@ class _Explainer:
 
     def _count(self, usage: Usage) -> None:
         """Adds the tokens of one pass, or of the model's own answer."""
-        self.usage["prompt_tokens"] += usage.prompt_tokens
-        self.usage["completion_tokens"] += usage.completion_tokens
-        self.usage["cached_tokens"] += usage.cached_tokens
+        self.usage.update(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+        )
 
     def _to_response(self, explanation: Explanation) -> dict[str, Any]:
         """An explanation as `ExplanationResponse`."""

@@ -123,7 +123,8 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
     """
     settings, model = service.settings, service.vlm.loaded_model
     adapter = settings.adapter_by_name.get(name)
-    entry = find_entry(settings.model)
+    entry, video = find_entry(settings.model), model.processor.image_config.video
+    defaults = Sampling(repetition_penalty=model.generation_config.repetition_penalty)
     methods: list[Method] = ["occlusion", "fast"] if has_token_grid(model) else ["occlusion"]
     return {
         "id": name,
@@ -140,8 +141,19 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
         "is_demo": entry is not None and bool(entry.package_folder) and not (adapter or settings.adapter),
         "max_model_len": model.engine.model.layout.max_positions,
         "images": _images(service),
-        "video": _video(service),
-        "sampling": _sampling(model.generation_config.repetition_penalty),
+        "video": None
+        if video is None
+        else {"fps": video.fps, "max_frames": min(video.max_frames, MAX_VIDEO_FRAMES)},
+        "sampling": {
+            "temperature": defaults.temperature,
+            "top_p": defaults.top_p,
+            "top_k": defaults.top_k,
+            "min_p": defaults.min_p,
+            "repetition_penalty": defaults.repetition_penalty,
+            "presence_penalty": defaults.presence_penalty,
+            "frequency_penalty": defaults.frequency_penalty,
+            "max_tokens": DEFAULT_MAX_NEW_TOKENS,
+        },
         "tasks": _tasks(service),
         "explain": methods,
         "batches": settings.batches is not None,
@@ -195,29 +207,6 @@ def _images(service: ServerState) -> ModelImages:
         "max_tiles": largest.num_frames,
         "max_tokens": largest.num_tokens,
         "remote": settings.remote_images != "off",
-    }
-
-
-def _video(service: ServerState) -> ModelVideo | None:
-    """How videos are shown to the model; None: it takes none."""
-    video = service.vlm.processor.image_config.video
-    if video is None:
-        return None
-    return {"fps": video.fps, "max_frames": min(video.max_frames, MAX_VIDEO_FRAMES)}
-
-
-def _sampling(repetition_penalty: float) -> ModelSampling:
-    """The defaults of sampling, with the checkpoint's own `repetition_penalty`."""
-    defaults = Sampling(repetition_penalty=repetition_penalty)
-    return {
-        "temperature": defaults.temperature,
-        "top_p": defaults.top_p,
-        "top_k": defaults.top_k,
-        "min_p": defaults.min_p,
-        "repetition_penalty": defaults.repetition_penalty,
-        "presence_penalty": defaults.presence_penalty,
-        "frequency_penalty": defaults.frequency_penalty,
-        "max_tokens": DEFAULT_MAX_NEW_TOKENS,
     }
 
 

@@ -11,7 +11,6 @@ from uuid import uuid4
 from fastapi.responses import JSONResponse, Response
 
 from idefics.messages import Answer, Delta, Usage
-from idefics.server.errors import APIError
 from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
@@ -177,6 +176,7 @@ class ResponseBuilder:
     def response_object(self, answer: Answer | None = None) -> ResponseObject:
         """The response object with the complete answer; `answer` None: the response is still in progress."""
         request, status = self.request, _response_status(answer)
+        text_format: RequestModel | None = request.text and request.text.format
         return {
             "id": self.id,
             "object": "response",
@@ -187,13 +187,17 @@ class ResponseBuilder:
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "metadata": request.metadata or {},
-            "model": self.request.model,
+            "model": request.model,
             "output": [self._output_message(answer)] if answer else [],
             "parallel_tool_calls": False,
             "previous_response_id": None,
             "store": False,
             "temperature": request.temperature or 0.0,
-            "text": {"format": self._text_format()},
+            "text": {
+                "format": text_format.model_dump(by_alias=True, exclude_none=True)
+                if text_format
+                else {"type": "text"}
+            },
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": request.top_logprobs or 0,
@@ -207,7 +211,12 @@ class ResponseBuilder:
     async def build_response(self) -> Response:
         """The response: the complete answer, or a stream of events."""
         if self.request.stream:
-            return EventStreamResponse(self._stream_events(), self._format_error)
+            return EventStreamResponse(
+                self._stream_events(),
+                lambda error: self._format_event(
+                    "error", code=error.code, message=error.message, param=error.param
+                ),
+            )
         (answer,) = await self.context.wait_for_answers()
         return JSONResponse(self.response_object(answer))
 
@@ -239,10 +248,6 @@ class ResponseBuilder:
         response = self.response_object(answer)
         yield self._format_event(f"response.{response['status']}", response=response)
 
-    def _format_error(self, error: APIError) -> bytes:
-        """The formatted event of an error, which ends the stream."""
-        return self._format_event("error", code=error.code, message=error.message, param=error.param)
-
     def _format_event(self, event_type: str, **fields: object) -> bytes:
         """A server-sent event with the next sequence number, named by its type (see `ResponseStreamEvent`)."""
         event = {"type": event_type, "sequence_number": next(self.sequence_numbers), **fields}
@@ -270,11 +275,6 @@ class ResponseBuilder:
     def _token_logprobs(self, answer: Answer | Delta) -> list[TokenLogprobWithTop]:
         """The log-probabilities of an answer's tokens; an empty list if not requested."""
         return token_logprobs(self.context.service.tokenizer, answer) or []
-
-    def _text_format(self) -> dict[str, Any]:
-        """The text format that the request asked for, as the response repeats it; by default "text"."""
-        text_format: RequestModel | None = self.request.text and self.request.text.format
-        return text_format.model_dump(by_alias=True, exclude_none=True) if text_format else {"type": "text"}
 
 
 def _response_status(answer: Answer | None) -> ResponseStatus:

@@ -45,26 +45,22 @@ class TaskCall:
         label_options = {name: given.pop(name) for name in LABEL_OPTIONS if name in given}
         if prompt is not None:
             self._check_prompt(prompt)
-        if self.task is classify.TASK:
-            self._prepare_ranking(label_options, given)
+        if self.task is not classify.TASK:
+            if label_options:
+                raise BadSetting(f"{next(iter(label_options))} is an option of 'classify', not of {task!r}")
+            given.setdefault("max_new_tokens", self.task.max_new_tokens)
+            text_options = cast("Options", given)
+            self.image_detail = pop_image_detail(text_options)
+            self._call = GenerationCall(vlm.loaded_model, text_options)
             return
-        if label_options:
-            raise BadSetting(f"{next(iter(label_options))} is an option of 'classify', not of {task!r}")
-        given.setdefault("max_new_tokens", self.task.max_new_tokens)
-        text_options = cast("Options", given)
-        self.image_detail = pop_image_detail(text_options)
-        self._call = GenerationCall(vlm.loaded_model, text_options)
-
-    def _prepare_ranking(self, label_options: dict[str, Any], options: dict[str, Any]) -> None:
-        """Checks the options of `classify`, and scores the labels for the neutral picture where that calibrates."""
-        self._timeout, image_detail = options.pop("timeout", None), pop_image_detail(cast("Options", options))
-        Deadline.from_timeout(self._timeout)
-        if options:
-            raise BadSetting(f"{next(iter(options))} is an option of tasks that write, not of 'classify'")
+        self._timeout, image_detail = given.pop("timeout", None), pop_image_detail(cast("Options", given))
+        Deadline.from_timeout(self._timeout)  # checks it
+        if given:
+            raise BadSetting(f"{next(iter(given))} is an option of tasks that write, not of 'classify'")
         if "labels" not in label_options:
             raise BadSetting("no labels given: 'classify' needs labels, such as ['cat', 'dog']")
         self._ranker = LabelRanker.from_options(
-            self.vlm.loaded_model, shots=self.vlm.shots, image_detail=image_detail, **label_options
+            vlm.loaded_model, shots=vlm.shots, image_detail=image_detail, **label_options
         )
 
     def submit(self, row: Any) -> Generation | PendingRanking:
