@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from idefics.cli.batch_runs import find_run_settings, report_end, run_until_stopped
 from idefics.cli.command import LoadModel, command
@@ -17,9 +16,6 @@ from idefics.cli.output import OutputWriter
 from idefics.cli.run_flags import EvalFlags, EvalOutputFlags, RayFlags, RunControlFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.errors import BadSetting
-
-if TYPE_CHECKING:
-    from idefics import Idefics
 
 
 @command(
@@ -98,10 +94,7 @@ def _run(
     out = check_reports(outputs, inputs, writer, overwrites=control.overwrite)
     sources = SourceSettings(image_column=flags.image_column, fetcher=Fetcher(policy=model.remote_images))
 
-    @cache
-    def load() -> Idefics:
-        return load_model(model)
-
+    load = cache(partial(load_model, model))
     run_settings = find_run_settings("eval", model, writer)
     folder = weights.find_checkpoint(model.model, revision=model.revision, offline=True)
     evaluation = Evaluation(settings, read_checkpoint_facts(folder, run_settings), load, sources)

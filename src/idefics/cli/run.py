@@ -28,9 +28,12 @@ from idefics.tasks import TASKS, classify
 from idefics.validation import validate_choice
 
 if TYPE_CHECKING:
+    from idefics import Shot
     from idefics.batch.output_file import OutputFile
     from idefics.batch.prompt_template import PromptTemplate
+    from idefics.batch.ray_engine import EngineSpec
     from idefics.batch.rows import RowSource
+    from idefics.batch.run_settings import RunSettings
 
 
 @command(
@@ -66,7 +69,6 @@ def run(
     """
     from idefics.batch.ledger import Ledger
     from idefics.batch.output_file import LedgerExport
-    from idefics.batch.ray_engine import EngineSpec
     from idefics.batch.run import BatchRun
     from idefics.batch.run_settings import hash_shots
     from idefics.batch.text_settings import TextSettings
@@ -76,30 +78,19 @@ def run(
     others = (labels, shots, sampling, ray)
     if run_if_openai_batch(writer, load_model, inputs, model, outputs, control, others):
         return
-    task = inputs.task
-    validate_choice("task", task, tuple(TASKS))
+    validate_choice("task", inputs.task, tuple(TASKS))
     output_file = _checked_output(inputs, outputs, writer)
-    template, options = _template(inputs), _task_options(task, labels, sampling)
+    template, options = _template(inputs), _task_options(inputs.task, labels, sampling)
     selection, shot_list = control.selection(), read_shots_file(shots.shots)
     source, ledger_path = _open_source(inputs, model, template), _ledger_path(inputs, outputs, control)
-    settings = replace(
-        find_run_settings(task, model, writer, options),
-        prompt="" if template is None else template.text,
-        shots=hash_shots(shot_list),
-        prefix=outputs.prefix,
-        suffix=outputs.suffix,
-    )
+    found = find_run_settings(inputs.task, model, writer, options)
+    prompt, shots_hash = "" if template is None else template.text, hash_shots(shot_list)
+    settings = replace(found, prompt=prompt, shots=shots_hash, prefix=outputs.prefix, suffix=outputs.suffix)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(ledger_path))
         run_number = control.prepare_ledger(ledger, settings)
         export = LedgerExport(ledger, output_file, overwrite=control.overwrite) if output_file else None
-        spec = EngineSpec(
-            load_keywords=asdict(model),
-            fingerprint=settings.fingerprint,
-            shots=shot_list,
-            task=task,
-            options=options | control.timeout_option(),
-        )
+        spec = _engine_spec(settings, model, shot_list, options | control.timeout_option())
         answerer = stack.enter_context(closing(ray.create_answerer(spec, lambda: load_model(model))))
         texts = TextWriter(ledger, settings, TextSettings(**values_for(TextSettings, outputs)))
         batch_run = BatchRun(
@@ -113,6 +104,21 @@ def run(
         report_end(writer, batch_run, source.describe_skipped(), texts)
         if outputs.report is not None:
             write_run_report(outputs.report, ledger, run_number, settings, batch_run.counts, started)
+
+
+def _engine_spec(
+    settings: RunSettings, model: ModelFlags, shots: list[Shot], options: dict[str, Any]
+) -> EngineSpec:
+    """What answers the rows of a run; `options` are those of the task."""
+    from idefics.batch.ray_engine import EngineSpec
+
+    return EngineSpec(
+        load_keywords=asdict(model),
+        fingerprint=settings.fingerprint,
+        shots=shots,
+        task=settings.task,
+        options=options,
+    )
 
 
 def _checked_output(
