@@ -54,7 +54,12 @@ def reject_unknown_arguments(function: F, name: str = "", display_signature: Sig
             try:
                 call_signature.bind(*args, **keywords)
             except TypeError as mismatch:
-                usage = _format_usage(call_name, keywords_taken)
+                required = [
+                    one.name if one.kind is not Parameter.KEYWORD_ONLY else f"{one.name}=..."
+                    for one in keywords_taken
+                    if one.default is Parameter.empty
+                ]
+                usage = f"{call_name}({', '.join([*required, '...'])})"
                 raise BadCall(f"{call_name}(): {mismatch}: call it {usage}") from None
             raise  # it was raised inside the function
 
@@ -67,16 +72,6 @@ def reject_unknown_fields(record: type[T]) -> type[T]:
     """Decorator above `@dataclass`: the constructor raises UnknownArgument or BadCall for wrong arguments."""
     record.__init__ = reject_unknown_arguments(record.__init__, record.__name__)  # type: ignore[method-assign]
     return record
-
-
-def _format_usage(name: str, parameters: Sequence[Parameter]) -> str:
-    """How a function with these parameters is called, for messages: "ask(image, question, ...)"."""
-    required = [
-        one.name if one.kind is not Parameter.KEYWORD_ONLY else f"{one.name}=..."
-        for one in parameters
-        if one.default is Parameter.empty
-    ]
-    return f"{name}({', '.join([*required, '...'])})"
 
 
 def validate_text(name: str, value: object, example: str, *, allow_blank: bool = False) -> str:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from idefics.cli.command import LoadModel, ModelLoader, command
+from idefics.cli.command import LoadModel, command
 from idefics.cli.flags import ModelFlags, flag_group, model_flag
 from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from idefics import Idefics
 
 DRAWING_SIZE = 20  # characters per line of a drawn picture, and pixels per column
 
@@ -76,44 +78,40 @@ def demo(writer: OutputWriter, load_model: LoadModel, flags: DemoFlags) -> None:
             lines = [
                 line
                 for command_line in command_lines
-                for line in _run_to_transcript(
-                    command_line, lambda *_: vlm, is_interactive=writer.is_interactive
-                )
+                for line in _run_to_transcript(command_line, vlm, is_interactive=writer.is_interactive)
             ]
             _print_step(picture, lines, writer)
     seconds = time.perf_counter() - start_time
     print(f"Everything took {seconds:.1f} seconds. `idefics models` lists the models for real photographs.")
 
 
-def _run_to_transcript(command_line: str, loader: ModelLoader, *, is_interactive: bool) -> list[str]:
-    """Runs a command line and returns the lines that a terminal would show: what is typed, and the output."""
+def _run_to_transcript(command_line: str, vlm: Idefics, *, is_interactive: bool) -> list[str]:
+    """Runs a command line and returns the lines that a terminal would show: what is typed, and the output.
+
+    A chat reads `CHAT_LINES`.
+    """
+    from idefics.cli.main import run  # imports this module
+
     program, *arguments = shlex.split(command_line)
     if program == "cat":
         output = Path(arguments[0]).read_text(encoding="utf-8")
     else:
-        output = _run_command(arguments, loader, is_interactive=is_interactive)
+        captured, original_stdin = _CapturedTerminal(is_interactive), sys.stdin
+        sys.stdin = io.StringIO("\n".join(CHAT_LINES))
+        try:
+            with redirect_stdout(captured):
+                exit_code = run(arguments, lambda *_: vlm)
+        finally:
+            sys.stdin = original_stdin
+        if exit_code:
+            raise typer.Exit(exit_code)
+        output = captured.getvalue()
     transcript, output_lines = [f"$ {command_line}"], iter(output.splitlines())
     for line in CHAT_LINES if arguments[0] == "chat" else ():
         transcript.append(f"> {line}")
         if not line.startswith("/"):
             transcript.append(next(output_lines))
     return [*transcript, *output_lines]
-
-
-def _run_command(arguments: Sequence[str], loader: ModelLoader, *, is_interactive: bool) -> str:
-    """Runs a command of `idefics` and returns its standard output; a chat reads `CHAT_LINES`."""
-    from idefics.cli.main import run  # imports this module
-
-    captured, original_stdin = _CapturedTerminal(is_interactive), sys.stdin
-    sys.stdin = io.StringIO("\n".join(CHAT_LINES))
-    try:
-        with redirect_stdout(captured):
-            exit_code = run(arguments, loader)
-    finally:
-        sys.stdin = original_stdin
-    if exit_code:
-        raise typer.Exit(exit_code)
-    return captured.getvalue()
 
 
 class _CapturedTerminal(io.StringIO):

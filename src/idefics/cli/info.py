@@ -130,17 +130,12 @@ def models(writer: OutputWriter) -> None:
 
     Any other checkpoint of these families can be given by its folder or by its id on the Hugging Face hub.
     """
+    from idefics import weights
+
     if writer.as_json:
         for row in CATALOG:
             writer.write_json_line(_json_row(row))
-    else:
-        _print_table(writer)
-
-
-def _print_table(writer: OutputWriter) -> None:
-    """Prints the models by family, with a heading and explanations."""
-    from idefics import weights
-
+        return
     writer.console.print(HEADING, style="bold")
     for heading, rows in groupby(CATALOG, _family_heading):
         writer.console.print(heading, style="cyan")

@@ -259,23 +259,19 @@ class _Explainer:
         )
 
     def _to_response(self, explanation: Explanation) -> dict[str, Any]:
-        """An explanation as `ExplanationResponse`."""
-        prepared = self.prepared
-        notes = {"notes": list(prepared.notes)} if prepared.notes else {}
-        return {
-            "object": "image.explanation",
-            **explanation.to_dict(),
-            "usage": self._task_usage(explanation),
-            **notes,
-        }
-
-    def _task_usage(self, explanation: Explanation) -> TaskUsage:
-        """The tokens of all passes so far; those that the fast method makes itself are not in `usage`."""
+        """An explanation as `ExplanationResponse`; its usage has the tokens of all passes so far."""
         prompt, continuations = self.prepared.method.prompt
         num_prompt_tokens = self.usage["prompt_tokens"]
         num_completion_tokens = self.usage["completion_tokens"]
-        if num_own_passes := explanation.num_passes - self.num_passes:
+        if (
+            num_own_passes := explanation.num_passes - self.num_passes
+        ):  # those that the fast method makes itself
             num_prompt_tokens += num_own_passes * len(prompt)
             num_completion_tokens += sum(map(len, continuations))
         usage = completion_usage(num_prompt_tokens, num_completion_tokens, self.usage["cached_tokens"])
-        return {**usage, "pictures": len(prompt.pictures)}
+        return {
+            "object": "image.explanation",
+            **explanation.to_dict(),
+            "usage": {**usage, "pictures": len(prompt.pictures)},
+            **({"notes": list(self.prepared.notes)} if self.prepared.notes else {}),
+        }

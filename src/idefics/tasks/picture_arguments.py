@@ -52,21 +52,16 @@ def parse_image_argument(
     # A generator may yield one object again and again, changed each time: each is converted as it comes.
     if not isinstance(items, Iterator):
         items = validate_list("image", items, "a picture or a list of pictures", error_type=BadPrompt)
-        _reject_repeated_multi_frame_images(items)
+        ids = [id(picture) for picture in items if is_multi_frame_image(picture)]
+        if len(set(ids)) < len(ids):
+            raise BadPrompt(
+                "the list has one Pillow image of several frames more than once, which all show its current frame: "
+                "give copies, [page.copy() for page in PIL.ImageSequence.Iterator(picture)]"
+            )
     pictures = [result_or_error(to_picture_or_video, item) for item in items]
     if not pictures:
         raise BadPrompt("the list of pictures is empty: give at least one")
     return pictures, ErrorPolicy("picture", len(pictures), on_error, stream)
-
-
-def _reject_repeated_multi_frame_images(pictures: Sequence[object]) -> None:
-    """Raises BadPrompt if one Pillow image of several frames is in the list more than once."""
-    ids = [id(picture) for picture in pictures if is_multi_frame_image(picture)]
-    if len(set(ids)) < len(ids):
-        raise BadPrompt(
-            "the list has one Pillow image of several frames more than once, which all show its current frame: give "
-            "copies, [page.copy() for page in PIL.ImageSequence.Iterator(picture)]"
-        )
 
 
 def _is_picture_list(image: object) -> bool:
