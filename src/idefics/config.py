@@ -284,7 +284,14 @@ class Sampling:
         validate_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         validate_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         validate_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _validate_logit_bias(self.logit_bias)
+        if not isinstance(self.logit_bias, Mapping):
+            raise BadSetting(
+                f"logit_bias is {self.logit_bias!r}; give a dict of token ids and numbers from -100 to 100"
+            )
+        for id, bias in self.logit_bias.items():
+            if isinstance(id, bool) or not isinstance(id, int) or id < 0:
+                raise BadSetting(f"logit_bias names the token {id!r}; give its id, a whole number from 0")
+            validate_range(f"logit_bias of token {id}", bias, -100.0, 100.0)
         validate_range("num_beams", self.num_beams, 1, 64)
         validate_bool("logprobs", self.logprobs)
         validate_range("top_logprobs", self.top_logprobs, 0, 20)
@@ -395,13 +402,3 @@ class EngineConfig:
         if self.cache_pages is not None:
             validate_range("cache_pages", self.cache_pages, 2, 1 << 30)
         validate_range("picture_bytes", self.picture_bytes, 0, 1 << 50)
-
-
-def _validate_logit_bias(biases: Mapping[int, float]) -> None:
-    """Raises BadSetting unless keys are ids from 0 and values numbers from -100 to 100."""
-    if not isinstance(biases, Mapping):
-        raise BadSetting(f"logit_bias is {biases!r}; give a dict of token ids and numbers from -100 to 100")
-    for id, bias in biases.items():
-        if isinstance(id, bool) or not isinstance(id, int) or id < 0:
-            raise BadSetting(f"logit_bias names the token {id!r}; give its id, a whole number from 0")
-        validate_range(f"logit_bias of token {id}", bias, -100.0, 100.0)

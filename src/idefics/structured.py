@@ -48,8 +48,15 @@ class OutputConstraint:
             for choice in choices:
                 reject_lone_surrogates("choices", choice)
             object.__setattr__(self, "choices", choices)  # a generator gives its texts once
-        if self.schema is not None:
-            _validate_schema(self.schema)
+        schema: object = self.schema  # its keywords are checked when it is compiled
+        if schema is not None and not isinstance(schema, Mapping):
+            raise BadSetting(
+                f"schema is {schema!r}; give a JSON schema as a dict, such as {{'type': 'object'}}"
+            )
+        try:
+            json.dumps(dict(schema or {}))
+        except (TypeError, ValueError) as error:
+            raise BadSetting(f"schema is not JSON ({error}): give dicts, lists, texts and numbers") from None
 
     @classmethod
     def from_options(
@@ -76,13 +83,3 @@ class OutputConstraint:
 
     def __str__(self) -> str:
         return json.dumps(vars(self))  # the order of a schema's properties is that of the answer
-
-
-def _validate_schema(schema: object) -> None:
-    """Raises BadSetting unless the schema is a dict of JSON data; its keywords are checked when it is compiled."""
-    if not isinstance(schema, Mapping):
-        raise BadSetting(f"schema is {schema!r}; give a JSON schema as a dict, such as {{'type': 'object'}}")
-    try:
-        json.dumps(dict(schema))
-    except (TypeError, ValueError) as error:
-        raise BadSetting(f"schema is not JSON ({error}): give dicts, lists, texts and numbers") from None

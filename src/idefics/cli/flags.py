@@ -95,6 +95,16 @@ def remote_images_flag(default: str, help: str) -> Any:
     )
 
 
+def model_name_flag(help: str, default: str) -> Any:
+    """The flag `--model`; its help names where the model is taken from without it."""
+    return model_flag(
+        f"{help}; else $IDEFICS_MODEL, else {default}.",
+        default=default,
+        metavar="MODEL",
+        envvar="IDEFICS_MODEL",
+    )
+
+
 @flag_group
 class PromptFlags:
     """The flag for the text about the pictures, instead of the last argument."""
@@ -127,13 +137,7 @@ class PictureFlags:
 class ModelFlags:
     """Which model is loaded, where and how: the keywords of `idefics.load`, under the same names."""
 
-    model: str = model_flag(
-        "Short name (`idefics models` lists them), folder or hub id; "
-        f"else $IDEFICS_MODEL, else {DEFAULT_MODEL}.",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        envvar="IDEFICS_MODEL",
-    )
+    model: str = model_name_flag("Short name (`idefics models` lists them), folder or hub id", DEFAULT_MODEL)
     revision: str | None = model_flag("Branch, tag or commit on the hub.", metavar="NAME")
     adapter: str | None = model_flag(
         "Folder or hub id of an adapter (LoRA) for the model: a fine-tuned change, merged while it is loaded.",

@@ -30,7 +30,7 @@ from idefics.cli.flags import (
     checked_text_parser,
     flag_group,
     input_flag,
-    model_flag,
+    model_name_flag,
     output_flag,
 )
 from idefics.cli.output import OutputWriter
@@ -64,12 +64,9 @@ class ReadInputFlags:
 class ReadModelFlags(ModelFlags):
     """Which model is loaded: one that writes DocTags."""
 
-    model: str = model_flag(
-        f"A checkpoint that writes DocTags: {' or '.join(DOCTAGS_MODELS)}, a folder or a hub id; "
-        f"else $IDEFICS_MODEL, else {DOCTAGS_MODELS[0]}.",
-        default=DOCTAGS_MODELS[0],
-        metavar="MODEL",
-        envvar="IDEFICS_MODEL",
+    model: str = model_name_flag(
+        f"A checkpoint that writes DocTags: {' or '.join(DOCTAGS_MODELS)}, a folder or a hub id",
+        DOCTAGS_MODELS[0],
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from idefics.catalog import DEFAULT_MODEL
-from idefics.cli.flags import flag, flag_group, input_flag, model_flag, output_flag
+from idefics.cli.flags import flag, flag_group, input_flag, model_flag, model_name_flag, output_flag
 
 learn_flag = partial(flag, "What learns")
 steps_flag = partial(flag, "Steps")
@@ -49,12 +49,7 @@ class TrainDataFlags:
 class TrainModelFlags:
     """The flags for the model."""
 
-    model: str = model_flag(
-        f"Short name, folder or hub id; else $IDEFICS_MODEL, else {DEFAULT_MODEL}.",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        envvar="IDEFICS_MODEL",
-    )
+    model: str = model_name_flag("Short name, folder or hub id", DEFAULT_MODEL)
     device: str = model_flag("auto, cpu, cuda, cuda:1 or mps.", default="auto", metavar="DEVICE")
     threads: int | None = model_flag("Number of CPU threads.")
     dtype: Literal["auto", "float32", "bfloat16"] = model_flag(

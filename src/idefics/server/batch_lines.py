@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +120,26 @@ def batch_file_limits(settings: Settings, max_lines: int | None = None) -> Batch
     return BatchFileLimits(line_bytes=line_bytes, line_values=MAX_JSON_VALUES, lines=max_lines)
 
 
+@dataclass
 class LineSlots:
     """How many lines of all batches are answered at the same time: fewer, down to one, while clients use the server.
 
-    Args:
+    Attributes:
         admission: knows how many requests clients have sent.
         max_lines: the number while there are none.
+        num_used: how many are answered now.
     """
 
-    def __init__(self, admission: AdmissionControl, max_lines: int) -> None:
-        self._admission, self._max_lines = admission, max_lines
-        self._num_used, self._released = 0, asyncio.Event()
+    admission: AdmissionControl
+    max_lines: int
+    num_used: int = 0
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def acquire(self, should_stop: Callable[[], bool]) -> bool:
         """Waits for a slot, which the caller must `release`; returns False as soon as `should_stop()` is true."""
         while not should_stop():
-            if self._num_used < max(1, self._max_lines - self._admission.usage["requests"]):
-                self._num_used += 1
+            if self.num_used < max(1, self.max_lines - self.admission.usage["requests"]):
+                self.num_used += 1
                 return True
             self._released.clear()
             with suppress(TimeoutError):
@@ -146,7 +149,7 @@ class LineSlots:
 
     def release(self) -> None:
         """Frees a slot."""
-        self._num_used -= 1
+        self.num_used -= 1
         self._released.set()
 
 

@@ -55,19 +55,6 @@ class CompletionRequest(ChoicesRequest):
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
 
-    @property
-    def prompt_texts(self) -> list[str]:
-        """The prompts as a list.
-
-        Raises:
-            APIError: 400, more than `MAX_PROMPTS` answers in total.
-        """
-        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if (count := len(texts) * (self.n or 1)) > MAX_PROMPTS:
-            message = f"{len(texts)} prompts with n={self.n} are {count} answers; the limit is {MAX_PROMPTS}"
-            raise APIError(400, f"{message}: send fewer prompts", param="prompt")
-        return texts
-
     def generation_kwargs(self) -> dict[str, Any]:
         """The given fields as keyword arguments of `Idefics.submit`."""
         return self.sampling_kwargs() | {
@@ -119,7 +106,10 @@ class CompletionChunk(CompletionFields, StreamUsageField, ProgressField):
 async def complete(request: CompletionRequest, context: RequestContextDep) -> Response:
     """Continues each prompt, without a chat template."""
     select_model(context, request.model)
-    texts = request.prompt_texts
+    texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+    if (count := len(texts) * (request.n or 1)) > MAX_PROMPTS:
+        message = f"{len(texts)} prompts with n={request.n} are {count} answers; the limit is {MAX_PROMPTS}"
+        raise APIError(400, f"{message}: send fewer prompts", param="prompt")
     if request.streams_progress and len(texts) > 1:
         message = f"include_progress is for one prompt, and there are {len(texts)}: send one, or leave it out"
         raise APIError(400, message, param="stream_options")

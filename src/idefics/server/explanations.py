@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from itertools import chain
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
@@ -35,7 +36,7 @@ from idefics.server.routing import JSONBodyRoute, RequestContextDep, document_re
 from idefics.server.sampling_fields import StreamFields, TokenLimit
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event, stream_with_progress
 from idefics.server.tasks import (
-    MAX_LABEL_CHARACTERS,
+    Label,
     PictureRequest,
     TaskInputs,
     document_request_body,
@@ -67,9 +68,7 @@ class ExplanationRequest(PictureRequest, StreamFields):
     words: str | None = None
     answer: str | None = None
     task: str = "ask"
-    labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] | None = Field(
-        None, min_length=2, max_length=classify.MAX_LABELS
-    )
+    labels: list[Label] | None = Field(None, min_length=2, max_length=classify.MAX_LABELS)
     earlier: list[EarlierTurn] = Field([], max_length=MAX_MESSAGES // 2)
     method: Method = "occlusion"
     grid: int = Field(16, ge=MIN_GRID, le=MAX_GRID)
@@ -131,8 +130,8 @@ async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -
     if body.earlier and body.answer is None:
         raise APIError(400, "earlier turns are given without an answer: give the answer too", param="answer")
     inputs = TaskInputs(context, body, file)
-    earlier = [text for turn in body.earlier for text in (turn.question, turn.answer)]
-    texts = [body.words or "", body.answer or "", *(body.labels or ()), *earlier]
+    earlier = [(turn.question, turn.answer) for turn in body.earlier]
+    texts = [body.words or "", body.answer or "", *(body.labels or ()), *chain.from_iterable(earlier)]
     inputs.check_and_count_texts(" ".join(texts))
     call = ExplanationCall(
         model=inputs.vlm.loaded_model,
@@ -145,7 +144,7 @@ async def handle_explanation(request: HTTPRequest, context: RequestContextDep) -
         task_name=body.task,
         image_detail=inputs.detail,
         max_new_tokens=body.max_new_tokens,
-        earlier=[(turn.question, turn.answer) for turn in body.earlier],
+        earlier=earlier,
     )
     explainer = _Explainer(inputs, call)
     if body.streams_progress:

@@ -21,7 +21,7 @@ from idefics.server.chat_messages import MAX_PICTURES, MAX_VIDEO_FRAMES
 from idefics.server.response_fields import ResponseFields
 from idefics.server.sampling_fields import DEFAULT_MAX_NEW_TOKENS
 from idefics.server.server_state import ServerState
-from idefics.server.settings import Settings, is_loopback_host
+from idefics.server.settings import is_loopback_host
 from idefics.tasks import TASKS
 
 
@@ -123,6 +123,9 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
     """
     settings, model = service.settings, service.vlm.loaded_model
     adapter = settings.adapter_by_name.get(name)
+    merged = adapter or settings.adapter
+    # Paths are given whole where only this machine reaches the server.
+    is_public = settings.has_key or bool(settings.allowed_hosts) or not is_loopback_host(settings.host)
     entry, video = find_entry(settings.model), model.processor.image_config.video
     defaults = Sampling(repetition_penalty=model.generation_config.repetition_penalty)
     methods: list[Method] = ["occlusion", "fast"] if has_token_grid(model) else ["occlusion"]
@@ -133,12 +136,18 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
         "owned_by": "idefics",
         "root": _public_source(adapter or settings.model),
         "parent": None if adapter is None else settings.served_model_name,
-        "load": _loading(settings, adapter),
+        "load": {
+            "model": _loaded_source(settings.model, is_public),
+            "revision": settings.revision,
+            "adapter": None if merged is None else _loaded_source(merged, is_public),
+            "quantize": settings.quantize,
+            "dtype": None if settings.dtype == "auto" else settings.dtype,
+        },
         "version": __version__,
         "family": entry.family if entry else model.family,
         "kind": model.processor.prompt_format.kind,
         "num_parameters": model.num_parameters,
-        "is_demo": entry is not None and bool(entry.package_folder) and not (adapter or settings.adapter),
+        "is_demo": entry is not None and bool(entry.package_folder) and not merged,
         "max_model_len": model.engine.model.layout.max_positions,
         "images": _images(service),
         "video": None
@@ -159,19 +168,6 @@ def model_card(service: ServerState, name: str, created: int) -> ModelCard:
         "batches": settings.batches is not None,
         "needs_key": settings.has_key,
         "compare_with": settings.compared_servers,
-    }
-
-
-def _loading(settings: Settings, adapter: str | None) -> ModelLoading:
-    """How the model is loaded elsewhere; paths are given whole where only this machine reaches the server."""
-    is_public = settings.has_key or bool(settings.allowed_hosts) or not is_loopback_host(settings.host)
-    merged = adapter or settings.adapter
-    return {
-        "model": _loaded_source(settings.model, is_public),
-        "revision": settings.revision,
-        "adapter": None if merged is None else _loaded_source(merged, is_public),
-        "quantize": settings.quantize,
-        "dtype": None if settings.dtype == "auto" else settings.dtype,
     }
 
 

@@ -92,7 +92,9 @@ def _document_ignored_fields(schema: dict[str, Any], model_class: type[RequestMo
     """Adds the fields and values that a class ignores to its JSON schema, in place."""
     properties, required = schema.setdefault("properties", {}), schema.get("required", [])
     for name, property_schema in properties.items():
-        if name not in required and not _allows_null(property_schema):
+        options = (property_schema, *property_schema.get("anyOf", ()))
+        allows_null = any(option.get("type") == "null" for option in options)
+        if name not in required and not allows_null:
             properties[name] = {"anyOf": [property_schema, {"type": "null"}]}
     for name, ignored_field in model_class.ignored_fields.items():
         allowed_values = (
@@ -103,11 +105,6 @@ def _document_ignored_fields(schema: dict[str, Any], model_class: type[RequestMo
         elif allowed_values:
             properties[name] = {"anyOf": [properties[name], allowed_values]}
     schema["additionalProperties"] = {"enum": list(EMPTY_VALUES)}
-
-
-def _allows_null(schema: dict[str, Any]) -> bool:
-    """Whether a JSON schema allows null."""
-    return any(option.get("type") == "null" for option in (schema, *schema.get("anyOf", ())))
 
 
 class RequestModel(BaseModel):

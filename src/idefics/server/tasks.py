@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from idefics import Idefics
 
 MAX_BEAMS = 16
-MAX_LABEL_CHARACTERS = 1024
+Label = Annotated[str, Field(max_length=1024)]
 
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"], route_class=JSONBodyRoute)
 
@@ -85,9 +85,7 @@ class TaskRequest(PictureRequest, SamplingFields, StreamFields):
 class ClassificationRequest(PictureRequest):
     """A picture, and the labels to rank by likelihood."""
 
-    labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] = Field(
-        min_length=2, max_length=classify.MAX_LABELS
-    )
+    labels: list[Label] = Field(min_length=2, max_length=classify.MAX_LABELS)
     length_normalized: bool = False
     calibrated: bool = False
 
