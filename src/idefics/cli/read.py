@@ -38,7 +38,7 @@ from idefics.cli.run_flags import LedgerControlFlags
 from idefics.cli.run_progress import RunProgress
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.tasks import split_pictures_and_words
-from idefics.errors import BadPicture, BadSetting
+from idefics.errors import BadPicture, BadSetting, format_count
 from idefics.tasks.read import TASK
 
 if TYPE_CHECKING:
@@ -236,4 +236,4 @@ def _write_document(
     content = text.encode()
     prepare_file(out, content).commit()
     ledger.mark_exported(str(out.absolute()), ExportMark(0, len(content), hashlib.sha256(content).digest()))
-    writer.print_status(f"{len(pages):,} page{'s' * (len(pages) > 1)} written to {out}")
+    writer.print_status(f"{format_count(len(pages), 'page')} written to {out}")

@@ -23,7 +23,6 @@ from idefics.cli.flags import (
 )
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import (
-    NamedPicture,
     error_with_name,
     fetch_readable_pictures,
     find_pictures,
@@ -130,7 +129,7 @@ def _run_task(
     batches = PictureBatches(writer, load_model, model, shots, names, recursive=pictures.recursive)
     where.check(batches.pictures)
     if where.where is not None or (writer.is_interactive and not writer.shows_picture_names):
-        for named in batches.readable_pictures(batches.pictures):
+        for named in fetch_readable_pictures(batches.pictures, batches.fetcher, writer):
             answer_and_draw(writer, batches.vlm, task, named, words, options, where.where)
     else:
         answers = batches.answer_in_batches(
@@ -246,10 +245,6 @@ class PictureBatches:
         self.writer.progress.start("Answering", len(self.pictures) if len(self.pictures) > 1 else None)
         return vlm
 
-    def readable_pictures(self, named_pictures: Sequence[NamedPicture]) -> Iterator[NamedPicture]:
-        """Yields the pictures that can be read, and reports an error for each other one."""
-        return fetch_readable_pictures(named_pictures, self.fetcher, self.writer)
-
     def answer_in_batches(
         self, answer_batch: Callable[[Idefics, tuple[PictureOrVideo, ...]], list[Result | IdeficsError]]
     ) -> Iterator[tuple[Result, str]]:
@@ -258,16 +253,16 @@ class PictureBatches:
         Args:
             answer_batch: called with the model and a batch of pictures; returns a result or an error for each.
         """
-        num_done = 0
-        for batch in _doubling_batches(self.pictures):
-            if readable := list(self.readable_pictures(batch)):
+        num_done, size = 0, 1  # batches of one picture, two, four and so on, up to the engine's largest batch
+        while batch := self.pictures[num_done : num_done + size]:
+            if readable := list(fetch_readable_pictures(batch, self.fetcher, self.writer)):
                 results = answer_batch(self.vlm, tuple(named.picture for named in readable))
                 for named, result in zip(readable, results, strict=True):
                     if isinstance(result, IdeficsError):
                         self.writer.report_error(error_with_name(named, result))
                     else:
                         yield result, named.name
-            num_done += len(batch)
+            num_done, size = num_done + len(batch), min(2 * size, EngineConfig().batch_rows)
             self.writer.progress.set_completed(num_done)
 
 
@@ -280,11 +275,3 @@ def read_shots_file(path: Path | None) -> list[Shot]:
         return parse_shots(text, path)
     except BadPrompt as error:
         raise BadPrompt(f"--shots {error}") from None
-
-
-def _doubling_batches(pictures: Sequence[NamedPicture]) -> Iterator[Sequence[NamedPicture]]:
-    """Batches of one picture, two, four and so on, up to the engine's largest batch."""
-    start, size = 0, 1
-    while start < len(pictures):
-        yield pictures[start : start + size]
-        start, size = start + size, min(2 * size, EngineConfig().batch_rows)

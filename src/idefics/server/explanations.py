@@ -179,9 +179,11 @@ class _Explainer:
         call = self.call
         if call.answer is None and call.labels is None:
             call = replace(call, answer=await self._generate_answer())
-        self.prepared = await self.context.prepare_passes(
-            partial(call.prepare, [self.inputs.picture]), pictures=self.inputs.pictures
+        prepare = partial(call.prepare, [self.inputs.picture])
+        self.prepared = await self.context.make_prompt(
+            prepare, self.inputs.pictures, lambda made: made.num_tokens
         )
+        self.context.record_prompt_metrics(self.prepared.method.prompt.prompt)
 
     async def _generate_answer(self) -> str:
         """The model's own answer, greedy; it is generated like that of the task's route."""

@@ -20,7 +20,6 @@ from idefics.server.sse import ProgressQueue
 if TYPE_CHECKING:
     from idefics import Stream
     from idefics.prompt import Prompt, ScoringPrompt
-    from idefics.tasks.explanation_call import PreparedExplanation
 
 P = TypeVar("P")  # a prompt
 R = TypeVar("R")
@@ -102,7 +101,7 @@ class RequestContext:
             IdeficsError: the request is invalid.
         """
         max_positions = self.service.vlm.engine.model.layout.max_positions
-        prompt = await self._make_prompt(
+        prompt = await self.make_prompt(
             make_prompt,
             pictures,
             lambda prompt: (
@@ -133,7 +132,7 @@ class RequestContext:
         Raises:
             APIError, IdeficsError: as in `submit_prompt`.
         """
-        scoring_prompt = await self._make_prompt(
+        scoring_prompt = await self.make_prompt(
             make_prompt, pictures, lambda made: len(made.prompt) + sum(map(len, made.continuations))
         )
         self.scoring_handle = self.service.vlm.engine.submit(
@@ -147,23 +146,7 @@ class RequestContext:
         self.check_not_cancelled()
         return self.scoring_handle
 
-    async def prepare_passes(
-        self, prepare: Callable[[], PreparedExplanation], *, pictures: Sequence[PictureOrVideo]
-    ) -> PreparedExplanation:
-        """Prepares an explanation, and reserves the tokens of all of its passes.
-
-        Args:
-            prepare: opens the pictures and makes the prompt, in a thread.
-            pictures: the pictures of the prompt.
-
-        Raises:
-            APIError, IdeficsError: as in `submit_prompt`.
-        """
-        prepared = await self._make_prompt(prepare, pictures, lambda made: made.num_tokens)
-        self.record_prompt_metrics(prepared.method.prompt.prompt)
-        return prepared
-
-    async def _make_prompt(
+    async def make_prompt(
         self,
         make_prompt: Callable[[], P],
         pictures: Sequence[PictureOrVideo],
