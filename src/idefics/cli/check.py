@@ -124,7 +124,7 @@ def _write_result(writer: OutputWriter, result: CheckResult) -> None:
 
 def _summary(results: list[CheckResult]) -> str:
     """How many checks passed, were off and were skipped."""
-    counts = Counter(result.outcome.status for result in results)
+    counts: Counter[str] = Counter(result.outcome.status for result in results)
     return ", ".join(f"{counts[status]} {status}" for status in MARKS)
 
 
