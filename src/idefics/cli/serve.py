@@ -165,7 +165,7 @@ def ui(writer: OutputWriter, load_model: LoadModel, flags: UIFlags, model: UIMod
 
 def _make_ui_settings(model: UIModelFlags, batches: Path) -> Settings:
     """The settings of the server of `idefics ui`."""
-    shared = values_for(Settings, model)
+    shared = values_for(Settings, model) | {"offline": bool(model.offline)}
     return Settings(**shared, ui=True, batches=batches, drain=UI_DRAIN_SECONDS)
 
 
