@@ -231,6 +231,7 @@ def hold(page, path):
 
 def test_keys_that_come_before_the_page_knows_them_are_not_lost(web_page):
     held = hold(web_page, "shortcuts.js")
+    web_page.reload()
     web_page.keyboard.press("Alt+ArrowDown")
     web_page.keyboard.press("Alt+ArrowDown")
     wait_until(web_page, lambda: held)

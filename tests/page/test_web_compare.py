@@ -145,6 +145,7 @@ def test_it_can_be_stopped_and_left(web_page, demo_model, bundled_pictures, monk
     add_pictures(web_page, bundled_pictures["picnic.png"])
     send(web_page, QUESTION)
     panel = compare_last(web_page)
+    expect(panel.locator("dt")).to_have_count(10)
     slow.resume_event.clear()
     panel.get_by_label("Change one thing:").select_option(label="at a glance")
     expect(panel.locator(".column").last).to_contain_text(re.compile("Looking at the picture|Next in line"))
