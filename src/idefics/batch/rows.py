@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +48,17 @@ class BatchRow:
     error: str = ""
 
 
-class RowSource(Protocol):
-    """The input of a batch run. Iterating starts at the beginning each time, and opens files as it reaches them."""
+class RowSource:
+    """Base of the inputs of a run. Iterating starts at the beginning each time, and opens files as it reaches them."""
 
     def __iter__(self) -> Iterator[BatchRow]:
         """Yields the rows; holds a few of them in memory at a time."""
-        ...
+        raise NotImplementedError
 
     def count_rows(self) -> int | None:
         """The number of rows; None if it is not known without reading all of the input."""
-        ...
+        return None
 
     def describe_skipped(self) -> str:
         """What iterating has left out so far, such as "3 files of type .txt"; "" if nothing."""
-        ...
+        return ""

@@ -231,8 +231,8 @@ class PageSelection:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectedPages:
-    """The rows of a source without the pages of documents that are not selected. Implements `RowSource`.
+class SelectedPages(RowSource):
+    """The rows of a source without the pages of documents that are not selected.
 
     Attributes:
         source: its rows are pictures, which all are taken, and pages, named as in "book.pdf#page=3".

@@ -151,12 +151,12 @@ class ContinuationScores:
         They are taken in sorted order, in which neighbours share the longest prefixes.
         """
         continuations = sorted(enumerate(self.continuations), key=lambda item: tuple(item[1]))
+        trie = CandidateTrie()
         for index, continuation in continuations:
             if len(continuation) < 2:
                 continue
-            trie = self.pending_tries[-1] if self.pending_tries else None
-            num_new_nodes = len(trie.find_new_nodes(continuation)) if trie is not None else 0
-            if trie is None or (num_new_nodes and len(trie) + num_new_nodes > max_group_tokens):
+            num_new_nodes = len(trie.find_new_nodes(continuation))
+            if not self.pending_tries or (num_new_nodes and len(trie) + num_new_nodes > max_group_tokens):
                 trie = CandidateTrie()
                 self.pending_tries.append(trie)
             trie.add(index, continuation)

@@ -94,8 +94,13 @@ class OutputProcessor:
         outputs: RequestOutputs = {}
         num_sampled, self.has_replaced_tokens = 0, False
         if batch is not None:
-            self._process_samples(batch, outputs)
-            num_sampled = len(batch.sequences)
+            tokens, num_sampled = batch.read_tokens(), len(batch.sequences)
+            states = [sequence.request_state for sequence in batch.sequences]
+            if not batch.sampler.constraints:
+                outputs.update(zip(states, tokens, strict=True))
+            else:
+                for row, (state, token) in enumerate(zip(states, tokens, strict=True)):
+                    _record(outputs, state, partial(self._accept_token, state, token, batch, row))
         rows_by_request: dict[RequestState, list[int]] = {}
         if num_sampled < len(step_output.sequences):
             for row, sequence in enumerate(step_output.sequences):
@@ -108,16 +113,6 @@ class OutputProcessor:
             state = chunk.sequence.request_state
             _record(outputs, state, partial(self._score_continuations, state, chunk.trie, h))
         return outputs
-
-    def _process_samples(self, batch: SampledBatch, outputs: RequestOutputs) -> None:
-        """Adds each request's sampled token to `outputs`, or the token with which a constraint replaces it."""
-        tokens = batch.read_tokens()
-        states = [sequence.request_state for sequence in batch.sequences]
-        if not batch.sampler.constraints:
-            outputs.update(zip(states, tokens, strict=True))
-            return
-        for row, (state, token) in enumerate(zip(states, tokens, strict=True)):
-            _record(outputs, state, partial(self._accept_token, state, token, batch, row))
 
     def _accept_token(
         self, state: RequestState, token: SampledToken, batch: SampledBatch, row: int

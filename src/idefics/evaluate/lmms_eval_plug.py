@@ -80,7 +80,10 @@ class LmmsEvalMethods:
             key = json.dumps(request.args[2], sort_keys=True, default=str)
             indices_by_options.setdefault(key, []).append(index)
         for indices in indices_by_options.values():
-            conversations = [to_messages(self._messages(requests[index])) for index in indices]
+            conversations = []
+            for index in indices:
+                _, doc_to_messages, _, id, task, split = requests[index].args
+                conversations.append(to_messages(doc_to_messages(self.task_dict[task][split][id])))
             options = generation_options(requests[indices[0]].args[2])
             for index, text in zip(indices, self._answer(conversations, options), strict=True):
                 texts[index] = text
@@ -102,10 +105,6 @@ class LmmsEvalMethods:
             if not isinstance(payload, tuple) or payload[1]:
                 return answers
             messages, _, _, info = payload
-
-    def _messages(self, request: Any) -> Any:
-        _, doc_to_messages, _, id, task, split = request.args
-        return doc_to_messages(self.task_dict[task][split][id])
 
     def _answer(self, conversations: list[list[Message]], options: dict[str, Any]) -> list[str]:
         """The answers; "" for a request that failed, with a line in the log."""

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from idefics.batch.rows import RowSource
 from idefics.batch.sources.hub_dataset import HUB_PREFIX
 from idefics.batch.sources.settings import SourceSettings
 from idefics.errors import BadSetting, IdeficsError
@@ -23,22 +24,14 @@ LAYOUTS_WITHOUT_FOLDER = ("easy_vqa", "scenes")  # of data that are installed
 
 
 @dataclass(frozen=True, slots=True)
-class RowReader:
-    """The rows of a suite; implements `RowSource`."""
+class RowReader(RowSource):
+    """The rows of a suite, whose number is not known before they are read."""
 
     read: Callable[[], Iterator[EvaluationRow]]
 
     def __iter__(self) -> Iterator[EvaluationRow]:
         """Yields the rows, from the beginning each time."""
         return self.read()
-
-    def count_rows(self) -> int | None:
-        """None: the number of rows is not known before they are read."""
-        return None
-
-    def describe_skipped(self) -> str:
-        """Nothing is left out."""
-        return ""
 
 
 @dataclass(frozen=True, slots=True)

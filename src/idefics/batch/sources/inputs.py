@@ -120,8 +120,8 @@ def resolve_input(text: str, settings: SourceSettings) -> SingleInput:
     return input_of_file(text, settings)
 
 
-class InputSource(InputGroup):
-    """The rows of several inputs. Implements `RowSource`."""
+class InputSource(InputGroup, RowSource):
+    """The rows of several inputs."""
 
     def __init__(self, singles: Sequence[SingleInput]) -> None:
         self._singles = singles

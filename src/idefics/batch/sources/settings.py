@@ -206,15 +206,6 @@ def file_media(path: Path, name: str) -> Media:
     return Media(path=name, read=partial(read_file, path, name), file=path, container=path)
 
 
-def url_media(url: str, name: str, fetcher: Fetcher) -> Media:
-    """The picture or video at an http(s) URL, or in a data URI.
-
-    Args:
-        name: where it is, for people.
-    """
-    return Media(path=name, read=partial(fetcher.get, url))
-
-
 def bytes_media(data: bytes, name: str, container: Path | None) -> Media:
     """A picture or video that is in memory.
 
@@ -257,7 +248,7 @@ def cell_media(value: object, name: str, folder: Path, container: Path | None, f
     if is_data_uri(text):
         return Media(path=name, read=partial(fetcher.get, text), container=container)
     if is_url(text):
-        return url_media(text, text, fetcher)
+        return Media(path=text, read=partial(fetcher.get, text))
     if len(text) > MAX_PATH_CHARACTERS:
         raise BadPicture(
             f"{name} has a picture text of {len(text):,} characters that is neither a path nor base64 of a picture"
@@ -292,7 +283,8 @@ class RemoteFile(SingleInput):
         if is_data_uri(name):
             digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:16]
             name = f"{name[:40].split(',', 1)[0]}#{digest}"
-        yield BatchRow(name=name, media=url_media(self.url, name, self.settings.fetcher))
+        media = Media(path=name, read=partial(self.settings.fetcher.get, self.url))
+        yield BatchRow(name=name, media=media)
 
     def count(self, source_pass: SourcePass) -> int:
         """1."""
