@@ -18,6 +18,11 @@ BROWSER_MARKS = [
 ]
 CHROMIUM_FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DESKTOP_SIZE, PHONE_SIZE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
+# Polls and pauses after errors take a tenth of their time; what people need time for, such as to undo, stays.
+FAST_TIMERS = """
+    const wait = setTimeout;
+    window.setTimeout = (work, time, ...rest) => wait(work, time > 5000 ? time : time / 10, ...rest);
+"""
 TIMEOUT = 15_000  # milliseconds
 expect.set_options(timeout=TIMEOUT)
 

@@ -17,6 +17,7 @@ from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from page.browser import (
     BROWSER_MARKS,
+    FAST_TIMERS,
     SlowModel,
     close_drawer,
     drop_files,
@@ -57,13 +58,6 @@ def folder(tmp_path, bundled_pictures):
     (tmp_path / "trip" / "broken.png").write_bytes(b"no picture")
     (tmp_path / "trip" / "notes.txt").write_text("not a picture")
     return tmp_path / "trip"
-
-
-# Polls and pauses after errors take a tenth of their time; what people need time for, such as to undo, stays.
-FAST_TIMERS = """
-    const wait = setTimeout;
-    window.setTimeout = (work, time, ...rest) => wait(work, time > 5000 ? time : time / 10, ...rest);
-"""
 
 
 @contextmanager

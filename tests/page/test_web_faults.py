@@ -259,7 +259,7 @@ def save_picture(path, width, height, **options):
 
 
 def test_a_picture_that_is_too_large_is_made_smaller(web_page, tmp_path):
-    add_pictures(web_page, save_picture(tmp_path / "wall.png", 8000, 5100))
+    add_pictures(web_page, save_picture(tmp_path / "wall.jpg", 8000, 5100))
     expect(web_page.locator(".picture-name")).to_contain_text("made smaller, was 8000 × 5100")
     expect(web_page.locator(".picture-name")).to_contain_text("tokens")  # the server takes that size
     name = web_page.locator(".picture-name").inner_text()

@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 
 from page.browser import (
     BROWSER_MARKS,
+    FAST_TIMERS,
     PHONE_SIZE,
     SlowModel,
     answer_with,
@@ -158,7 +159,8 @@ def test_a_camera_that_is_refused_is_said_in_words(live_page):
 
 
 def test_a_server_that_goes_away_is_asked_again(web_browser, web_url):
-    with open_page(web_browser, web_url, path="/#/live", expected=["ERR_FAILED", "status of 400"]) as page:
+    options = {"expected": ["ERR_FAILED", "status of 400"], "init_script": FAST_TIMERS}
+    with open_page(web_browser, web_url, path="/#/live", **options) as page:
         page.route("**/v1/images/tasks/*", lambda route: route.abort())
         press_start(page)
         expect(page.locator(".live .error")).to_contain_text("The server does not answer.")

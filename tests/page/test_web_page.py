@@ -71,21 +71,31 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_task_gives_the_models_answer(web_browser, web_url, demo_model, bundled_pictures, way):
-    context, do = WAYS[way]
+@pytest.fixture(scope="module")
+def answers(demo_model, bundled_pictures):
+    """The answers of the model: task and words -> text."""
     picture = bundled_pictures["picnic.png"]
-    wanted = {
+    return {
         ("Ask", "What is on the left?"): demo_model.ask(picture, "What is on the left?").text,
         ("Caption", ""): demo_model.caption(picture).text,
         ("Continue", "This is an image of"): demo_model.complete(picture, "This is an image of").text,
         ("Write", ""): demo_model.write(picture).text,
         ("Chat", "What is in this image?"): demo_model.ask(picture, "What is in this image?").text,
     }
-    ranking = demo_model.classify(picture, LABELS, calibrated=True)
+
+
+@pytest.fixture(scope="module")
+def ranking(demo_model, bundled_pictures):
+    """The ranking of the model."""
+    return demo_model.classify(bundled_pictures["picnic.png"], LABELS, calibrated=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_task_gives_the_models_answer(web_browser, web_url, bundled_pictures, answers, ranking, way):
+    context, do = WAYS[way]
     with open_page(web_browser, web_url, **context) as page:
-        add_pictures(page, picture)
-        for number, ((label, words), answer) in enumerate(wanted.items(), 1):
+        add_pictures(page, bundled_pictures["picnic.png"])
+        for number, ((label, words), answer) in enumerate(answers.items(), 1):
             do(page, label, words)
             expect(page.locator(".turn")).to_have_count(number)
             expect(last_turn(page).locator(".task-name")).to_have_text(label)
