@@ -115,20 +115,23 @@ def test_three_engines_answer_as_one_model_does(make_pool, demo_model):
 
 
 def test_all_engines_work_and_few_rows_are_in_hand(make_pool):
-    taken = 0
+    taken, num_answered, most_in_hand, pids = 0, 0, 0, set()
 
     def items():
         nonlocal taken
-        for one in make_items(100, "x"):
+        for one in make_items(5_000, "x"):
+            if taken >= 100:
+                if len(pids) == 3:
+                    return
+                time.sleep(0.01)  # an engine is still starting
             taken += 1
             yield one
 
-    num_answered, most_in_hand, pids = 0, 0, set()
     for _, answer in make_pool().answer(items()):
         num_answered += 1
         most_in_hand = max(most_in_hand, taken - num_answered)
         pids.add(answer["text"].split()[1])
-    assert num_answered == 100
+    assert num_answered == taken >= 100
     assert len(pids) == 3
     # Two blocks of each engine, and one more that has been read for each.
     assert most_in_hand < 3 * 3 * BATCH_ROWS
