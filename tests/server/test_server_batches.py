@@ -24,6 +24,15 @@ def client(vlm, tmp_path_factory):
         yield client
 
 
+def within_rounding(value):
+    """What JSON equals whose numbers differ by rounding alone: products of more rows at once sum in another order."""
+    if isinstance(value, dict):
+        return {name: within_rounding(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [within_rounding(one) for one in value]
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+
+
 def test_each_line_is_answered_as_a_live_request(client):
     bodies = [
         chat_request(max_tokens=4),
@@ -55,7 +64,7 @@ def test_each_line_is_answered_as_a_live_request(client):
         assert line["response"]["status_code"] == 200
         assert line["response"]["request_id"].startswith("req_")
         live = client.chat.completions.with_raw_response.create(**body).http_response.json()
-        assert line["response"]["body"]["choices"] == live["choices"]
+        assert line["response"]["body"]["choices"] == within_rounding(live["choices"])
 
 
 @pytest.mark.parametrize(
