@@ -82,9 +82,7 @@ class NativeDecode:
             IndexError: an id is not in the vocabulary.
             MemoryError: not enough memory.
         """
-        if (
-            os.getpid() != self._process_id
-        ):  # after a fork there are no threads, one of which may hold the lock
+        if os.getpid() != self._process_id:  # a fork has no threads, and one of them may have held the lock
             self._process_id, self._lock, self._engine = os.getpid(), threading.RLock(), None
         with self._lock:
             if self._engine is not None and torch.get_num_threads() != self._num_threads:
