@@ -25,6 +25,9 @@ from idefics.prompt import PreprocessedImage
 
 log = logging.getLogger(__name__)
 
+# Pixels of one batch on a CPU. Tensors of more than 32 MiB are returned to the system and cleared by it for each batch.
+CPU_BATCH_BYTES = 16 << 20
+
 
 def first_float_parameter(model: VLM) -> Tensor:
     """The first floating-point parameter of a model: the engine puts ids and images on its device."""
@@ -47,8 +50,10 @@ def encode_frames(model: VLM, frames: Sequence[np.ndarray], max_batch_frames: in
         indices_by_size[frame.shape].append(index)
     features: dict[int, Tensor] = {}
     for indices in indices_by_size.values():
-        for start in range(0, len(indices), max_batch_frames):
-            batch = indices[start : start + max_batch_frames]
+        cpu_batch_frames = max(1, CPU_BATCH_BYTES // frames[indices[0]].nbytes)
+        batch_frames = min(max_batch_frames, cpu_batch_frames) if device.type == "cpu" else max_batch_frames
+        for start in range(0, len(indices), batch_frames):
+            batch = indices[start : start + batch_frames]
             pixels = torch.from_numpy(np.stack([frames[index] for index in batch]))  # (P, 3, h, w)
             encoded = model.encode(pixels.to(device, model.dtype))  # (P, M, D')
             features.update(zip(batch, encoded, strict=True))

@@ -50,11 +50,11 @@ TARGET static float softmax_row(const float *scores, int64_t keys, int64_t padde
         __mmask16 present = keys - key >= 16 ? 0xffff : (__mmask16)((1 << (keys - key)) - 1);
         largest = _mm512_mask_max_ps(largest, present, largest, _mm512_loadu_ps(scores + key));
     }
-    __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest)), factor = _mm512_set1_ps(scale * LOG2_E);
     for (int64_t key = 0; key < padded; key += 16) {
         __mmask16 present = keys - key >= 16 ? 0xffff : keys <= key ? 0 : (__mmask16)((1 << (keys - key)) - 1);
-        __m512 below = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + key), most), _mm512_set1_ps(scale));
-        __m512 weight = _mm512_maskz_mov_ps(present, exp_negative(below));
+        __m512 exponent = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + key), most), factor);
+        __m512 weight = _mm512_maskz_mov_ps(present, power_of_two(exponent));
         total = _mm512_add_ps(total, weight);
         _mm256_storeu_si256((__m256i *)(weights + key), round_to_bfloat16(weight));
     }

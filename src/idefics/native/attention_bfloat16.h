@@ -4,7 +4,7 @@
 
 #include "matmul.h"
 
-enum { QUERIES_PER_PIECE = 28 * TILE_ROWS }; /* queries of a head that a thread takes */
+enum { QUERIES_PER_PIECE = 43 * TILE_ROWS }; /* queries of a head that a thread takes */
 enum { NOT_CAUSAL = -1 };
 
 typedef struct {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, linear
 
 from idefics.config import VisionConfig
 from idefics.nn.activation import ACTIVATIONS
@@ -86,9 +86,6 @@ class VisionEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs all layers on the embedded patches of P frames: (P, S, D) -> (P, S, D)."""
-        x = (
-            x.contiguous()
-        )  # after the convolution D is before S in memory, which each layer would have to transpose
         if x.device.type != "cpu":
             return self._forward_layers(x)
         if can_use_native_inputs(x) and (native_layers := find_native_layers(self.config, self.layers)):
@@ -103,6 +100,24 @@ class VisionEncoder(nn.Module):
         return x
 
 
+class PatchEmbedding(nn.Conv2d):
+    """A linear map of the pixels of each patch, stored as the convolution that it is in the checkpoints.
+
+    Computed as a linear layer: unlike a convolution's, its results lie patch by patch in memory.
+    """
+
+    def __init__(self, config: VisionConfig, *, bias: bool) -> None:
+        super().__init__(3, config.hidden_size, config.patch_size, config.patch_size, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Embeds the whole patches of P frames: (P, 3, h, w) pixels -> (P, rows, columns, D)."""
+        height, width = self.kernel_size
+        rows, columns = input.shape[2] // height, input.shape[3] // width
+        whole = input[:, :, : rows * height, : columns * width].to(self.weight.dtype)
+        patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
+        return linear(patches.flatten(3), self.weight.flatten(1), self.bias)
+
+
 class ClipEmbeddings(nn.Module):
     """Embeddings of CLIP (arXiv 2103.00020): patches without bias, a class embedding first, learned positions.
 
@@ -113,26 +128,20 @@ class ClipEmbeddings(nn.Module):
         super().__init__()
         self.patches_per_side = config.patches_per_side
         self.class_embedding = nn.Parameter(torch.randn(config.hidden_size))
-        self.patch_embedding = nn.Conv2d(
-            3, config.hidden_size, config.patch_size, config.patch_size, bias=False
-        )
+        self.patch_embedding = PatchEmbedding(config, bias=False)
         self.position_embedding = nn.Embedding(config.patches_per_side**2 + 1, config.hidden_size)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Embeds the patches of P frames, the class embedding first: (P, 3, h, w) pixels -> (P, 1 + S, D)."""
-        patches = self.patch_embedding(frames.to(self.patch_embedding.weight.dtype))
+        patches: Tensor = self.patch_embedding(frames)  # (P, rows, columns, D)
         # A lookup of all rows: an offloaded weight is only on the device while its module is called.
         positions = self.position_embedding(torch.arange(self.patches_per_side**2 + 1, device=patches.device))
-        if patches.shape[2:] != (self.patches_per_side, self.patches_per_side):
-            positions = torch.cat(
-                (
-                    positions[:1],
-                    interpolate_positions(positions[1:], self.patches_per_side, *patches.shape[2:]),
-                )
-            )
+        grid = patches.shape[1:3]
+        if grid != (self.patches_per_side, self.patches_per_side):
+            resized = interpolate_positions(positions[1:], self.patches_per_side, *grid)
+            positions = torch.cat((positions[:1], resized))
         classes = self.class_embedding.expand(len(frames), 1, -1)
-        out: Tensor = torch.cat((classes, patches.flatten(2).transpose(1, 2)), dim=1) + positions
-        return out
+        return torch.cat((classes, patches.flatten(1, 2)), dim=1) + positions
 
 
 def interpolate_positions(positions: Tensor, patches_per_side: int, rows: int, columns: int) -> Tensor:
@@ -155,7 +164,7 @@ class SiglipEmbeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patches_per_side = config.patches_per_side
-        self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_size)
+        self.patch_embedding = PatchEmbedding(config, bias=True)
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -163,11 +172,9 @@ class SiglipEmbeddings(nn.Module):
 
         Pixels beyond the last whole patch are ignored.
         """
-        patches = self.patch_embedding(frames.to(self.patch_embedding.weight.dtype))
-        rows, columns = patches.shape[2:]
-        ids = position_ids(rows, columns, self.patches_per_side, frames.device)
-        out: Tensor = patches.flatten(2).transpose(1, 2) + self.position_embedding(ids)
-        return out
+        patches: Tensor = self.patch_embedding(frames)  # (P, rows, columns, D)
+        ids = position_ids(*patches.shape[1:3], self.patches_per_side, frames.device)
+        return patches.flatten(1, 2) + self.position_embedding(ids)
 
 
 def position_ids(rows: int, columns: int, patches_per_side: int, device: torch.device) -> Tensor:
