@@ -136,12 +136,13 @@ class ClipEmbeddings(nn.Module):
         patches: Tensor = self.patch_embedding(frames)  # (P, rows, columns, D)
         # A lookup of all rows: an offloaded weight is only on the device while its module is called.
         positions = self.position_embedding(torch.arange(self.patches_per_side**2 + 1, device=patches.device))
-        grid = patches.shape[1:3]
-        if grid != (self.patches_per_side, self.patches_per_side):
-            resized = interpolate_positions(positions[1:], self.patches_per_side, *grid)
+        rows, columns = patches.shape[1:3]
+        if (rows, columns) != (self.patches_per_side, self.patches_per_side):
+            resized = interpolate_positions(positions[1:], self.patches_per_side, rows, columns)
             positions = torch.cat((positions[:1], resized))
         classes = self.class_embedding.expand(len(frames), 1, -1)
-        return torch.cat((classes, patches.flatten(1, 2)), dim=1) + positions
+        out: Tensor = torch.cat((classes, patches.flatten(1, 2)), dim=1) + positions
+        return out
 
 
 def interpolate_positions(positions: Tensor, patches_per_side: int, rows: int, columns: int) -> Tensor:
@@ -173,8 +174,10 @@ class SiglipEmbeddings(nn.Module):
         Pixels beyond the last whole patch are ignored.
         """
         patches: Tensor = self.patch_embedding(frames)  # (P, rows, columns, D)
-        ids = position_ids(*patches.shape[1:3], self.patches_per_side, frames.device)
-        return patches.flatten(1, 2) + self.position_embedding(ids)
+        rows, columns = patches.shape[1:3]
+        ids = position_ids(rows, columns, self.patches_per_side, frames.device)
+        out: Tensor = patches.flatten(1, 2) + self.position_embedding(ids)
+        return out
 
 
 def position_ids(rows: int, columns: int, patches_per_side: int, device: torch.device) -> Tensor:
