@@ -21,10 +21,10 @@ class DecodeInputs:
     """The inputs of one step. `page_tables` and `cross_kvs` are the same objects until they change.
 
     Attributes:
-        ids: (R,) int64 the last token of each row.
+        ids: (R,) int64 the token of each row: the last one of a sequence, or one drafted after it, in a row after it.
         positions: (R,) int64 the position of that token.
         page_tables: (R, P) int32 the row's pages, page j with positions 16j to 16j + 15; 0 beyond the row's end. The
-            page of `positions`, which is written, is referenced by no other row.
+            page of `positions`, which is written, is referenced by no other sequence.
         cross_kvs: for each row the picture that it attends to: (1, M, H, K) keys and values for each cross-attention
             layer, or an empty sequence.
         max_position, min_position: the highest and the lowest of `positions`, known to the host.
@@ -68,19 +68,8 @@ class DecodeInputBuilder:
         """
         inputs = self._inputs
         if inputs is None or sequences != self.sequences:
-            positions = [sequence.num_computed_tokens for sequence in sequences]
-            self.sequences, self._inputs = (
-                sequences,
-                DecodeInputs(
-                    ids=self._last_ids(sequences),
-                    positions=torch.tensor(positions, device=self.device),
-                    page_tables=self._page_tables(sequences),
-                    cross_kvs=self._cross_kvs(sequences),
-                    max_position=max(positions),
-                    min_position=min(positions),
-                    adapters=self.encoder_cache.adapters.row_numbers(sequences),
-                ),
-            )
+            self.sequences = sequences
+            self._inputs = self._make_inputs(sequences, [[]] * len(sequences))
             return self._inputs
         inputs.positions += 1
         inputs.max_position, inputs.min_position = inputs.max_position + 1, inputs.min_position + 1
@@ -88,6 +77,32 @@ class DecodeInputBuilder:
             inputs.page_tables = self._page_tables(sequences)
         inputs.ids = self._last_ids(sequences) if ids is None else ids
         return inputs
+
+    def build_with_drafts(self, sequences: list[SequenceState], drafts: list[list[int]]) -> DecodeInputs:
+        """The inputs of a step that also computes ids drafted after the last id of each sequence."""
+        self.reset()
+        return self._make_inputs(sequences, drafts)
+
+    def _make_inputs(self, sequences: list[SequenceState], drafts: list[list[int]]) -> DecodeInputs:
+        """New inputs: for each sequence a row of its last id, then those of its draft."""
+        rows: list[int] = []  # indices of sequences
+        ids: list[int] = []
+        positions: list[int] = []
+        for index, (sequence, draft) in enumerate(zip(sequences, drafts, strict=True)):
+            row_ids = [sequence.ids[-1], *draft]
+            rows += [index] * len(row_ids)
+            ids += row_ids
+            positions += range(sequence.num_computed_tokens, sequence.num_computed_tokens + len(row_ids))
+        row_sequences = [sequences[index] for index in rows]
+        return DecodeInputs(
+            ids=torch.tensor(ids, device=self.device),
+            positions=torch.tensor(positions, device=self.device),
+            page_tables=self._page_tables(sequences)[rows],
+            cross_kvs=self._cross_kvs(row_sequences),
+            max_position=max(positions),
+            min_position=min(positions),
+            adapters=self.encoder_cache.adapters.row_numbers(row_sequences),
+        )
 
     def update_page_tables(self) -> None:
         """Rebuilds the page tables of the last inputs after the pages of their sequences have changed."""

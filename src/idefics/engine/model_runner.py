@@ -5,6 +5,7 @@ N packed tokens, D width, R rows, V vocabulary.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from idefics.engine.decode import DecodeStep
 from idefics.engine.decode_inputs import DecodeInputBuilder
+from idefics.engine.drafts import PromptLookup
 from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
+from idefics.engine.native.decode import NativeDecode
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.engine.prefill import PrefillRunner
 from idefics.engine.request_state import PrefillChunk, SchedulerOutput, SequenceState
@@ -61,6 +64,7 @@ class ModelRunner:
         )
         self._launched: tuple[list[SequenceState], Tensor] | None = None  # sequences and their logits
         self._adapters = self.encoder_cache.adapters
+        self.prompt_lookup = PromptLookup() if isinstance(self.decode_step, NativeDecode) else None
 
     def run(self, scheduler_output: SchedulerOutput) -> StepOutput:
         """Encodes the planned frames, computes the decoding sequences, then all prefill chunks in one packed pass."""
@@ -111,6 +115,8 @@ class ModelRunner:
 
     def _decode_logits(self, sequences: list[SequenceState], has_page_changes: bool) -> Tensor:
         """(R, V) next-token logits: of the step launched ahead if it was for these sequences, else of a new step."""
+        if self.prompt_lookup is not None:
+            return self._decode_with_drafts(sequences, has_page_changes, self.prompt_lookup)
         if self._launched is None:
             return self._decode(sequences, has_page_changes)
         (launched, logits), self._launched = self._launched, None
@@ -123,6 +129,24 @@ class ModelRunner:
             rows = [row_by_sequence[sequence] for sequence in sequences]
             return logits[torch.tensor(rows, device=logits.device)]
         return self._decode(sequences, has_page_changes)
+
+    def _decode_with_drafts(
+        self, sequences: list[SequenceState], has_page_changes: bool, prompt_lookup: PromptLookup
+    ) -> Tensor:
+        """(R, V) next-token logits: of rows computed ahead, and of a step for the other sequences and their drafts."""
+        logits_ahead = prompt_lookup.find_logits(sequences)
+        others = [sequence for sequence in sequences if sequence not in logits_ahead]
+        if others:
+            drafts, started = prompt_lookup.find_drafts(others), time.perf_counter()
+            if any(drafts):
+                logits = self.decode_step(self._decode_inputs.build_with_drafts(others, drafts))
+            else:
+                logits = self._decode(others, has_page_changes)
+            prompt_lookup.record_step(len(others), len(logits) - len(others), time.perf_counter() - started)
+            if not logits_ahead and not any(drafts):
+                return logits
+            logits_ahead |= prompt_lookup.store_logits(others, drafts, logits)
+        return torch.cat([logits_ahead[sequence] for sequence in sequences])
 
     def _decode(self, sequences: list[SequenceState], has_page_changes: bool) -> Tensor:
         """Runs a decode step: (R, V) next-token logits.

@@ -11,7 +11,7 @@
 
 #define API __attribute__((visibility("default"))) /* everything else is compiled with -fvisibility=hidden */
 
-enum { STRUCT_VERSION = 7 }; /* counts changes of the structs and functions in this file */
+enum { STRUCT_VERSION = 8 }; /* counts changes of the structs and functions in this file */
 
 enum { CACHE_LINE_BYTES = 64 };
 
@@ -107,7 +107,8 @@ typedef struct {
 struct Engine;
 /* -> an engine, which reads `model` until it is freed; NULL without memory. */
 API struct Engine *idefics_decode_new(const Model *model, int instruction_set, int threads);
-/* Computes one token of each of up to MAX_ROWS rows. -> 0, OUT_OF_MEMORY or ID_OUT_OF_RANGE. */
+/* Computes one token of each of up to MAX_ROWS rows; those of one sequence stand one after another, at consecutive
+ * positions. -> 0, OUT_OF_MEMORY or ID_OUT_OF_RANGE. */
 API int idefics_decode_step(struct Engine *engine, const Step *step);
 API void idefics_decode_free(struct Engine *engine);
 

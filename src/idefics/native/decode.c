@@ -203,6 +203,13 @@ static void prepare_row(Engine *e, const Step *step, int row) {
     e->num_kv_splits = larger(e->num_kv_splits, (int)(position / KV_SPLIT_SIZE) + 1);
 }
 
+/* Whether a row is of the same sequence as the row before it: it has the next position, and the same page before. */
+static int continues_row_before(const Step *step, int row) {
+    if (row == 0 || step->positions[row] != step->positions[row - 1] + 1) return 0;
+    const int32_t *page = step->tables + row * step->pages + step->positions[row - 1] / PAGE_SIZE;
+    return page[0] == page[-step->pages];
+}
+
 /* Outputs of the first factors of the adapter that has the most. */
 static int num_low_rank_outputs(const Engine *e, Stage stage) {
     int most = 0;
@@ -213,7 +220,7 @@ static int num_low_rank_outputs(const Engine *e, Stage stage) {
 
 static int count_units(const Engine *e, Stage stage) {
     if (stage.is_low_rank) return (num_low_rank_outputs(e, stage) + OUTPUTS_PER_UNIT - 1) / OUTPUTS_PER_UNIT;
-    if (stage.kind == ATTEND) return e->step->rows * e->model->kv_heads * e->num_kv_splits;
+    if (stage.kind == ATTEND) return e->sequence_count * e->model->kv_heads * e->num_kv_splits;
     if (stage.kind == CROSS_ATTEND) return e->step->rows * e->model->heads;
     return (num_outputs(e->model, stage) + OUTPUTS_PER_UNIT - 1) / OUTPUTS_PER_UNIT;
 }
@@ -221,11 +228,13 @@ static int count_units(const Engine *e, Stage stage) {
 int idefics_decode_step(Engine *e, const Step *step) {
     const Model *m = e->model;
     e->step = step;
-    e->num_kv_splits = 0;
+    e->num_kv_splits = e->sequence_count = 0;
     for (int row = 0; row < step->rows; row++) {
         if (!copy_embedding(e, step, row)) return ID_OUT_OF_RANGE;
         prepare_row(e, step, row);
+        if (!continues_row_before(step, row)) e->first_rows[e->sequence_count++] = row;
     }
+    e->first_rows[e->sequence_count] = step->rows;
     size_t size = (size_t)(step->rows * e->num_kv_splits) * (size_t)(m->heads * (m->head_size + 2));
     if (size > e->parts_size) {
         free(e->parts);

@@ -48,6 +48,7 @@ typedef struct Engine {
     const Step *step;
     Stage *stages;
     int32_t stage_count, num_kv_splits; /* num_kv_splits: of the longest row of this step */
+    int32_t sequence_count, first_rows[MAX_ROWS + 1]; /* the rows of a sequence end where those of the next begin */
     ThreadScratch *threads;
     ThreadPool *pool;
     void (*work)(struct Engine *, ThreadScratch *, int stage, int from, int to);

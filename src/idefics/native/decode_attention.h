@@ -127,8 +127,21 @@ static void apply_rotary(float *to, const float *from, const float *rotary_cos_s
     }
 }
 
-/* Attention of the query heads of a row that share key head g to the positions of one split. The last split also writes
- * the new key and value into the row's page. */
+/* Writes the new key and value of a row, of key head g, into the row's page. */
+static void store_new_kv(Engine *e, ThreadScratch *t, const Layer *layer, int row, int g) {
+    const Model *m = e->model;
+    const Step *step = e->step;
+    int size = m->head_size, position = (int)step->positions[row];
+    const float *k = e->qkv + (size_t)row * (size_t)((m->heads + 2 * m->kv_heads) * size) + (m->heads + g) * size;
+    size_t page = (size_t)step->tables[row * step->pages + position / PAGE_SIZE];
+    size_t head = page * (size_t)m->kv_heads + (size_t)g;
+    size_t offset = (head * PAGE_SIZE + (size_t)(position % PAGE_SIZE)) * (size_t)size;
+    apply_rotary(t->query, k, e->rotary_cos_sin + row * size, size, 1.0f);
+    store_cached(layer->keys, m->float16, offset, t->query, size);
+    store_cached(layer->values, m->float16, offset, k + m->kv_heads * size, size);
+}
+
+/* Attention of the query heads of a row that share key head g to the positions of one split. */
 static void attend_kv_split(Engine *e, ThreadScratch *t, const Layer *layer, int row, int g, int kv_split) {
     const Model *m = e->model;
     const Step *step = e->step;
@@ -139,19 +152,11 @@ static void attend_kv_split(Engine *e, ThreadScratch *t, const Layer *layer, int
     if (kv_split < first || kv_split > last) return;
     const float *rotary_cos_sin = e->rotary_cos_sin + row * size;
     const float *q = e->qkv + (size_t)row * (size_t)((m->heads + 2 * m->kv_heads) * size);
-    const float *k = q + (m->heads + g) * size, *v = k + m->kv_heads * size;
     const int32_t *table = step->tables + (size_t)row * (size_t)step->pages;
     size_t page_size = (size_t)(m->kv_heads * PAGE_SIZE * size), head = (size_t)(g * PAGE_SIZE * size);
     for (int h = 0; h < heads_per_kv_head; h++)
         apply_rotary(t->query + h * size, q + (g * heads_per_kv_head + h) * size, rotary_cos_sin, size,
                      1.0f / sqrtf((float)size));
-    if (kv_split == last) {
-        size_t offset = (size_t)table[position / PAGE_SIZE] * page_size + head + (size_t)(position % PAGE_SIZE * size);
-        float *key = t->query + heads_per_kv_head * size;
-        apply_rotary(key, k, rotary_cos_sin, size, 1.0f);
-        store_cached(layer->keys, m->float16, offset, key, size);
-        store_cached(layer->values, m->float16, offset, v, size);
-    }
     size_t split_stride = (size_t)(m->heads * (size + 2));
     float *parts =
         e->parts + (size_t)row * (size_t)e->num_kv_splits * split_stride + (size_t)(g * heads_per_kv_head * (size + 2));
@@ -175,6 +180,15 @@ static void attend_kv_split(Engine *e, ThreadScratch *t, const Layer *layer, int
                      out);
         atomic_store(&e->pending_splits[row * m->kv_heads + g], last - first + 1); /* for the next layer */
     }
+}
+
+/* The same of all rows of a sequence. The split of the new positions first writes their keys and values, since later
+ * rows attend to those of earlier ones. */
+static void attend_sequence(Engine *e, ThreadScratch *t, const Layer *layer, int sequence, int g, int kv_split) {
+    int first = e->first_rows[sequence], end = e->first_rows[sequence + 1];
+    for (int row = first; row < end; row++)
+        if (e->step->positions[row] / KV_SPLIT_SIZE == kv_split) store_new_kv(e, t, layer, row, g);
+    for (int row = first; row < end; row++) attend_kv_split(e, t, layer, row, g, kv_split);
 }
 
 /* Cross-attention of one head of a row to all features of its image; zeros if it has none. */

@@ -93,8 +93,8 @@ static Operands find_operands(const Engine *e, const Stage *stage) {
     }
 }
 
-/* Runs units `from` to `to` of a stage. A unit is OUTPUTS_PER_UNIT outputs, or the attention of a head of a row to one
- * split or image. */
+/* Runs units `from` to `to` of a stage. A unit is OUTPUTS_PER_UNIT outputs, or the attention of a head of a sequence to
+ * one split, or of a row to its image. */
 void STAGE_FUNCTION(Engine *e, ThreadScratch *t, int index, int from, int to) {
     const Model *m = e->model;
     const Stage *stage = e->stages + index;
@@ -103,8 +103,8 @@ void STAGE_FUNCTION(Engine *e, ThreadScratch *t, int index, int from, int to) {
     const CrossLayer *cross = m->crosses + stage->layer;
     if (stage->kind == ATTEND) {
         for (int u = from; u < to; u++) {
-            int row = u / (m->kv_heads * e->num_kv_splits), rest = u % (m->kv_heads * e->num_kv_splits);
-            attend_kv_split(e, t, layer, row, rest % m->kv_heads, rest / m->kv_heads);
+            int sequence = u / (m->kv_heads * e->num_kv_splits), rest = u % (m->kv_heads * e->num_kv_splits);
+            attend_sequence(e, t, layer, sequence, rest % m->kv_heads, rest / m->kv_heads);
         }
         return;
     }

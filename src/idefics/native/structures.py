@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 
-STRUCT_VERSION = 7
+STRUCT_VERSION = 8
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 ACTIVATION_NAMES = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
 MAX_ROWS = 16  # rows of one call of the decode step
