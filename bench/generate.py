@@ -7,6 +7,7 @@ batch            8 and 32 rows
 busy             int4 and llama.cpp's q4_0, on a calm machine and while another process takes one core
 first            from the frames of a picture of 17 tiles to the first token
 prompt           from a text of 100 tokens to the first token
+repeats          text, one row: an answer that repeats its prompt, and one that does not, with and without drafts
 cross-attention  Idefics 1 with 1 and with 4 pictures, at 9b's width
 wide             Idefics2-8b and Idefics3-8B, text, at their width
 `--quick` runs everything on the demo checkpoints with few rounds, to test the script.
@@ -37,6 +38,7 @@ from comparison import (
 from first_tokens import measure_first_token, measure_text_prompt
 from harness import MAX_BUSY_RATIO, BenchmarkReport, RunTiming, busy_core, median_tokens_per_second
 from idefics_runner import IdeficsRunner
+from repeats import measure_repeats
 
 # weight format -> (llama.cpp's format, target relative to its speed, target share of the bandwidth)
 LLAMA_CPP_TARGET_BY_FORMAT = {
@@ -237,6 +239,7 @@ CASES: dict[str, tuple[Callable[[BenchmarkReport, str, BenchmarkSize], None], tu
     "busy": (measure_busy_decode, ("smolvlm-256m",)),
     "first": (measure_first_token, SMOLVLM_NAMES),
     "prompt": (measure_text_prompt, SMOLVLM_NAMES),
+    "repeats": (measure_repeats, ("smolvlm-256m",)),
     "cross-attention": (measure_cross_attention, ("9b",)),
     "wide": (measure_wide_layers, ("idefics2-8b", "idefics3-8b")),
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,27 @@ LOAD_ARGUMENTS_BY_FORMAT: dict[str, dict[str, Any]] = {
 MODULES_NOT_IN_DECODE = ("vision_model", "connector", "perceiver_resampler", "embed_tokens")
 
 
+class ForcedAnswer:
+    """A constraint that allows given ids, one after another: random weights repeat nothing that they are shown."""
+
+    def __init__(self, ids: Sequence[int], vocab_size: int) -> None:
+        self.ids, self.num_accepted, self.num_bytes = ids, 0, -(-vocab_size // 8)
+
+    def compute_token_bitmask(self) -> bytes:
+        """The one id that may follow."""
+        return (1 << self.ids[self.num_accepted]).to_bytes(self.num_bytes, "little")
+
+    def accept_token(self, id: int, max_remaining_tokens: int) -> int:
+        """Counts the id."""
+        self.num_accepted += 1
+        return id
+
+
 class IdeficsRunner:
-    """An engine over a checkpoint in one weight format, which adapters may share."""
+    """An engine over a checkpoint in one weight format, which adapters may share.
+
+    No tokens are drafted from the prompt unless `has_drafts` is set: random weights soon repeat themselves.
+    """
 
     def __init__(
         self,
@@ -50,13 +69,22 @@ class IdeficsRunner:
         self.vlm.engine.close()
         self.engine = Engine(model, EngineConfig(batch_rows=batch_rows), adapters=model_adapters)
         self.vlm.loaded_model.engine = self.engine
+        self._prompt_lookup, self.has_drafts = self.engine.model_runner.prompt_lookup, False
 
-    def run(self, prompts: list[Prompt], num_tokens: int) -> RunTiming:
+    def run(
+        self, prompts: list[Prompt], num_tokens: int, constraints: Sequence[ForcedAnswer | None] = ()
+    ) -> RunTiming:
         """Generates exactly `num_tokens` greedy tokens for each prompt; no id stops them."""
+        self.engine.model_runner.prompt_lookup = self._prompt_lookup if self.has_drafts else None
         token_times: list[list[float]] = [[] for _ in prompts]
         requests = [
-            Request(prompt, Sampling(max_new_tokens=num_tokens), on_token=_make_token_timer(mine))
-            for prompt, mine in zip(prompts, token_times, strict=True)
+            Request(
+                prompt,
+                Sampling(max_new_tokens=num_tokens),
+                on_token=_make_token_timer(mine),
+                constraint=constraint,
+            )
+            for prompt, mine, constraint in zip_longest(prompts, token_times, constraints)
         ]
         started = time.perf_counter()
         for handle in [self.engine.submit(request, wait=True) for request in requests]:

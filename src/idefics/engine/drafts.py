@@ -103,9 +103,12 @@ class PromptLookup:
     def find_drafts(self, sequences: list[SequenceState]) -> list[list[int]]:
         """For each sequence, of which a step computes the last id, the ids to compute after it; often none.
 
-        Their positions are in the page of the last id, so that drafts need no pages.
+        Their positions are in the page of the last id, so drafts need no pages. With many sequences there are none,
+        because steps that run no model for any of them would be rare.
         """
         max_tokens = MAX_ROWS // len(sequences) - 1
+        if max_tokens < MIN_DRAFT_TOKENS:
+            return [[] for _ in sequences]
         found = [self._find_draft(sequence, max_tokens) for sequence in sequences]
         self.num_drafted_tokens += sum(map(len, found))
         return found
