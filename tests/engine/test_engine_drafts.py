@@ -116,7 +116,7 @@ def make_requests(model):
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"batch_rows": 3}, {"batch_rows": 6, "cache_pages": 12}, {"batch_rows": 1}]
+    "config", [{"batch_rows": 4}, {"batch_rows": 2}, {"batch_rows": 6, "cache_pages": 12}, {"batch_rows": 1}]
 )
 @pytest.mark.parametrize("kind", RAW_BY_KIND)
 def test_all_requests_have_the_same_results(kind, config, monkeypatch):

@@ -17,7 +17,8 @@ from idefics.engine.request_state import SequenceState
 from idefics.native.structures import MAX_ROWS
 
 NGRAM_SIZE = 3
-MIN_DRAFT_TOKENS = 3  # with the last id four rows, which the fastest kernels multiply together
+ROW_TILE = 4  # rows that the fastest kernels multiply together
+MIN_DRAFT_TOKENS = ROW_TILE - 1  # and the last id
 # Time is counted in steps without drafts.
 FIRST_BUDGET = 0.5
 MAX_BUDGET = 4.0
@@ -54,7 +55,7 @@ class SequenceDrafts:
             return logits
         if self.logits_ahead:
             is_complete = self.num_accepted == len(self.logits_ahead)
-            self.max_tokens = 2 * self.max_tokens + 1 if is_complete else MIN_DRAFT_TOKENS
+            self.max_tokens = self.max_tokens + ROW_TILE if is_complete else MIN_DRAFT_TOKENS
             self.max_tokens = min(self.max_tokens, MAX_ROWS - 1)
             self.logits_ahead, self.num_accepted = {}, 0
         return None
