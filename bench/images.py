@@ -1,4 +1,4 @@
-"""Preprocessing of a picture on one core and the vision tower, compared with transformers.
+"""Preprocessing of one picture at a time and the vision tower, compared with transformers.
 
 `python bench/images.py [--rounds 5] [--kinds fp32 bf16 int8] [--busy] [--quick]`. Photos are JPEG files in memory;
 towers have the released shapes and random weights. transformers' image processors are those without torchvision.
@@ -76,7 +76,10 @@ def make_transformers_timer(settings: dict[str, Any], data: bytes) -> Callable[[
 
 
 def measure_preprocessing(report: BenchmarkReport, num_rounds: int) -> None:
-    """Times one photo from the bytes of its file to normalised frames, on one core."""
+    """Times one photo from the bytes of its file to normalised frames.
+
+    torch has one thread. Ours hashes the pixels, and copies those of a large photo, in a second one.
+    """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for title, name, tile_size, size in PREPROCESSING_CASES:

@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from idefics.processing import frame_memory
-from idefics.processing.frame_memory import empty_float32
+from idefics.processing.frame_memory import empty_float32, empty_pixels
 
 
 @pytest.fixture(autouse=True)
 def no_spare_memory():
-    frame_memory._spare.clear()
+    for spare in (frame_memory._spare, frame_memory._spare_pixels):
+        spare.clear()
     yield
-    frame_memory._spare.clear()
+    for spare in (frame_memory._spare, frame_memory._spare_pixels):
+        spare.clear()
 
 
 def address(array):
@@ -55,3 +57,19 @@ def test_much_memory_is_not_kept(monkeypatch):
     assert not frame_memory._spare
     empty_float32(1000)
     assert len(frame_memory._spare) == 1
+
+
+def test_memory_of_large_pictures_is_used_again():
+    first, second = empty_pixels(1500, 1600), empty_pixels(1400, 1600)
+    addresses = {address(first), address(second)}
+    assert first.shape == (1500, 1600, 3) and first.dtype == np.uint8 and len(addresses) == 2
+    del first, second
+    again = empty_pixels(1300, 1600)
+    assert address(again) in addresses and again.shape == (1300, 1600, 3)
+    assert len(frame_memory._spare_pixels) == 1
+
+
+def test_memory_of_tiles_and_of_huge_pictures_is_not_kept():
+    for height, width in ((980, 980), (4096, 4096)):
+        empty_pixels(height, width)
+        assert not frame_memory._spare_pixels

@@ -1,8 +1,10 @@
 """Frames equal the released processors', bit for bit before normalising, for every kind of picture."""
 
 import dataclasses
+import hashlib
 import io
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -10,6 +12,7 @@ import PIL.ImageOps
 import pytest
 
 from idefics.messages import ImageDetail, Picture
+from idefics.processing import image_processor, pixel_hash
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, preprocess_image
 from idefics.processing.tile_plan import compute_tile_grid, size_scaled_up_to_tiles, size_with_longest_edge
@@ -212,6 +215,28 @@ def test_equal_pictures_have_equal_keys():
     )
     assert a.content_hash == b.content_hash
     assert len(a.content_hash) == 64
+
+
+@pytest.mark.parametrize("size", [(1700, 300), (2100, 900), (1300, 1200)])
+def test_keys_of_large_pictures_are_those_without_a_thread(size, monkeypatch):
+    """A second thread copies and hashes what is large; the key and the frames do not depend on it."""
+    image = random_picture("RGB", size)
+    threaded = preprocess_image(image, TILES_CONFIG)
+    monkeypatch.setattr(pixel_hash, "MIN_BYTES_FOR_THREAD", 10**9)
+    monkeypatch.setattr(image_processor, "MIN_WIDTH_FOR_THREAD", 10**9)
+    alone = preprocess_image(image, TILES_CONFIG)
+    assert threaded.content_hash == alone.content_hash
+    assert all(map(np.array_equal, threaded.frames, alone.frames))
+
+
+def test_small_pixels_after_large_ones_are_hashed_in_order(monkeypatch):
+    monkeypatch.setattr(pixel_hash, "MIN_BYTES_FOR_THREAD", 100)
+    parts = [np.full(count, count % 256, np.uint8) for count in (7, 500, 9, 2000, 1)]
+    with ThreadPoolExecutor(1) as thread:
+        hashed = pixel_hash.PixelHash("prefix", thread)
+        for part in parts:
+            hashed.update(part)
+        assert hashed.hexdigest() == hashlib.sha256(b"prefix" + b"".join(map(bytes, parts))).hexdigest()
 
 
 def test_other_pixels_sizes_and_configs_have_other_keys():

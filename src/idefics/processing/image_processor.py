@@ -11,12 +11,12 @@ steps, as in the image processors that the checkpoints were trained with. Only t
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -36,6 +36,7 @@ from idefics.processing.picture_files import (
     load_upright_rgb,
     open_regular_file,
 )
+from idefics.processing.pixel_hash import PixelHash
 from idefics.processing.resize import iterate_pixel_strips, normalize, resize, resize_strips
 from idefics.processing.tile_plan import TilePlan, plan_tiles, tile_boxes
 from idefics.processing.to_rgb import image_from_array
@@ -44,12 +45,11 @@ from idefics.processing.warning_filters import WARNING_FILTERS_LOCK
 from idefics.prompt import PreprocessedImage
 
 if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
-
     from numpy.typing import NDArray
 
 MAX_PATH_CHARACTERS = 4096
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: half a gigabyte of RGB
+MIN_WIDTH_FOR_THREAD = 2048  # strips of narrower pictures take longer to hand over than to copy
 
 
 def open_and_preprocess(
@@ -165,9 +165,61 @@ def preprocess_image(
     """
     plan = plan_tiles(*image.size, config, image_detail)
     settings = (plan, config.resample, config.rescale_factor, config.mean, config.std)
-    digest = hashlib.sha256(f"{settings!r} {image.mode} {image.size} ".encode())
-    pixels = _resize_first(image, plan, config.resample, digest)
-    frame_pixels = resize_and_cut(pixels, plan, config.resample)
+    with ThreadPoolExecutor(1, thread_name_prefix="idefics-pixels") as thread:
+        pixel_hash = PixelHash(f"{settings!r} {image.mode} {image.size} ", thread)
+        pixels = _resize_first(image, plan, config.resample, pixel_hash, thread)
+        frames = _normalized_frames(resize_and_cut(pixels, plan, config.resample), config)
+        content_hash = pixel_hash.hexdigest()
+    return PreprocessedImage(frames, plan.rows, plan.columns, content_hash, note)
+
+
+def _resize_first(
+    image: PIL.Image.Image,
+    plan: TilePlan,
+    resample: ResampleFilter,
+    pixel_hash: PixelHash,
+    thread: ThreadPoolExecutor,
+) -> NDArray[np.uint8]:
+    """The pixels of a picture after the first resize of its plan, if there is one.
+
+    `pixel_hash` hashes the fewer pixels, of those before and after: all frames follow from either.
+
+    Args:
+        thread: an executor of one thread, which copies pixels out of a large picture while others are resized.
+    """
+    size = plan.resize_steps[0] if plan.resize_steps else image.size
+    if math.prod(image.size) <= math.prod(size):
+        strips = _hash_strips(iterate_pixel_strips(image), pixel_hash)
+        return resize_strips(strips, image.size, size, resample)
+    strips = iterate_pixel_strips(image, four_bytes=True)
+    if image.width >= MIN_WIDTH_FOR_THREAD:
+        strips = _iterate_ahead(strips, thread)
+    pixels = resize_strips(strips, image.size, size, resample)
+    pixel_hash.update(pixels)
+    return pixels
+
+
+def _iterate_ahead(
+    strips: Iterator[NDArray[np.uint8]], thread: ThreadPoolExecutor
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields the same strips; `thread` makes the next one while the caller works on one."""
+    next_strip = thread.submit(next, strips, None)
+    while (strip := next_strip.result()) is not None:
+        next_strip = thread.submit(next, strips, None)
+        yield strip
+
+
+def _hash_strips(strips: Iterable[NDArray[np.uint8]], pixel_hash: PixelHash) -> Iterator[NDArray[np.uint8]]:
+    """Yields strips of pixels, which `pixel_hash` hashes."""
+    for strip in strips:
+        pixel_hash.update(strip)
+        yield strip
+
+
+def _normalized_frames(
+    frame_pixels: Sequence[NDArray[np.uint8]], config: ImageProcessorConfig
+) -> tuple[NDArray[np.float32], ...]:
+    """Normalises frames (h, w, 3) to (3, h, w), which share one block of memory."""
     ends = np.cumsum([part.size for part in frame_pixels])
     blocks = np.split(empty_float32(ends[-1]), ends[:-1])
     frames = tuple(
@@ -175,30 +227,7 @@ def preprocess_image(
     )
     for part, frame in zip(frame_pixels, frames, strict=True):
         normalize(part, config, frame)
-    return PreprocessedImage(frames, plan.rows, plan.columns, digest.hexdigest(), note)
-
-
-def _resize_first(
-    image: PIL.Image.Image, plan: TilePlan, resample: ResampleFilter, digest: Hash
-) -> NDArray[np.uint8]:
-    """The pixels of a picture after the first resize of its plan, if there is one.
-
-    `digest` hashes the fewer pixels, of those before and after: all frames follow from either.
-    """
-    size = plan.resize_steps[0] if plan.resize_steps else image.size
-    if math.prod(image.size) <= math.prod(size):
-        strips = _hash_strips(iterate_pixel_strips(image), digest)
-        return resize_strips(strips, image.size, size, resample)
-    pixels = resize_strips(iterate_pixel_strips(image, four_bytes=True), image.size, size, resample)
-    digest.update(pixels.data)
-    return pixels
-
-
-def _hash_strips(strips: Iterable[NDArray[np.uint8]], digest: Hash) -> Iterator[NDArray[np.uint8]]:
-    """Yields strips of pixels, which `digest` hashes first."""
-    for strip in strips:
-        digest.update(strip.data)
-        yield strip
+    return frames
 
 
 def resize_and_cut(

@@ -16,6 +16,7 @@ import PIL.Image
 from idefics.config import ImageProcessorConfig, ResampleFilter
 from idefics.native import library
 from idefics.native.library import InstructionSet
+from idefics.processing.frame_memory import empty_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +128,7 @@ class NativeResizer:
         self, strips: Iterable[Pixels], old_size: Size, size: Size, resample: ResampleFilter
     ) -> Pixels:
         """As the function `resize_strips`; any filter but "nearest"."""
-        out = np.empty((size[1], size[0], 3), np.uint8)
+        out = empty_pixels(size[1], size[0])
         number = PIL.Image.Resampling[resample.upper()]
         started = self._kernels.idefics_resize_begin(
             self.instruction_set, number, *old_size, out.ctypes.data, *size
