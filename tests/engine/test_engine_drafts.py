@@ -66,6 +66,12 @@ def draft_known_answers(monkeypatch, requests, results, seed):
     monkeypatch.setattr(drafts, "MAX_BUDGET", 1e9)
 
 
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Drafts do not depend on how long steps take."""
+    monkeypatch.setattr(drafts.PromptLookup, "record_step", lambda *_: None)
+
+
 def run(model, requests, has_drafts, **config):
     """What the caller sees of each request, the number of preemptions, and the rows of each decode step."""
     engine = make_engine(model, **config)
@@ -142,9 +148,8 @@ def run_one(model, prompt, has_drafts, **sampling):
     return results[0][0], len(batches), sum(batches)
 
 
-def test_an_answer_that_repeats_itself_takes_few_steps(monkeypatch):
+def test_an_answer_that_repeats_itself_takes_few_steps(unmeasured):
     """A step for each page of 16 positions, after the first drafts, which are short."""
-    monkeypatch.setattr(drafts.PromptLookup, "record_step", lambda *_: None)
     model = tiny.make_random_model(tiny.IDEFICS3)
     prompt = tiny.make_random_prompt(model, "t" * 8)
     sampling = {"max_new_tokens": 200, "logit_bias": {5: 100.0}}
@@ -154,9 +159,8 @@ def test_an_answer_that_repeats_itself_takes_few_steps(monkeypatch):
     assert num_steps < 200 / 16 + 8
 
 
-def test_drafts_that_are_wrong_become_rare(monkeypatch):
+def test_drafts_that_are_wrong_become_rare(unmeasured, monkeypatch):
     """The n-grams of a repeated prompt occur again and again, but a random answer goes on in other ways."""
-    monkeypatch.setattr(drafts.PromptLookup, "record_step", lambda *_: None)
     monkeypatch.setattr(drafts.SequenceDrafts, "find_draft", lambda self, ids, max_tokens: [1] * max_tokens)
     model = tiny.make_random_model(tiny.IDEFICS3)
     sampling = {"max_new_tokens": 300, "temperature": 3.0, "seed": 1, "logit_bias": {1: -100.0}}
@@ -209,7 +213,7 @@ def answer_with_and_without_drafts(vlm, ask):
 @pytest.mark.parametrize(
     "options", [{}, {"quantize": "int8"}, {"quantize": "int4"}, {"dtype": "float32"}], ids=str
 )
-def test_answers_of_the_demo(options):
+def test_answers_of_the_demo(options, unmeasured):
     """Structured output, stop strings, penalties and seeds, from text to text."""
     item = {
         "type": "object",
@@ -239,8 +243,7 @@ def test_answers_of_the_demo(options):
     assert num_accepted > 20
 
 
-def test_answers_with_adapters(tmp_path, monkeypatch):
-    monkeypatch.setattr(drafts.PromptLookup, "record_step", lambda *_: None)
+def test_answers_with_adapters(tmp_path, unmeasured):
     base = tiny.write_complete_checkpoint(tmp_path / "base", tiny.IDEFICS3)
     model = tiny.load_checkpoint(base)
     for seed, name in enumerate("ab"):
