@@ -126,7 +126,7 @@ def test_a_prompts_beginning_is_found_again_for_its_adapter_alone(folders):
 
 def test_files_of_encoded_pictures_are_the_adapters_own(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("idefics.generation.picture_features.MIN_TOWER_MULTIPLICATIONS", 0)
+    monkeypatch.setattr("idefics.generation.cache_files.MIN_TOWER_MULTIPLICATIONS", 0)
     names = ("text", "pictures")
     found = []
     for _ in range(2):

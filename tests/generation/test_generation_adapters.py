@@ -14,9 +14,9 @@ from idefics.config import QuantizationConfig
 from idefics.demo import __path__ as DEMO
 from idefics.demo import pictures
 from idefics.errors import BadSetting
+from idefics.generation.cache_files import compute_model_key
 from idefics.generation.load_settings import ComputePlan, LoadSettings
 from idefics.generation.merge import merge_adapter
-from idefics.generation.picture_features import compute_model_key
 from idefics.nn.attention_backends import sdpa_attention
 from idefics.prompt import Prompt
 from idefics.weights.adapter_config import AdapterConfig

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from idefics.config import EngineConfig
 from idefics.engine.adapters import NO_ADAPTERS, ModelAdapters
-from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.model_interface import VLM
+from idefics.engine.tensor_files import TensorFileCache
 from idefics.nn.attention import CrossKV, LayerCrossKV
 from idefics.prompt import PreprocessedImage
 
@@ -110,7 +110,7 @@ class EncoderCache:
         self,
         model: VLM,
         config: EngineConfig,
-        feature_cache: FeatureCache | None = None,
+        feature_cache: TensorFileCache | None = None,
         adapters: ModelAdapters = NO_ADAPTERS,
     ) -> None:
         self.model, self.feature_cache, self.adapters = model, feature_cache, adapters

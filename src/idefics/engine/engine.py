@@ -21,7 +21,6 @@ from idefics.engine.adapters import NO_ADAPTERS, ModelAdapters
 from idefics.engine.decode import DecodeStep, choose_decode_step
 from idefics.engine.encoder_cache import EncoderCache, encode_frames, first_float_parameter
 from idefics.engine.engine_thread import EngineThread
-from idefics.engine.feature_cache import FeatureCache
 from idefics.engine.handle import RequestHandle
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.kv_cache_size import compute_num_pages, kv_cache_dtype
@@ -33,6 +32,7 @@ from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Continuation, Deadline, Request, validate_prompt, validate_request
 from idefics.engine.request_state import RequestOutputs, RequestState, SchedulerOutput
 from idefics.engine.scheduler import Scheduler
+from idefics.engine.tensor_files import TensorFileCache
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import PreprocessedImage, Prompt
 
@@ -70,7 +70,7 @@ class Engine:
         model: VLM,
         config: EngineConfig,
         free_bytes: int | None = None,
-        feature_cache: FeatureCache | None = None,
+        feature_cache: TensorFileCache | None = None,
         adapters: ModelAdapters = NO_ADAPTERS,
     ) -> None:
         self._model: VLM | None = model

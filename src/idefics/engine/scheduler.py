@@ -35,6 +35,7 @@ from idefics.errors import BadSetting, EngineBusy
 
 if TYPE_CHECKING:
     from idefics.engine.encoder_cache import EncoderCache
+    from idefics.engine.prefix_files import PrefixFiles
 
 # In a step without decoding sequences the budget of prefill tokens is multiplied by this.
 IDLE_PREFILL_FACTOR = 8
@@ -52,6 +53,7 @@ class Scheduler:
             the next decode step can be launched before its token is known.
         waiting: the queue, in order of arrival.
         running: the admitted requests, in order of arrival.
+        prefix_files: files of the beginnings of prompts, read when nothing runs; None: no files.
         num_cached_tokens: how many tokens of admitted requests were in the prefix cache, in all.
     """
 
@@ -64,6 +66,7 @@ class Scheduler:
         self.kv_cache_manager = KVCacheManager(self.page_pool)
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []
+        self.prefix_files: PrefixFiles | None = None
         self.num_cached_tokens = 0
 
     @property
@@ -233,6 +236,8 @@ class Scheduler:
         if self.running and num_running_sequences + state.request.num_sequences > self.config.batch_rows:
             return False
         (sequence,) = state.sequences
+        if self.prefix_files is not None and not self.running:
+            self.prefix_files.load(sequence)
         if not self.kv_cache_manager.allocate_prompt(sequence, self.running, output.copy_source_by_page):
             return False
         self.num_cached_tokens += sequence.num_computed_tokens

@@ -21,7 +21,7 @@ from idefics import models, weights
 from idefics.config import EngineConfig
 from idefics.engine.kv_cache_size import compute_num_pages, kv_bytes_per_token
 from idefics.engine.page_pool import PAGE_SIZE
-from idefics.generation.picture_features import feature_cache_folder
+from idefics.generation.cache_files import feature_cache_folder, prefix_folder
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, read_memory_limits
 from idefics.native import library
 from idefics.placement.devices import get_available_device, weight_bytes
@@ -83,6 +83,7 @@ def describe_environment() -> dict[str, Any]:
         "caches": [
             _describe_cache_folder("models", weights.cache_folder()),
             _describe_cache_folder("features", feature_cache_folder()),
+            _describe_cache_folder("prefixes", prefix_folder()),
             _describe_cache_folder("measurements", kernel_choice_cache_file()),
         ],
         "versions": {name: _installed_version(name) for name in REPORTED_DISTRIBUTIONS},

@@ -21,6 +21,7 @@ from idefics.engine.engine import Engine
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.errors import format_bytes
 from idefics.generation.adapters import attach_adapters, find_merged_adapter, read_adapters
+from idefics.generation.cache_files import open_feature_cache, open_prefix_files
 from idefics.generation.environment import warn_once_about_missing_kernels
 from idefics.generation.load_settings import (
     LoadSettings,
@@ -29,7 +30,6 @@ from idefics.generation.load_settings import (
     set_num_threads,
     to_quantization_config,
 )
-from idefics.generation.picture_features import open_feature_cache
 from idefics.lazy import cached_property
 from idefics.messages import ImageDetail
 from idefics.models import Checkpoint
@@ -108,6 +108,8 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         if free_bytes is not None:  # weights that stay in the files do not take memory yet
             free_bytes = min(free_bytes - memory_footprint(module), free_memory(device))
         engine = Engine(module, config, free_bytes, feature_cache, model_adapters)  # type: ignore[arg-type]  # a VLM
+        if feature_cache is not None:
+            engine.scheduler.prefix_files = open_prefix_files(feature_cache, engine)
     seconds = time.perf_counter() - start_time
     log.info("loaded %s from %s in %.2f s: %s", model, folder, seconds, _describe_engine(engine))
     stop_ids = collect_stop_ids(checkpoint, processor)
@@ -226,6 +228,16 @@ class LoadedModel:
             return CompiledGrammar(constraint, token_bytes=self.token_bytes(skip_special_tokens))
 
         return compile_grammar
+
+    def store_prompt_beginning(self) -> None:
+        """Writes the keys and values of the latest prompt up to the end of its last picture, for later processes.
+
+        Nothing is written if the model keeps no encoded pictures in files, or read that beginning from a file.
+        """
+        prefix_files = self.engine.scheduler.prefix_files
+        if prefix_files is not None:
+            with self.engine.condition:
+                prefix_files.store_missing()
 
     def with_fetcher(self, fetcher: Fetcher) -> Self:
         """Returns a model with the same engine (weights are shared) whose processor opens pictures with `fetcher`."""

@@ -16,14 +16,14 @@ from idefics import models
 from idefics.config import QuantizationConfig, VisionConfig
 from idefics.demo import pictures
 from idefics.errors import BadSetting
-from idefics.generation import picture_features
-from idefics.generation.load_settings import ComputePlan, LoadSettings
-from idefics.generation.picture_features import (
+from idefics.generation import cache_files
+from idefics.generation.cache_files import (
     compute_model_key,
     count_tower_multiplications,
     feature_cache_folder,
     open_feature_cache,
 )
+from idefics.generation.load_settings import ComputePlan, LoadSettings
 from idefics.native import library
 from idefics.nn.attention_backends import sdpa_attention
 from idefics.quant.autotune import KernelChoice
@@ -40,7 +40,7 @@ INT8 = QuantizationConfig(kind="int8")
 def user_cache(tmp_path, monkeypatch):
     """An empty cache folder of the user, in which features of small models are stored too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.setattr(picture_features, "MIN_TOWER_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(cache_files, "MIN_TOWER_MULTIPLICATIONS", 0)
     return tmp_path / "user"
 
 
@@ -123,9 +123,9 @@ def test_kernels_code_and_processor_change_the_key(checkpoint, monkeypatch, tmp_
     keys.append(make_key(checkpoint))
     library.LIBRARY_PATH.write_bytes(b"kernels")
     keys.append(make_key(checkpoint))
-    monkeypatch.setattr(picture_features, "processor_key", lambda: "another processor")
+    monkeypatch.setattr(cache_files, "processor_key", lambda: "another processor")
     keys.append(make_key(checkpoint))
-    monkeypatch.setattr(picture_features, "FEATURE_CODE", ("nn",))
+    monkeypatch.setattr(cache_files, "KEY_CODE", ("nn",))
     keys.append(make_key(checkpoint))
     assert len(set(keys)) == len(keys)
 
@@ -193,7 +193,7 @@ def test_features_of_small_towers_are_not_stored(monkeypatch, tmp_path):
         norm_epsilon=1e-6,
         activation="gelu_pytorch_tanh",
     )
-    assert count_tower_multiplications(smolvlm) > 80 * picture_features.MIN_TOWER_MULTIPLICATIONS
+    assert count_tower_multiplications(smolvlm) > 80 * cache_files.MIN_TOWER_MULTIPLICATIONS
 
 
 @pytest.mark.parametrize("model", ["demo", "demo-idefics1"])
@@ -217,8 +217,8 @@ def test_a_second_model_answers_equally_without_encoding(user_cache, model, load
 SECOND_PROCESS = """
 import json, sys
 import idefics
-from idefics.generation import picture_features
-picture_features.MIN_TOWER_MULTIPLICATIONS = 0
+from idefics.generation import cache_files
+cache_files.MIN_TOWER_MULTIPLICATIONS = 0
 with idefics.load("demo", device="cpu") as vlm:
     answer = vlm.ask(sys.argv[1], "What is it?", logprobs=True)
     print(json.dumps([vlm.engine.encoder_cache.num_encoded, answer.text, answer.logprobs]))

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -13,11 +14,14 @@ import torch
 from engine.fakes import make_fake_model, make_prompt, make_request, make_tiles, run_requests
 from engine.reference_decoding import reference_greedy
 from idefics.config import EngineConfig
-from idefics.engine import feature_cache as feature_cache_module
+from idefics.engine import tensor_files
 from idefics.engine.engine import Engine
-from idefics.engine.feature_cache import FeatureCache
+from idefics.engine.tensor_files import TensorFileCache
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="features are not stored on Windows")
+
+
+open_files = partial(TensorFileCache, max_bytes=1 << 30)
 
 
 @pytest.fixture(params=["inline", "cross_attention"])
@@ -32,7 +36,7 @@ def folder(tmp_path):
 
 def make_engine(kind, folder, **config):
     return Engine(
-        make_fake_model(kind), EngineConfig(**config), feature_cache=FeatureCache(folder, "tiny model")
+        make_fake_model(kind), EngineConfig(**config), feature_cache=open_files(folder, "tiny model")
     )
 
 
@@ -84,17 +88,17 @@ def test_only_the_pictures_without_a_file_are_encoded(folder):
 
 
 def test_models_and_pictures_have_files_of_their_own(folder):
-    cache = FeatureCache(folder, "one model")
+    cache = open_files(folder, "one model")
     cache.store("a cat", [torch.ones(2)])
     assert torch.equal(cache.load("a cat")[0], torch.ones(2))
     assert cache.load("a dog") is None
-    assert FeatureCache(folder, "another model").load("a cat") is None
+    assert open_files(folder, "another model").load("a cat") is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_tensors_come_back_as_they_were(folder, dtype):
     tensors = [torch.randn(3, 4).to(dtype), torch.randn(4, 1, 2).to(dtype).transpose(0, 2), torch.zeros(0, 3)]
-    cache = FeatureCache(folder, "model")
+    cache = open_files(folder, "model")
     cache.store("picture", tensors)
     loaded = cache.load("picture")
     assert [one.dtype for one in loaded] == [dtype, dtype, torch.float32]
@@ -144,7 +148,7 @@ def test_a_damaged_file_is_deleted_and_written_again(kind, folder, damage):
     (file,) = folder.iterdir()
     whole = file.read_bytes()
     damage(file)
-    assert FeatureCache(folder, "tiny model").load(make_tiles("cat").content_hash) is None
+    assert open_files(folder, "tiny model").load(make_tiles("cat").content_hash) is None
     assert not os.path.lexists(file)
     damaged_again = make_engine(kind, folder)
     file.write_bytes(whole)
@@ -155,7 +159,7 @@ def test_a_damaged_file_is_deleted_and_written_again(kind, folder, damage):
 
 
 def test_no_damage_raises_or_changes_a_number(folder):
-    cache, tensor = FeatureCache(folder, "model"), torch.arange(24.0).view(4, 6)
+    cache, tensor = open_files(folder, "model"), torch.arange(24.0).view(4, 6)
     cache.store("picture", [tensor])
     (file,) = folder.iterdir()
     whole, rng = file.read_bytes(), random.Random(0)
@@ -169,7 +173,7 @@ def test_no_damage_raises_or_changes_a_number(folder):
 
 
 def test_the_file_of_another_picture_is_not_used(folder):
-    cache = FeatureCache(folder, "model")
+    cache = open_files(folder, "model")
     cache.store("a cat", [torch.ones(2)])
     (file,) = folder.iterdir()
     file.rename(cache._file("a dog"))
@@ -178,7 +182,7 @@ def test_the_file_of_another_picture_is_not_used(folder):
 
 
 def test_a_folder_in_the_place_of_a_file_is_ignored(folder):
-    cache = FeatureCache(folder, "model")
+    cache = open_files(folder, "model")
     cache._file("picture").mkdir(parents=True)
     assert cache.load("picture") is None
     cache.store("picture", [torch.ones(2)])
@@ -190,7 +194,7 @@ def test_only_the_owner_can_open_folder_and_files(folder):
     folder.mkdir(mode=0o755, parents=True)
     previous = os.umask(0)
     try:
-        FeatureCache(folder, "model").store("picture", [torch.ones(2)])
+        open_files(folder, "model").store("picture", [torch.ones(2)])
     finally:
         os.umask(previous)
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -198,7 +202,7 @@ def test_only_the_owner_can_open_folder_and_files(folder):
 
 
 def test_what_another_user_owns_is_not_used(folder, monkeypatch):
-    cache, user = FeatureCache(folder, "model"), os.geteuid()
+    cache, user = open_files(folder, "model"), os.geteuid()
     cache.store("a cat", [torch.ones(2)])
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     assert cache.load("a cat") is None
@@ -218,7 +222,7 @@ def test_where_nothing_can_be_written_answers_are_as_before(folder, monkeypatch,
     def refuse(*arguments, **keywords):
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(feature_cache_module, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(tensor_files, "NamedTemporaryFile", refuse)
     for name in ("utime", "unlink", "chmod"):
         monkeypatch.setattr(os, name, refuse)
     engine = make_engine("inline", folder)
@@ -228,28 +232,26 @@ def test_where_nothing_can_be_written_answers_are_as_before(folder, monkeypatch,
 
 
 def test_a_file_that_was_not_written_whole_leaves_nothing(folder, monkeypatch):
-    cache = FeatureCache(folder, "model")
+    cache = open_files(folder, "model")
     cache.store("a cat", [torch.ones(2)])
-    monkeypatch.setattr(
-        feature_cache_module.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full"))
-    )
+    monkeypatch.setattr(tensor_files.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     cache.store("a dog", [torch.ones(2)])
     assert [one.name for one in folder.iterdir()] == [cache._file("a cat").name]
 
 
 def test_a_file_in_the_place_of_the_folder_is_left(tmp_path):
     (tmp_path / "features").write_text("mine")
-    cache = FeatureCache(tmp_path / "features", "model")
+    cache = open_files(tmp_path / "features", "model")
     cache.store("picture", [torch.ones(2)])
     assert cache.load("picture") is None
     assert (tmp_path / "features").read_text() == "mine"
 
 
 def test_the_least_recently_used_files_go_first(folder):
-    unbounded = FeatureCache(folder, "model")
+    unbounded = open_files(folder, "model")
     unbounded.store("0", [torch.ones(1000)])
     (file,) = folder.iterdir()
-    cache = FeatureCache(folder, "model", max_bytes=3 * file.stat().st_size)
+    cache = open_files(folder, "model", max_bytes=3 * file.stat().st_size)
     for number in range(3):
         cache.store(str(number), [torch.ones(1000)])
         os.utime(cache._file(str(number)), (number, number))
@@ -261,7 +263,7 @@ def test_the_least_recently_used_files_go_first(folder):
     cache.store("4", [torch.ones(1000)])
     assert [cache.load(str(number)) is not None for number in range(5)] == [False, False, True, True, True]
     assert sum(one.stat().st_size for one in folder.iterdir()) <= cache.max_bytes
-    FeatureCache(folder, "model", max_bytes=1).store("5", [torch.ones(1000)])
+    open_files(folder, "model", max_bytes=1).store("5", [torch.ones(1000)])
     assert list(folder.iterdir()) == []
 
 
@@ -269,8 +271,8 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from idefics.engine.feature_cache import FeatureCache
-cache, found = FeatureCache(Path(sys.argv[1]), "model", max_bytes=5 * 4200), 0
+from idefics.engine.tensor_files import TensorFileCache
+cache, found = TensorFileCache(Path(sys.argv[1]), "model", max_bytes=5 * 4200), 0
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(300):

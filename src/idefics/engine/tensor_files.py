@@ -1,6 +1,6 @@
-"""Files of encoded pictures, which later processes read instead of encoding the pictures again.
+"""Files of computed tensors, which later processes read instead of computing them again.
 
-One safetensors file for each picture, in a folder that only its owner can open. Without access to the folder nothing is
+One safetensors file for each key, in a folder that only its owner can open. Without access to the folder nothing is
 stored, and nothing fails.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,35 +22,33 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = (
-    2 << 30
-)  # of all files: 800 pictures of 17 tiles by SmolVLM-256M, 120 by Idefics 1 of 9 billion weights
+FREE_SPACE_FACTOR = 10  # a file is not written unless the disk has free space for so many of its size
 DIGEST_NAME = "digest"  # of the tensor with the SHA-256 of the key and of the other tensors
 
 
 @dataclass(frozen=True)
-class FeatureCache:
-    """The files of one model's encoded pictures. Several processes may use one folder at the same time.
+class TensorFileCache:
+    """The files of what one model has computed. Several processes may use one folder at the same time.
 
     Attributes:
-        folder: made when the first picture is stored, for its owner alone; not used if it is another user's.
-        model_key: a text of everything that the features depend on, apart from the picture.
+        folder: made when the first file is stored, for its owner alone; not used if it is another user's.
+        model_key: a text of everything about the model that the tensors depend on.
         max_bytes: if all files in the folder are larger together, the least recently used ones are deleted.
     """
 
     folder: Path
     model_key: str
-    max_bytes: int = MAX_BYTES
+    max_bytes: int
 
-    def load(self, feature_key: str) -> list[Tensor] | None:
-        """The tensors that were stored for a picture; None if it has no valid file.
+    def load(self, key: str) -> list[Tensor] | None:
+        """The tensors that were stored under a key; None if it has no valid file.
 
-        A file that is damaged, or was not written by this class for this picture, is deleted.
+        A file that is damaged, or was not written by this class for this key, is deleted.
         """
-        tensors, file = None, self._file(feature_key)
+        tensors, file = None, self._file(key)
         with suppress(OSError):  # no such file, or no access
             if self._is_private():
-                tensors = _parse_tensors(_read_own_file(file), self._key(feature_key))
+                tensors = _parse_tensors(_read_own_file(file), self._full_key(key))
                 if tensors is None:
                     log.debug("%s is damaged or was not written by idefics: it is deleted", file)
                     file.unlink()
@@ -57,31 +56,37 @@ class FeatureCache:
                     os.utime(file)  # the time of its last use
         return tensors
 
-    def store(self, feature_key: str, tensors: Sequence[Tensor]) -> None:
-        """Writes the tensors of a picture, on the CPU, and deletes the least recently used files if there are too many.
+    def store(self, key: str, tensors: Sequence[Tensor]) -> None:
+        """Writes tensors, on the CPU, under a key, and deletes the least recently used files if there are too many.
 
-        The file appears when it is complete; if it cannot be written, nothing is stored.
+        The file appears when it is complete; if it cannot be written, or the disk is nearly full, nothing is stored.
         """
         from safetensors.torch import save
 
         named_tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(tensors)}
-        digest = _compute_digest(self._key(feature_key), list(named_tensors.values()))
+        digest = _compute_digest(self._full_key(key), list(named_tensors.values()))
         content = save({**named_tensors, DIGEST_NAME: torch.tensor(list(digest), dtype=torch.uint8)})
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._is_private():
-                _write_whole(self._file(feature_key), content)
+                if self._has_space(len(content)):
+                    _write_whole(self._file(key), content)
                 self._delete_least_recently_used()
         except OSError as error:
-            log.debug("a picture's features are not stored in %s: %s", self.folder, error)
+            log.debug("nothing is stored in %s: %s", self.folder, error)
 
-    def _key(self, feature_key: str) -> str:
-        """The cache key of a picture: equal keys mean equal features."""
-        return f"{self.model_key} {feature_key}"
+    def _full_key(self, key: str) -> str:
+        """The key with the model's: equal ones mean equal tensors."""
+        return f"{self.model_key} {key}"
 
-    def _file(self, feature_key: str) -> Path:
-        """The path of the file for a picture's features."""
-        return self.folder / f"{hashlib.sha256(self._key(feature_key).encode()).hexdigest()}.safetensors"
+    def _file(self, key: str) -> Path:
+        """The path of the file for a key."""
+        return self.folder / f"{hashlib.sha256(self._full_key(key).encode()).hexdigest()}.safetensors"
+
+    def _has_space(self, num_bytes: int) -> bool:
+        """Whether a file of this size is within `max_bytes` and leaves the disk most of its free space."""
+        free_bytes = shutil.disk_usage(self.folder).free
+        return num_bytes <= self.max_bytes and free_bytes >= FREE_SPACE_FACTOR * num_bytes
 
     def _is_private(self) -> bool:
         """Whether the folder belongs to this user; if so, other users' access to it is removed.
@@ -91,7 +96,7 @@ class FeatureCache:
         """
         status = self.folder.stat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            log.debug("%s is not a folder of this user: no features are stored", self.folder)
+            log.debug("%s is not a folder of this user: nothing is stored", self.folder)
             return False
         if status.st_mode & 0o077:
             self.folder.chmod(0o700)

@@ -1,4 +1,7 @@
-"""Which files of encoded pictures a model may read: the key of all that they depend on, apart from the picture."""
+"""Which files of encoded pictures and of prompts' beginnings a model may read: the key of all that they depend on.
+
+Apart from the picture and the prompt.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ import torch
 
 from idefics import weights
 from idefics.config import QuantizationConfig, VisionConfig
-from idefics.engine.feature_cache import FeatureCache
+from idefics.engine.engine import Engine
+from idefics.engine.prefix_files import PrefixFiles
+from idefics.engine.tensor_files import TensorFileCache
 from idefics.generation.load_settings import ComputePlan, LoadSettings
 from idefics.models import Checkpoint
 from idefics.native import library
@@ -19,7 +24,13 @@ from idefics.placement.devices import DeviceMap
 from idefics.quant.autotune import kernel_choice_cache_file, processor_key
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
-FEATURE_CODE = ("models", "native", "nn", "processing", "quant")  # folders whose code computes features
+# Folders whose code computes features, keys and values.
+KEY_CODE = ("engine", "engine/native", "models", "native", "nn", "processing", "quant")
+# Of all files of encoded pictures: 800 pictures of 17 tiles by SmolVLM-256M, 120 by Idefics 1 of 9 billion weights.
+MAX_FEATURE_BYTES = 2 << 30
+MAX_PREFIX_BYTES = (
+    512 << 20
+)  # of all files of prompts' beginnings: 9 with a picture of 17 tiles by SmolVLM-256M
 # Multiply-adds in the vision tower for one frame. A CPU core computes 10 to 300 in a nanosecond: fewer of them take
 # less than some milliseconds, in which the file of a picture is written or read.
 MIN_TOWER_MULTIPLICATIONS = 10**9
@@ -30,6 +41,11 @@ def feature_cache_folder() -> Path:
     return kernel_choice_cache_file().with_name("features")
 
 
+def prefix_folder() -> Path:
+    """The folder for files of the beginnings of prompts, in the user's cache folder."""
+    return kernel_choice_cache_file().with_name("prefixes")
+
+
 def open_feature_cache(
     checkpoint: Checkpoint,
     plan: ComputePlan,
@@ -37,7 +53,7 @@ def open_feature_cache(
     quantization: QuantizationConfig | None,
     settings: LoadSettings,
     adapter: Path | None = None,
-) -> FeatureCache | None:
+) -> TensorFileCache | None:
     """Opens a model's files of encoded pictures; None if it uses none.
 
     A model uses none if the settings say so; if a part of it is on a GPU, which encodes a picture about as fast as its
@@ -58,9 +74,14 @@ def open_feature_cache(
         or count_tower_multiplications(checkpoint.config.vision) < MIN_TOWER_MULTIPLICATIONS
     ):
         return None
-    return FeatureCache(
-        feature_cache_folder(), compute_model_key(checkpoint, plan, quantization, settings, adapter)
-    )
+    model_key = compute_model_key(checkpoint, plan, quantization, settings, adapter)
+    return TensorFileCache(feature_cache_folder(), model_key, MAX_FEATURE_BYTES)
+
+
+def open_prefix_files(feature_cache: TensorFileCache, engine: Engine) -> PrefixFiles:
+    """Opens the files of the beginnings of prompts, for the engine of a model that keeps encoded pictures in files."""
+    files = TensorFileCache(prefix_folder(), feature_cache.model_key, MAX_PREFIX_BYTES)
+    return PrefixFiles(files, engine.kv_cache, engine.scheduler.page_pool)
 
 
 def count_tower_multiplications(config: VisionConfig) -> int:
@@ -76,14 +97,14 @@ def compute_model_key(
     settings: LoadSettings,
     adapter: Path | None = None,
 ) -> str:
-    """SHA-256 (hex) of everything but the picture that changes the features of a picture on a CPU.
+    """SHA-256 (hex) of everything but pictures and prompts that changes features, keys and values on a CPU.
 
     The number of threads, and the pictures that are encoded in the same batch, may change a last bit and do not count.
     """
     parts = (
         weights.fingerprint_files(weights.safetensors_files(checkpoint.folder)),
         None if adapter is None else weights.fingerprint_adapter(adapter),
-        weights.fingerprint_files(_feature_code_files()),
+        weights.fingerprint_files(_key_code_files()),
         processor_key(),
         checkpoint.config,
         checkpoint.quantization,
@@ -97,9 +118,9 @@ def compute_model_key(
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _feature_code_files() -> Iterator[Path]:
-    """The files of this package whose code computes features, the compiled kernels included."""
-    for part in FEATURE_CODE:
+def _key_code_files() -> Iterator[Path]:
+    """The files of this package whose code computes features, keys and values, the compiled kernels included."""
+    for part in KEY_CODE:
         yield from sorted((PACKAGE_FOLDER / part).glob("*.py"))
     if library.LIBRARY_PATH.exists():
         yield library.LIBRARY_PATH
