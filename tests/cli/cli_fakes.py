@@ -51,12 +51,26 @@ class FakeStream:
 
 
 @dataclass
+class FakeLoadedModel:
+    """Records after how many calls the beginning of a prompt was to be stored."""
+
+    calls: list
+    stored_after: list = field(default_factory=list)
+
+    def store_prompt_beginning(self):
+        self.stored_after.append(len(self.calls))
+
+
+@dataclass
 class FakeIdefics:
     """Answers with the arguments of the call, or with `text` where it is set."""
 
     text: str = ""
     shots: list = field(default_factory=list)
     calls: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.loaded_model = FakeLoadedModel(self.calls)
 
     def with_shots(self, shots):
         self.shots = list(shots)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_fakes import FakeIdefics, run_command
+from cli_fakes import FakeIdefics, FakeTerminal, run_command
 
 from idefics.cli import main
 from idefics.cli.main import run
@@ -366,3 +366,29 @@ def test_turns_and_a_schema_cannot_both_be_standard_input(run_idefics, send_stdi
         2,
         "idefics chat: --schema - cannot be used here: the lines of standard input are the turns\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "stored_after"),
+    [
+        (["ask", "a.png", "What is it?"], [1]),
+        (["caption", "a.png", "--json"], [1]),
+        (["classify", "a.png", "--labels", "cat,dog"], [1]),
+        (["caption", "a.png", "b.png"], []),
+        (["classify", "*.png", "--labels", "cat,dog"], []),
+        (["caption", "broken.png"], []),
+        (["caption", "large.png"], []),
+    ],
+    ids=str,
+)
+def test_the_beginning_of_a_prompt_is_stored_after_an_answer_about_one_picture(
+    run_idefics, argv, stored_after
+):
+    assert run_idefics(*argv).vlm.loaded_model.stored_after == stored_after
+
+
+def test_the_beginning_of_a_prompt_is_stored_after_a_streamed_answer(monkeypatch):
+    monkeypatch.setattr("sys.stdout", FakeTerminal())
+    vlm = FakeIdefics()
+    assert run(["ask", "a.png", "What is it?"], lambda *_: vlm) == 0
+    assert vlm.loaded_model.stored_after == [1]

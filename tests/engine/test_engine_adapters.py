@@ -144,6 +144,25 @@ def test_files_of_encoded_pictures_are_the_adapters_own(folders, tmp_path, monke
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
 
 
+def test_files_of_prompts_beginnings_are_the_adapters_own(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("idefics.generation.cache_files.MIN_TOWER_MULTIPLICATIONS", 0)
+    names = ("text", "pictures")
+
+    def answer_once(name):
+        shared = idefics.load(
+            folders / "base", feature_cache=True, adapters={name: folders / name for name in names}
+        )
+        answer = shared.with_adapter(name).generate([RED, "What?"], max_new_tokens=6)
+        shared.loaded_model.store_prompt_beginning()
+        return answer.usage.cached_tokens > 0, answer.tokens
+
+    first, second = ([answer_once(name) for name in (None, *names)] for _ in range(2))
+    is_inline = not load(folders).engine.model.layout.num_cross_attention_layers
+    assert [was_cached for was_cached, _ in first + second] == [False] * 3 + [is_inline] * 3
+    assert [tokens for _, tokens in first] == [tokens for _, tokens in second]
+
+
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_quantised_models_are_shared(folders, quantize):
     """Without an adapter as before; with one the difference is the adapter's, not that of rounding it."""

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -265,6 +266,22 @@ def test_the_least_recently_used_files_go_first(folder):
     assert sum(one.stat().st_size for one in folder.iterdir()) <= cache.max_bytes
     open_files(folder, "model", max_bytes=1).store("5", [torch.ones(1000)])
     assert list(folder.iterdir()) == []
+
+
+def test_a_file_that_is_larger_than_all_may_be_deletes_no_other(folder):
+    cache = open_files(folder, "model", max_bytes=5000)
+    cache.store("small", [torch.ones(1000)])
+    cache.store("large", [torch.ones(2000)])
+    assert (cache.load("small") is not None, cache.load("large")) == (True, None)
+
+
+def test_nothing_is_written_to_a_disk_that_is_nearly_full(folder, monkeypatch):
+    free_bytes = 45_000
+    monkeypatch.setattr(tensor_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_bytes))
+    cache = open_files(folder, "model")
+    cache.store("small", [torch.ones(1000)])
+    cache.store("large", [torch.ones(2000)])
+    assert (cache.load("small") is not None, cache.load("large")) == (True, None)
 
 
 WRITER = """

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import idefics
-from idefics import models
+from idefics import Message, Picture, models, user
 from idefics.config import QuantizationConfig, VisionConfig
 from idefics.demo import pictures
 from idefics.errors import BadSetting
@@ -212,6 +212,55 @@ def test_a_second_model_answers_equally_without_encoding(user_cache, model, load
             vlm.caption(pictures()[:2], logprobs=True, max_new_tokens=8)[0].logprobs == answers[0][0].logprobs
         )
         assert vlm.engine.encoder_cache.num_encoded == 2
+
+
+@pytest.mark.parametrize(
+    "load_options",
+    [
+        {},
+        {"quantize": "int8"},
+        {"quantize": "int4"},
+        {"dtype": "float32"},
+        {"dtype": "bfloat16"},
+        {"kernels": "reference"},
+    ],
+    ids=str,
+)
+def test_a_second_model_reads_the_beginning_of_the_prompt(user_cache, load_options):
+    """And its answers equal those of one that computes the whole prompt, to the last bit."""
+
+    def ask(question, feature_cache):
+        with idefics.load("demo", device="cpu", **load_options, feature_cache=feature_cache) as vlm:
+            parts = ["Look at the picture. " * 9, Picture(pictures()[0]), question]
+            answer = vlm.generate(parts, logprobs=True, max_new_tokens=8)
+            vlm.loaded_model.store_prompt_beginning()
+            return answer, vlm.engine.encoder_cache.num_encoded
+
+    first, _ = ask("What is it?", True)
+    second, num_encoded = ask("Which colours does it have?", True)
+    alone, _ = ask("Which colours does it have?", False)
+    assert (first.usage.cached_tokens, num_encoded, alone.usage.cached_tokens) == (0, 0, 0)
+    assert 40 < second.usage.cached_tokens < second.usage.prompt_tokens
+    assert (second.text, second.logprobs) == (alone.text, alone.logprobs)
+    assert len(list((user_cache / "idefics" / "prefixes").iterdir())) == 1
+
+
+def test_another_system_prompt_is_another_beginning(user_cache):
+    counts = []
+    for instruction in ("Answer in French.", "Answer in German.", "Answer in French."):
+        with idefics.load("demo", device="cpu") as vlm:
+            messages = [Message("system", (instruction,)), user(Picture(pictures()[0]), "What is it?")]
+            answer = vlm.chat(messages)
+            counts.append(answer.usage.cached_tokens > 0)
+            vlm.loaded_model.store_prompt_beginning()
+    assert counts == [False, False, True]
+
+
+def test_without_files_of_pictures_there_are_none_of_prompts(user_cache):
+    with idefics.load("demo", device="cpu", feature_cache=False) as vlm:
+        vlm.ask(pictures()[0], "What is it?")
+        vlm.loaded_model.store_prompt_beginning()
+    assert not user_cache.exists()
 
 
 SECOND_PROCESS = """
