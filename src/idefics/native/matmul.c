@@ -142,11 +142,18 @@ static float number_at(const void *numbers, int kind, int64_t at) {
     return number;
 }
 
+/* Bytes of the weights of one output as they are stored: those of INT4 have half a byte, and a unit only once they are
+ * dequantized. */
+static int64_t stored_row_bytes(const LinearStage *stage) {
+    int64_t inputs = stage->linear->inputs;
+    return stage->linear->kind == INT4 ? inputs / 2 : inputs * UNIT_BYTES / stage->kernel->numbers_per_unit;
+}
+
 /* Packs up to TILE_OUTPUTS outputs from `output` on. */
 static void pack_outputs(const LinearStage *stage, int64_t output, int64_t outputs, uint32_t *tile, uint32_t *scratch) {
     const Linear *linear = stage->linear;
     int64_t units = ceil_div(linear->inputs, stage->kernel->numbers_per_unit);
-    int64_t row_bytes = linear->inputs * UNIT_BYTES / stage->kernel->numbers_per_unit;
+    int64_t row_bytes = stored_row_bytes(stage);
     if (linear->kind != INT4) {
         stage->kernel->pack_tile((const char *)linear->weight + output * row_bytes, row_bytes, linear->inputs, outputs,
                                  tile);
@@ -161,16 +168,11 @@ static void pack_outputs(const LinearStage *stage, int64_t output, int64_t outpu
     stage->kernel->pack_tile(scratch, units * UNIT_BYTES, linear->inputs, outputs, tile);
 }
 
-/* Bytes of the weights of TILE_OUTPUTS outputs. */
-static int64_t tile_bytes(const LinearStage *stage) {
-    return TILE_OUTPUTS * stage->linear->inputs * UNIT_BYTES / stage->kernel->numbers_per_unit;
-}
-
 /* The weights that this thread will probably pack after those from `output` on; at the end: these again. */
 static const char *next_outputs(const LinearStage *stage, int64_t output) {
     int64_t next = output + stage->work->team->threads * TILE_OUTPUTS;
     if (next + TILE_OUTPUTS > stage->linear->outputs) next = output;
-    return (const char *)stage->linear->weight + next / TILE_OUTPUTS * tile_bytes(stage);
+    return (const char *)stage->linear->weight + next * stored_row_bytes(stage);
 }
 
 static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch) {
@@ -190,7 +192,8 @@ static void multiply_piece(const void *context, int64_t piece, uint32_t *scratch
     if (epilogue.floats) epilogue.floats += first;
     if (epilogue.halves) epilogue.halves += first;
     pack_outputs(stage, first, outputs, scratch, scratch + TILE_OUTPUTS * units);
-    const char *cached = (const char *)scratch, *next = next_outputs(stage, first), *end = next + tile_bytes(stage);
+    const char *cached = (const char *)scratch, *next = next_outputs(stage, first);
+    const char *end = next + TILE_OUTPUTS * stored_row_bytes(stage);
     for (int64_t row = 0; row < stage->work->num_rows; row += TILE_ROWS, next += units * CACHE_LINE_BYTES)
         stage->kernel->multiply_tile(&stage->work->rounded, row, stage->work->num_rows, scratch, units,
                                      next < end ? next : cached, &epilogue, outputs);
