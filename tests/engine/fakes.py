@@ -194,7 +194,7 @@ def wait_until_idle(engine):
 def check_page_pool(pool):
     """Every page is exactly one of in use, free and evictable, and the indices of the prefix cache agree."""
     referenced = {page for page, ref_count in enumerate(pool.ref_counts) if ref_count}
-    free = [*pool._free_pages, *range(pool._first_unused_page, pool.num_pages)]
+    free = [*pool._free_pages, *range(pool.first_unused_page, pool.num_pages)]
     evictable, contents = set(pool._evictable_pages), pool._content_by_page
     assert min(pool.ref_counts) >= 0, "released more often than referenced"
     assert len(referenced) + len(free) + len(evictable) == pool.num_pages - 1

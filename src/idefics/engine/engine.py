@@ -28,6 +28,7 @@ from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import ModelRunner
 from idefics.engine.output_processor import OutputProcessor
 from idefics.engine.page_pool import PagePool
+from idefics.engine.page_toucher import PageToucher
 from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Continuation, Deadline, Request, validate_prompt, validate_request
 from idefics.engine.request_state import RequestOutputs, RequestState, SchedulerOutput
@@ -80,9 +81,8 @@ class Engine:
         devices = {parameter.device for parameter in model.parameters()}
         cache_dtype = kv_cache_dtype(model)
         num_pages = compute_num_pages(model.layout, cache_dtype, self._device, config, free_bytes)
-        self.kv_cache = PagedKVCache(
-            model.layout, num_pages, cache_dtype, self._device if len(devices) == 1 else None
-        )
+        cache_device = self._device if len(devices) == 1 else None
+        self.kv_cache = PagedKVCache(model.layout, num_pages, cache_dtype, cache_device)
         self._is_async = self._device.type == "cuda" and len(devices) == 1
         decode_step = choose_decode_step(
             model, self.kv_cache, has_adapters=bool(adapters.adapters), reference=config.reference
@@ -97,6 +97,7 @@ class Engine:
         self.scheduler = Scheduler(
             PagePool(num_pages), self.config, self.encoder_cache, uses_lookahead_pages=self._is_async
         )
+        self.page_toucher = PageToucher(self.kv_cache, self.scheduler.page_pool)
         self.model_runner = ModelRunner(
             model, self.kv_cache, decode_step, self.encoder_cache, self._device, is_async=self._is_async
         )
@@ -207,7 +208,7 @@ class Engine:
         if self._thread.close():
             with self._compute_lock:  # waits for a pass of `logits`
                 del self.kv_cache, self.encoder_cache, self.scheduler
-                del self.model_runner, self.output_processor
+                del self.model_runner, self.output_processor, self.page_toucher
 
     def reset_after_fork(self) -> None:
         """In a forked process: starts again without requests; the parent's requests fail here.

@@ -62,7 +62,10 @@ class EngineThread:
             self._condition.notify_all()
 
     def _run_steps(self) -> None:
-        """The thread's loop: steps while there is work; ends if idle, closed, or the engine was garbage-collected."""
+        """The thread's loop: steps while there is work; ends if idle, closed, or the engine was garbage-collected.
+
+        Without work it touches the pages that come next, a layer at a time, so that a request hardly waits for it.
+        """
         has_idled = False
         while True:
             engine = self._engine()
@@ -70,12 +73,16 @@ class EngineThread:
                 if engine is None or self._is_closed or (has_idled and not engine.is_busy):
                     self._thread = None
                     return
-                if not engine.is_busy:
+                is_busy = engine.is_busy
+                if not is_busy and not engine.page_toucher.has_work:
                     del engine  # so that it can be garbage-collected meanwhile
                     has_idled = not self._condition.wait(IDLE_SECONDS)
                     continue
             has_idled = False
-            engine.step()
+            if is_busy:
+                engine.step()
+            else:
+                engine.page_toucher.touch_layer()
             del engine
 
 

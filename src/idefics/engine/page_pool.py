@@ -41,13 +41,14 @@ class PagePool:
 
     Attributes:
         ref_counts: for each page how many sequences reference it.
+        first_unused_page: pages from here on were never allocated.
     """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self.ref_counts = [0] * num_pages
-        # Pages from here on were never allocated: untouched memory costs nothing, so they are taken last.
-        self._first_unused_page = 1
+        # Untouched memory costs nothing, so free pages that were allocated before are taken first.
+        self.first_unused_page = 1
         self._free_pages: list[int] = []
         self._evictable_pages: OrderedDict[int, None] = OrderedDict()  # the least recently used first
         self._page_by_key: dict[PageKey, int] = {}
@@ -57,14 +58,14 @@ class PagePool:
     @property
     def num_free_pages(self) -> int:
         """How many pages `allocate` can return, evictable ones included."""
-        return self.num_pages - self._first_unused_page + len(self._free_pages) + len(self._evictable_pages)
+        return self.num_pages - self.first_unused_page + len(self._free_pages) + len(self._evictable_pages)
 
     def allocate(self) -> int:
         """Returns a page with one reference; evicts the least recently used cached page if no other is free."""
         if self._free_pages:
             page = self._free_pages.pop()
-        elif self._first_unused_page < self.num_pages:
-            page, self._first_unused_page = self._first_unused_page, self._first_unused_page + 1
+        elif self.first_unused_page < self.num_pages:
+            page, self.first_unused_page = self.first_unused_page, self.first_unused_page + 1
         else:
             page, _ = self._evictable_pages.popitem(last=False)
             self._remove_from_prefix_cache(page)
