@@ -174,11 +174,50 @@ def test_what_was_read_or_has_left_the_memory_is_not_written(folder):
     generate(engine, prompt)
     file.unlink()
     store_missing(engine)
+    assert list(folder.iterdir()) == []
     generate(engine, make_question(6, name="tall"))
     engine.clear_caches()
     store_missing(engine)
     store_missing(engine)
     assert list(folder.iterdir()) == []
+
+
+def test_a_beginning_is_written_once(folder):
+    engine = make_engine(folder)
+    generate(engine, make_question(4, 5))
+    store_missing(engine)
+    for file in folder.iterdir():
+        file.unlink()
+    store_missing(engine)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_beginning_that_is_in_memory_is_not_read(folder, monkeypatch):
+    store_beginning(folder, make_question(4, 5))
+    engine, keys, load = make_engine(folder), [], TensorFileCache.load
+    monkeypatch.setattr(TensorFileCache, "load", lambda files, key: keys.append(key) or load(files, key))
+    for ids in ((4, 5), (6,), (7, 8)):
+        assert generate(engine, make_question(*ids)).num_cached_tokens > 0
+    assert len(keys) == 1
+
+
+def test_a_beginning_of_which_a_part_is_in_memory_is_read(folder):
+    cat, dog, bird = make_tiles("cat", frames=6), make_tiles("dog", frames=1), make_tiles("bird", frames=1)
+    make_pair = partial(make_prompt, "inline", *range(3, 17), cat, 4)
+    store_beginning(folder, make_pair(dog, 5))
+    engine = make_engine(folder)
+    generate(engine, make_pair(bird, 5))
+    assert generate(engine, make_pair(dog, 6)).num_cached_tokens == len(make_pair(dog))
+
+
+def test_nothing_is_read_while_another_request_has_the_pages(folder):
+    prompt, other = make_question(4, 5), make_prompt("inline", *range(20, 40))
+    store_beginning(folder, prompt)
+    num_pages = -(-(len(prompt) + 6) // PAGE_SIZE)
+    engine = make_engine(folder, cache_pages=1 + num_pages)
+    handles = run_requests(engine, [make_request(one, max_new_tokens=6) for one in (other, prompt)])
+    alone = make_engine(folder / "empty")
+    assert [one.ids for one in handles] == [generate(alone, one).ids for one in (other, prompt)]
 
 
 @pytest.mark.parametrize("num_spare_pages", [0, 1, 4])

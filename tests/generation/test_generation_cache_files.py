@@ -15,6 +15,8 @@ import idefics
 from idefics import Message, Picture, models, user
 from idefics.config import QuantizationConfig, VisionConfig
 from idefics.demo import pictures
+from idefics.engine import prefill
+from idefics.engine.native import native_model
 from idefics.errors import BadSetting
 from idefics.generation import cache_files
 from idefics.generation.cache_files import (
@@ -128,6 +130,11 @@ def test_kernels_code_and_processor_change_the_key(checkpoint, monkeypatch, tmp_
     monkeypatch.setattr(cache_files, "KEY_CODE", ("nn",))
     keys.append(make_key(checkpoint))
     assert len(set(keys)) == len(keys)
+
+
+def test_the_code_that_computes_keys_and_values_is_part_of_the_key():
+    files = set(cache_files._key_code_files())
+    assert {Path(module.__file__) for module in (prefill, native_model)} <= files
 
 
 def test_small_parts_of_large_weights_are_read(checkpoint, monkeypatch):
