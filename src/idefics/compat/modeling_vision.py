@@ -77,7 +77,7 @@ class IdeficsVisionTransformer(idefics1.ClipVisionTower):
             BadPrompt: images have another size, and `interpolate_pos_encoding` is not set.
         """
         height, width = pixel_values.shape[-2:]
-        patch = self.embeddings.patch_embedding.kernel_size[0]
+        patch = self.embeddings.patch_embedding.weight.shape[-1]  # an adapter has a weight too
         side = self.embeddings.patches_per_side * patch
         if (height, width) != (side, side) and not interpolate_pos_encoding:
             raise BadPrompt(

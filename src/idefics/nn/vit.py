@@ -101,21 +101,19 @@ class VisionEncoder(nn.Module):
 
 
 class PatchEmbedding(nn.Conv2d):
-    """A linear map of the pixels of each patch, stored as the convolution that it is in the checkpoints.
+    """A convolution whose kernels do not overlap (the stride is their size, without padding): a map of each patch.
 
-    Computed as a linear layer: unlike a convolution's, its results lie patch by patch in memory.
+    Computed as a linear layer, whose results lie patch by patch in memory. Otherwise it is the convolution of its
+    arguments: peft makes the factors of a patch embedding's adapter as layers of the same class.
     """
 
-    def __init__(self, config: VisionConfig, *, bias: bool) -> None:
-        super().__init__(3, config.hidden_size, config.patch_size, config.patch_size, bias=bias)
-
     def forward(self, input: Tensor) -> Tensor:
-        """Embeds the whole patches of P frames: (P, 3, h, w) pixels -> (P, rows, columns, D)."""
+        """Embeds the whole patches of P frames: (P, 3, h, w) pixels -> (P, D, rows, columns)."""
         height, width = self.kernel_size
         rows, columns = input.shape[2] // height, input.shape[3] // width
         whole = input[:, :, : rows * height, : columns * width].to(self.weight.dtype)
         patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
-        return linear(patches.flatten(3), self.weight.flatten(1), self.bias)
+        return linear(patches.flatten(3), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class ClipEmbeddings(nn.Module):
@@ -128,20 +126,22 @@ class ClipEmbeddings(nn.Module):
         super().__init__()
         self.patches_per_side = config.patches_per_side
         self.class_embedding = nn.Parameter(torch.randn(config.hidden_size))
-        self.patch_embedding = PatchEmbedding(config, bias=False)
+        self.patch_embedding = PatchEmbedding(
+            3, config.hidden_size, config.patch_size, config.patch_size, bias=False
+        )
         self.position_embedding = nn.Embedding(config.patches_per_side**2 + 1, config.hidden_size)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Embeds the patches of P frames, the class embedding first: (P, 3, h, w) pixels -> (P, 1 + S, D)."""
-        patches: Tensor = self.patch_embedding(frames)  # (P, rows, columns, D)
+        patches: Tensor = self.patch_embedding(frames)  # (P, D, rows, columns)
         # A lookup of all rows: an offloaded weight is only on the device while its module is called.
         positions = self.position_embedding(torch.arange(self.patches_per_side**2 + 1, device=patches.device))
-        rows, columns = patches.shape[1:3]
+        rows, columns = patches.shape[2:]
         if (rows, columns) != (self.patches_per_side, self.patches_per_side):
             resized = interpolate_positions(positions[1:], self.patches_per_side, rows, columns)
             positions = torch.cat((positions[:1], resized))
         classes = self.class_embedding.expand(len(frames), 1, -1)
-        out: Tensor = torch.cat((classes, patches.flatten(1, 2)), dim=1) + positions
+        out: Tensor = torch.cat((classes, patches.flatten(2).transpose(1, 2)), dim=1) + positions
         return out
 
 
@@ -165,7 +165,7 @@ class SiglipEmbeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patches_per_side = config.patches_per_side
-        self.patch_embedding = PatchEmbedding(config, bias=True)
+        self.patch_embedding = PatchEmbedding(3, config.hidden_size, config.patch_size, config.patch_size)
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -173,10 +173,10 @@ class SiglipEmbeddings(nn.Module):
 
         Pixels beyond the last whole patch are ignored.
         """
-        patches: Tensor = self.patch_embedding(frames)  # (P, rows, columns, D)
-        rows, columns = patches.shape[1:3]
+        patches: Tensor = self.patch_embedding(frames)  # (P, D, rows, columns)
+        rows, columns = patches.shape[2:]
         ids = position_ids(rows, columns, self.patches_per_side, frames.device)
-        out: Tensor = patches.flatten(1, 2) + self.position_embedding(ids)
+        out: Tensor = patches.flatten(2).transpose(1, 2) + self.position_embedding(ids)
         return out
 
 
