@@ -19,7 +19,8 @@ def measure_repeats(report: BenchmarkReport, name: str, size: BenchmarkSize) -> 
     runner_by_format = {kind: IdeficsRunner(folder, kind) for kind in WEIGHT_FORMATS}
 
     def run(runner: IdeficsRunner, has_drafts: bool, is_repeated: bool, number: int) -> RunTiming:
-        prompt, other = random_text_prompts(folder, num_tokens, 2, number)
+        # Other prompts than without drafts: their beginnings would be in the cache.
+        prompt, other = random_text_prompts(folder, num_tokens, 2, 2 * number + has_drafts)
         answer = ForcedAnswer((prompt if is_repeated else other).ids, runner.engine.model.layout.vocab_size)
         runner.has_drafts = has_drafts
         return runner.run([prompt], num_tokens, [answer])
