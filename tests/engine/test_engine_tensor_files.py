@@ -240,6 +240,14 @@ def test_a_file_that_was_not_written_whole_leaves_nothing(folder, monkeypatch):
     assert [one.name for one in folder.iterdir()] == [cache._file("a cat").name]
 
 
+def test_an_interrupted_file_leaves_nothing(folder, monkeypatch):
+    cache = open_files(folder, "model")
+    monkeypatch.setattr(tensor_files.Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cache.store("a cat", [torch.ones(2)])
+    assert list(folder.iterdir()) == []
+
+
 def test_a_file_in_the_place_of_the_folder_is_left(tmp_path):
     (tmp_path / "features").write_text("mine")
     cache = open_files(tmp_path / "features", "model")

@@ -128,15 +128,17 @@ def _read_own_file(path: Path) -> bytes:
 def _write_whole(path: Path, content: bytes) -> None:
     """Writes a file that only its owner can read: under a temporary name, then renamed, so that it is always complete.
 
+    The temporary file is removed if that fails or is interrupted.
+
     Raises:
-        OSError: the file cannot be written; the temporary file is removed.
+        OSError: the file cannot be written.
     """
     with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as temporary:
         try:
             temporary.write(content)
             temporary.flush()
             Path(temporary.name).replace(path)
-        except OSError:
+        except BaseException:  # Ctrl-C too
             Path(temporary.name).unlink()
             raise
 

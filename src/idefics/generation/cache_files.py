@@ -1,6 +1,6 @@
-"""Which files of encoded pictures and of prompts' beginnings a model may read: the key of all that they depend on.
+"""Which files of encoded pictures and of prompts' beginnings a model may read.
 
-Apart from the picture and the prompt.
+Their key is a hash of everything that they depend on, apart from the picture and the prompt.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ PACKAGE_FOLDER = Path(__file__).parents[1]
 KEY_CODE = ("engine", "engine/native", "models", "native", "nn", "processing", "quant")
 # Of all files of encoded pictures: 800 pictures of 17 tiles by SmolVLM-256M, 120 by Idefics 1 of 9 billion weights.
 MAX_FEATURE_BYTES = 2 << 30
-MAX_PREFIX_BYTES = (
-    512 << 20
-)  # of all files of prompts' beginnings: 9 with a picture of 17 tiles by SmolVLM-256M
+# Of all files of prompts' beginnings: 10 with a picture of 17 tiles by SmolVLM-256M.
+MAX_PREFIX_BYTES = 512 << 20
 # Multiply-adds in the vision tower for one frame. A CPU core computes 10 to 300 in a nanosecond: fewer of them take
 # less than some milliseconds, in which the file of a picture is written or read.
 MIN_TOWER_MULTIPLICATIONS = 10**9
