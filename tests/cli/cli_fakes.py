@@ -57,7 +57,7 @@ class FakeLoadedModel:
     calls: list
     stored_after: list = field(default_factory=list)
 
-    def store_prompt_beginning(self):
+    def store_prefix(self):
         self.stored_after.append(len(self.calls))
 
 

@@ -154,7 +154,7 @@ def test_files_of_prompts_beginnings_are_the_adapters_own(folders, tmp_path, mon
             folders / "base", feature_cache=True, adapters={name: folders / name for name in names}
         )
         answer = shared.with_adapter(name).generate([RED, "What?"], max_new_tokens=6)
-        shared.loaded_model.store_prompt_beginning()
+        shared.loaded_model.store_prefix()
         return answer.usage.cached_tokens > 0, answer.tokens
 
     first, second = ([answer_once(name) for name in (None, *names)] for _ in range(2))

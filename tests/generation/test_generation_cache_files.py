@@ -240,7 +240,7 @@ def test_a_second_model_reads_the_beginning_of_the_prompt(user_cache, load_optio
         with idefics.load("demo", device="cpu", **load_options, feature_cache=feature_cache) as vlm:
             parts = ["Look at the picture. " * 9, Picture(pictures()[0]), question]
             answer = vlm.generate(parts, logprobs=True, max_new_tokens=8)
-            vlm.loaded_model.store_prompt_beginning()
+            vlm.loaded_model.store_prefix()
             return answer, vlm.engine.encoder_cache.num_encoded
 
     first, _ = ask("What is it?", True)
@@ -259,14 +259,14 @@ def test_another_system_prompt_is_another_beginning(user_cache):
             messages = [Message("system", (instruction,)), user(Picture(pictures()[0]), "What is it?")]
             answer = vlm.chat(messages)
             counts.append(answer.usage.cached_tokens > 0)
-            vlm.loaded_model.store_prompt_beginning()
+            vlm.loaded_model.store_prefix()
     assert counts == [False, False, True]
 
 
 def test_without_files_of_pictures_there_are_none_of_prompts(user_cache):
     with idefics.load("demo", device="cpu", feature_cache=False) as vlm:
         vlm.ask(pictures()[0], "What is it?")
-        vlm.loaded_model.store_prompt_beginning()
+        vlm.loaded_model.store_prefix()
     assert not user_cache.exists()
 
 

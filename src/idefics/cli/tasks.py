@@ -131,7 +131,7 @@ def _run_task(
     if where.where is not None or (writer.is_interactive and not writer.shows_picture_names):
         for named in fetch_readable_pictures(batches.pictures, batches.fetcher, writer):
             answer_and_draw(writer, batches.vlm, task, named, words, options, where.where)
-            batches.store_prompt_beginning()
+            batches.store_prefix()
     else:
         answers = batches.answer_in_batches(
             lambda vlm, several: cast(
@@ -263,17 +263,17 @@ class PictureBatches:
                         self.writer.report_error(error_with_name(named, result))
                     else:
                         yield result, named.name
-                        self.store_prompt_beginning()
+                        self.store_prefix()
             num_done, size = num_done + len(batch), min(2 * size, EngineConfig().batch_rows)
             self.writer.progress.set_completed(num_done)
 
-    def store_prompt_beginning(self) -> None:
+    def store_prefix(self) -> None:
         """After the answer about a single picture: stores the prompt's beginning, in case of another question.
 
         Nothing is stored for several pictures, about each of which one question is asked.
         """
         if len(self.pictures) == 1:
-            self.vlm.loaded_model.store_prompt_beginning()
+            self.vlm.loaded_model.store_prefix()
 
 
 def read_shots_file(path: Path | None) -> list[Shot]:

@@ -229,7 +229,7 @@ class LoadedModel:
 
         return compile_grammar
 
-    def store_prompt_beginning(self) -> None:
+    def store_prefix(self) -> None:
         """Writes the keys and values of the latest prompt up to the end of its last picture, for later processes.
 
         Nothing is written if the model keeps no encoded pictures in files, or read that beginning from a file.
